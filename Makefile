@@ -1,0 +1,39 @@
+# Every target sets up what it needs: a virtual environment, the pinned requirements and this package.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check docs bench clean
+
+demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
+	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:8000 --valid worlds:300:valid --out runs/demo
+	$(BIN)/intarsia evaluate uniter --weights runs/demo --data worlds --report runs/demo/report.html
+
+test: .venv/dev check ## style, types, imports, tests
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/docs ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/bench ## speed against peers, on this machine
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data.py
+
+clean:
+	rm -rf .venv site runs
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/core: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/%: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch .venv/core $@

@@ -1,0 +1,294 @@
+"""Attention over packed rows: one function, several backends, one rule of visibility (see `intarsia.packed`).
+
+All backends compute softmax(q k^T / sqrt(D)) v over the rows that a row sees, and 0 for a row that sees nothing. They differ in what they serve:
+
+- ``padded``: the reference. Pads inside attention only; any device, any dtype, levels, dropout.
+- ``loop``: one document after another on the CPU, where the lengths are at hand; levels, dropout.
+- ``varlen``: FlashAttention over cumulative lengths; CUDA, half precision, no levels, no dropout.
+- ``flex``: compiled block-sparse attention; CUDA, levels, no dropout.
+
+`choose` is the one place that picks; `use_backend` overrides it. Everything that runs on CUDA is free of host syncs, and `torch.compile` traces it.
+Inside `watch`, every call also records its probabilities, computed the same way whatever backend runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from intarsia.packed import Packing, pad, unpad, visible
+
+Backend = Literal["padded", "loop", "varlen", "flex"]
+BLOCK = 128
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention of packed rows on packed rows of the same documents.
+
+    Args:
+        q: (Nq, heads, D) float.
+        k: (Nk, heads, D), dtype of q.
+        v: (Nk, heads, D), dtype of q.
+        queries: where the rows of q lie.
+        keys: where the rows of k and v lie; the very object `queries` for self-attention.
+        dropout: probability of dropping an attention weight now; 0 in evaluation.
+
+    Returns:
+        (Nq, heads, D), 0 where a row sees nothing.
+
+    Raises:
+        ValueError: the forced backend cannot serve the call (says why), or the packings differ in documents.
+    """
+    if queries.documents != keys.documents:
+        raise ValueError(f"cannot attend from {queries.documents} documents to {keys.documents}")
+    name = choose(q, queries, keys, dropout)
+    if _watching is not None:
+        _watching.maps.append(probabilities(q.detach(), k.detach(), queries, keys))
+    if name == "padded":
+        return _padded(q, k, v, queries, keys, dropout)
+    if name == "loop":
+        looped: Tensor = _Loop.apply(q, k, v, queries, keys, dropout)  # type: ignore[no-untyped-call]
+        return looped
+    if name == "varlen":
+        return _varlen(q, k, v, queries, keys)
+    return _flex(q, k, v, queries, keys)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------- choosing
+
+_forced: Backend | None = None
+
+
+def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backend:
+    """The backend that serves a call: the forced one, else the fastest that can.
+
+    Raises:
+        ValueError: the forced backend cannot serve the call (says why).
+    """
+    if _forced is not None:
+        why = refusal(_forced, q, queries, keys, dropout)
+        if why:
+            raise ValueError(f"attention backend {_forced} {why}")
+        return _forced
+    if not refusal("loop", q, queries, keys, dropout):
+        return "loop"
+    if not refusal("varlen", q, queries, keys, dropout):
+        return "varlen"
+    levels = queries.level is not None or keys.level is not None
+    return "flex" if levels and not refusal("flex", q, queries, keys, dropout) else "padded"
+
+
+def refusal(backend: Backend, q: Tensor, queries: Packing, keys: Packing, dropout: float) -> str:
+    """Why a backend cannot serve a call; empty when it can."""
+    if backend == "padded":
+        return ""
+    if backend == "loop":
+        if q.device.type != "cpu":
+            return f"needs the CPU, the rows are on {q.device}"
+        return "cannot be traced by torch.compile" if torch.compiler.is_compiling() else ""
+    if q.device.type != "cuda":
+        return f"needs a CUDA device, the rows are on {q.device}"
+    if dropout:
+        return f"has no attention dropout, {dropout} was asked for"
+    if backend == "flex":
+        return f"needs at least 16 numbers a head, there are {q.shape[-1]}" if q.shape[-1] < 16 else ""
+    if queries.level is not None or keys.level is not None:
+        return "knows no visibility levels"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs float16 or bfloat16, the rows are {q.dtype}"
+    if q.shape[-1] % 8 or q.shape[-1] > 256:
+        return f"needs a multiple of 8, at most 256, numbers a head, there are {q.shape[-1]}"
+    return "" if torch.cuda.get_device_properties(q.device).major >= 8 else "needs compute capability 8.0 or newer"
+
+
+@contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Inside the context every `attend` runs on the named backend, or raises if that one cannot serve the call."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------- watching
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was recorded inside `watch`."""
+
+    maps: list[Tensor] = field(default_factory=list)
+    """Per `attend` call, in call order: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
+
+
+_watching: Seen | None = None
+
+
+@contextmanager
+def watch() -> Iterator[Seen]:
+    """Inside the context every `attend` records its probabilities, padded per document, in call order."""
+    global _watching
+    before, _watching = _watching, Seen()
+    try:
+        yield _watching
+    finally:
+        _watching = before
+
+
+def probabilities(q: Tensor, k: Tensor, queries: Packing, keys: Packing) -> Tensor:
+    """Attention probabilities (B, heads, Lq, Lk) float32 of packed q (Nq, heads, D) and k (Nk, heads, D); 0 where a row sees nothing."""
+    block_q, block_k = pad(q.float(), queries), pad(k.float(), keys)
+    scores = torch.einsum("bqhd,bkhd->bhqk", block_q, block_k) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~visible(queries, keys)[:, None], -torch.inf)
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------- backends
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
+    see = visible(queries, keys)
+    blind = ~see.any(-1, keepdim=True)  # padding, and rows of documents without keys: let them see all, so no softmax is empty
+    block_q, block_k, block_v = (pad(x, p).transpose(1, 2) for x, p in ((q, queries), (k, keys), (v, keys)))  # (B, heads, L, D)
+    block = F.scaled_dot_product_attention(block_q, block_k, block_v, (see | blind)[:, None], dropout)
+    rows = unpad(block.transpose(1, 2), queries)
+    return rows if queries is keys else rows.masked_fill(unpad(blind, queries)[..., None], 0.0)
+
+
+def _spans(queries: Packing, keys: Packing, heads: int) -> list[tuple[slice, slice, slice]]:
+    """Per document with queries and keys: its query rows, its key rows, and its numbers in a flat tensor of all probabilities."""
+    spans, at_q, at_k, at = [], 0, 0, 0
+    for size_q, size_k in zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True):
+        if size_q and size_k:
+            size = heads * size_q * size_k
+            spans.append((slice(at_q, at_q + size_q), slice(at_k, at_k + size_k), slice(at, at + size)))
+            at += size
+        at_q, at_k = at_q + size_q, at_k + size_k
+    return spans
+
+
+def _noise(count: int, dropout: float) -> Tensor:
+    """(count) float32 dropout factors, 0 or 1 / keep, from 15-bit lanes of 64-bit draws: several times cheaper on a CPU than one draw a number.
+
+    The rate is rounded to a multiple of 2^-15, and keep is the rounded value.
+    """
+    kept = round((1 - dropout) * 2**15)
+    if not kept:
+        return torch.zeros(count)
+    lanes = torch.empty(-(-count // 4), dtype=torch.int64).random_().view(torch.int16)[:count]
+    lanes.bitwise_and_(0x7FFF).sub_(kept).bitwise_right_shift_(15)  # -1 where kept, else 0
+    return lanes.float().mul_(-(2**15) / kept)
+
+
+class _Loop(torch.autograd.Function):
+    """Attention of one document after another, in float32 whatever the dtype of the rows (small half-precision products are slow on CPUs)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
+        spans, scale = _spans(queries, keys, q.shape[1]), q.shape[2] ** -0.5
+        count = spans[-1][2].stop if spans else 0
+        probs, noise = torch.empty(count), _noise(count, dropout) if dropout else None
+        levels = None
+        if queries.level is not None or keys.level is not None:
+            levels = [torch.zeros_like(x.pos) if x.level is None else x.level for x in (queries, keys)]
+        out = torch.zeros(q.shape)
+        with torch.autocast("cpu", enabled=False):
+            heads_q, heads_k, heads_v, heads_out = (x.float().transpose(0, 1) for x in (q, k, v, out))  # (heads, N, D)
+            for rows, seen, place in spans:
+                block = torch.bmm(heads_q[:, rows] * scale, heads_k[:, seen].transpose(1, 2))
+                weights = probs[place].view(block.shape)
+                if levels is None:
+                    torch.softmax(block, -1, out=weights)
+                else:
+                    hidden = levels[1][seen][None] > levels[0][rows][:, None]
+                    torch.softmax(block.masked_fill_(hidden, -torch.inf), -1, out=weights)
+                    weights.masked_fill_(hidden.all(-1, keepdim=True), 0.0)  # rows that see nothing
+                if noise is not None:
+                    weights = weights * noise[place].view(block.shape)
+                torch.bmm(weights, heads_v[:, seen], out=heads_out[:, rows])
+        ctx.save_for_backward(q, k, v, probs, noise)
+        ctx.spans = spans
+        return out.to(q.dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, probs, noise = ctx.saved_tensors
+        grads, scale = [torch.zeros(x.shape) for x in (q, k, v)], q.shape[2] ** -0.5
+        with torch.autocast("cpu", enabled=False):
+            heads_q, heads_k, heads_v, heads_grad = (x.float().transpose(0, 1) for x in (q, k, v, grad))
+            grad_q, grad_k, grad_v = (x.transpose(0, 1) for x in grads)
+            for rows, seen, place in ctx.spans:
+                g = heads_grad[:, rows]
+                block = torch.bmm(g, heads_v[:, seen].transpose(1, 2))
+                weights = dropped = probs[place].view(block.shape)
+                if noise is not None:
+                    factors = noise[place].view(block.shape)
+                    block.mul_(factors)
+                    dropped = weights * factors
+                torch.bmm(dropped.transpose(1, 2), g, out=grad_v[:, seen])
+                block = torch._softmax_backward_data(block, weights, -1, torch.float32).mul_(scale)
+                torch.bmm(block, heads_k[:, seen], out=grad_q[:, rows])
+                torch.bmm(block.transpose(1, 2), heads_q[:, rows], out=grad_k[:, seen])
+        return (*(x.to(q.dtype) for x in grads), None, None, None)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out: Tensor = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+    return out
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) -> Tensor:
+    if not (q.shape[0] and k.shape[0]):
+        return torch.zeros_like(q)
+    kernel: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else _compiled_flex()
+    out = kernel(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=block_mask(queries, keys))  # (1, heads, Nq, D)
+    rows: Tensor = out[0].transpose(0, 1)
+    return rows
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def block_mask(queries: Packing, keys: Packing) -> BlockMask:
+    """The visibility rule as a block mask, from cumulative lengths alone: no (Nq, Nk) matrix, no host sync.
+
+    Rows of a document lie together, so a block of queries meets one contiguous range of key blocks.
+    """
+    doc_q, doc_k, level_q, level_k = queries.doc, keys.doc, queries.level, keys.level
+
+    def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        same = doc_q[i] == doc_k[j]
+        if level_q is None and level_k is None:
+            return same
+        zero = torch.zeros_like(i)
+        return same & ((zero if level_k is None else level_k[j]) <= (zero if level_q is None else level_q[i]))
+
+    blocks_q, blocks_k = (-(-x.rows // BLOCK) for x in (queries, keys))
+    first = torch.arange(blocks_q, device=doc_q.device) * BLOCK
+    last = (first + BLOCK - 1).clamp(max=queries.rows - 1)
+    start = keys.cu_seqlens[doc_q[first]] // BLOCK  # first key block met
+    stop = (keys.cu_seqlens[doc_q[last] + 1] + BLOCK - 1) // BLOCK  # one behind the last
+    indices = (start[:, None] + torch.arange(blocks_k, device=doc_q.device)).clamp(max=blocks_k - 1)
+    return BlockMask.from_kv_blocks(
+        (stop - start).clamp(min=0)[None, None].int(),
+        indices[None, None].int(),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=rule,
+        seq_lengths=(queries.rows, keys.rows),
+    )

@@ -1,0 +1,407 @@
+"""What travels: Sample -> Example -> Batch -> Encoded.
+
+A **Sample** is what a data set says (strings, regions, gold links). An **Example** is one document as a system laid it out, perhaps with words or
+regions hidden and the targets that go with them; numpy, made in the loader's workers. A **Batch** is packed examples as tensors. **Encoded** is
+what a system's streams return.
+
+Shape legend, used everywhere: B documents, T text rows, R region rows, V clips, N rows of any one stream, H width, F feature width, C classes,
+I images, M picked rows, P links. Integers are int64 unless said otherwise. Boxes are xyxy as fractions of the picture's width and height.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from intarsia.packed import Packing
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------------------------------------------------------- what the data says
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The regions of one picture, and where its pixels are."""
+
+    name: str
+    """Key of the picture in its data set, unique there."""
+    features: Array
+    """(R, F) float16 or float32, one vector a region; R may be 0."""
+    boxes: Array
+    """(R, 4) float32, xyxy as fractions of width and height."""
+    width: int = 0
+    """Pixels wide; 0 when the source does not say."""
+    height: int = 0
+    """Pixels high; 0 when the source does not say."""
+    scores: Array | None = None
+    """(R) float32, the detector's confidence."""
+    probs: Array | None = None
+    """(R, C) float16 or float32, the detector's soft labels; class 0 is background."""
+    labels: Array | None = None
+    """(R) int64, class ids."""
+    path: str = ""
+    """File of the pixels; empty when only features are at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A gold link: the characters start..end of a text name a region of a picture."""
+
+    start: int
+    end: int
+    region: int
+    text: int = 0
+    picture: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a data set: its texts, its pictures and whatever else is known of them."""
+
+    key: str
+    """Unique in the data set; names the sample in every error and keys its randomness."""
+    texts: tuple[str, ...]
+    """The caption; or question and answer, sentence, choices: the task says which is which."""
+    pictures: tuple[Picture, ...] = ()
+    links: tuple[Link, ...] = ()
+    false_texts: tuple[str, ...] = ()
+    """Captions known to be false of the picture (hard negatives)."""
+    tags: tuple[str, ...] = ()
+    """Object names, from a detector or a person."""
+    answers: tuple[tuple[str, float], ...] = ()
+    """Answers with their soft scores (VQA), or one label with score 1."""
+    language: str = "en"
+
+
+# ------------------------------------------------------------------------------------------------------------------- one document, as laid out
+
+
+@dataclass(slots=True)
+class TextRows:
+    """The text rows of one example; all arrays are (T)."""
+
+    ids: Array
+    segment_ids: Array
+    position_ids: Array
+    words: Array
+    """Index of the word each piece belongs to; -1 for special tokens, which are never hidden."""
+    levels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class RegionRows:
+    """The region rows of one example."""
+
+    feats: Array
+    """(R, F)"""
+    boxes: Array
+    """(R, 4)"""
+    segment_ids: Array
+    """(R)"""
+    position_ids: Array
+    """(R)"""
+    image: Array
+    """(R), which picture of the sample the region belongs to."""
+    masked: Array
+    """(R) bool, True where the feature is hidden from the system (its row is zeroed when packed)."""
+    probs: Array | None = None
+    """(R, C)"""
+    labels: Array | None = None
+    """(R)"""
+    levels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(slots=True)
+class Pick:
+    """Rows of one stream of one example that a loss is computed on, and what should be found there."""
+
+    stream: str
+    """"text", "regions" or "clips"."""
+    rows: Array
+    """(M) places inside the document."""
+    labels: Array
+    """(M, ..)"""
+
+
+@dataclass(slots=True)
+class Example:
+    """One document as a system laid it out, with the targets of the objective at hand."""
+
+    key: str
+    text: TextRows | None = None
+    regions: RegionRows | None = None
+    links: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """(P, 2) text row, region row it names."""
+    targets: dict[str, Pick | Array] = field(default_factory=dict)
+    """Per objective: a Pick, or one value a document (any shape, the same for all examples)."""
+    sample: str = ""
+    """Key of the Sample; documents of one sample (the four choices of VCR) share it."""
+
+    @property
+    def rows(self) -> int:
+        """All rows of the document: what it costs."""
+        return sum(len(x) for x in (self.text, self.regions) if x is not None)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- packed, as tensors
+
+
+class Movable:
+    """A dataclass of tensors (and of the like) that moves as one."""
+
+    __slots__ = ()
+
+    def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
+        """The same value with every tensor in it on another device."""
+        return _each(self, lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: T) -> T:
+        """The same value in page-locked memory, for asynchronous copies to a CUDA device."""
+        return _each(self, lambda x: x.pin_memory())
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: _each(v, change) for k, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _each(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Movable):
+    """Packed text rows."""
+
+    ids: Tensor
+    """(T)"""
+    segment_ids: Tensor
+    """(T)"""
+    position_ids: Tensor
+    """(T)"""
+    words: Tensor
+    """(T), -1 for special tokens."""
+    packing: Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Regions(Movable):
+    """Packed region rows; patches and grid cells are regions whose boxes are the cells."""
+
+    feats: Tensor
+    """(R, F) float; zero where masked."""
+    boxes: Tensor
+    """(R, 4) float32"""
+    segment_ids: Tensor
+    """(R)"""
+    position_ids: Tensor
+    """(R)"""
+    image: Tensor
+    """(R)"""
+    masked: Tensor
+    """(R) bool"""
+    packing: Packing
+    probs: Tensor | None = None
+    """(R, C) float"""
+    labels: Tensor | None = None
+    """(R)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Images(Movable):
+    """Pixels, for systems that see raw pictures."""
+
+    pixels: Tensor
+    """(I, 3, H, W) float, ImageNet-normalised unless the system says otherwise."""
+    valid: Tensor
+    """(I, 2) pixels high, wide."""
+    doc: Tensor
+    """(I), the document each image belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clips(Movable):
+    """Packed rows of video clips."""
+
+    ids: Tensor | None
+    """(V), visual words."""
+    feats: Tensor | None
+    """(V, F) float"""
+    seconds: Tensor
+    """(V) float, when the clip starts."""
+    packing: Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Picks(Movable):
+    """Rows of a stream that a loss is computed on, and what should be found there."""
+
+    rows: Tensor
+    """(M)"""
+    labels: Tensor
+    """(M, ..)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Movable):
+    """Packed examples."""
+
+    keys: tuple[str, ...]
+    """(B) names of the documents."""
+    sample: Tensor
+    """(B), documents of one sample share a number."""
+    text: Text | None = None
+    regions: Regions | None = None
+    images: Images | None = None
+    clips: Clips | None = None
+    links: Tensor | None = None
+    """(P, 2) text row, region row."""
+    targets: dict[str, Picks | Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """All rows of the batch."""
+        return sum(x.packing.rows for x in (self.text, self.regions, self.clips) if x is not None)
+
+    def picks(self, goal: str) -> Picks:
+        """The picked rows of an objective.
+
+        Raises:
+            TypeError: the objective's target is one value a document.
+        """
+        target = self.targets[goal]
+        if not isinstance(target, Picks):
+            raise TypeError(f"{goal}: its target has one value a document, not picked rows")
+        return target
+
+    def labels(self, goal: str) -> Tensor:
+        """The per-document target (B, ..) of an objective.
+
+        Raises:
+            TypeError: the objective's target is picked rows.
+        """
+        target = self.targets[goal]
+        if not isinstance(target, Tensor):
+            raise TypeError(f"{goal}: its target is picked rows, not one value a document")
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Movable):
+    """What a system's streams return."""
+
+    text: Tensor | None
+    """(T, H)"""
+    visual: Tensor | None
+    """(N, H'), regions, cells or clips."""
+    visual_packing: Packing | None
+    pooled: Tensor
+    """(B, P)"""
+    pooled_text: Tensor | None = None
+    pooled_visual: Tensor | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------- packing
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Packs examples into one batch of CPU tensors, row behind row, with no padding.
+
+    Raises:
+        ValueError: the examples do not agree on their streams, feature width or targets (names the first sample that differs).
+    """
+    first = examples[0]
+    for x in examples:
+        if (x.text is None) != (first.text is None) or (x.regions is None) != (first.regions is None) or x.targets.keys() != first.targets.keys():
+            raise ValueError(f"sample {x.key}: its streams or targets {sorted(x.targets)} differ from those of {first.key} {sorted(first.targets)}")
+    start: dict[str, Array] = {}
+    text = regions = None
+    if first.text is not None:
+        text = _pack_text([x.text for x in examples if x.text is not None])
+        start["text"] = text.packing.cu_seqlens.numpy()
+    if first.regions is not None:
+        regions = _pack_regions([x.regions for x in examples if x.regions is not None], [x.key for x in examples])
+        start["regions"] = regions.packing.cu_seqlens.numpy()
+    numbers: dict[str, int] = {}
+    return Batch(
+        keys=tuple(x.key for x in examples),
+        sample=torch.tensor([numbers.setdefault(x.sample or x.key, len(numbers)) for x in examples]),
+        text=text,
+        regions=regions,
+        links=_pack_links(examples, start),
+        targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
+    )
+
+
+def _rows(parts: Sequence[Any], name: str, dtype: Any = np.int64) -> Tensor:
+    return torch.from_numpy(np.concatenate([getattr(x, name) for x in parts]).astype(dtype, copy=False))
+
+
+def _maybe(parts: Sequence[Any], name: str, dtype: Any = None) -> Tensor | None:
+    if any(getattr(x, name) is None for x in parts):
+        return None
+    whole = np.concatenate([getattr(x, name) for x in parts])
+    return torch.from_numpy(whole if dtype is None else whole.astype(dtype, copy=False))
+
+
+def _packing(parts: Sequence[TextRows] | Sequence[RegionRows]) -> Packing:
+    levels = None
+    if any(x.levels is not None for x in parts):
+        levels = np.concatenate([np.zeros(len(x), np.int32) if x.levels is None else x.levels for x in parts])
+    return Packing.of([len(x) for x in parts], levels)
+
+
+def _pack_text(parts: Sequence[TextRows]) -> Text:
+    return Text(*(_rows(parts, name) for name in ("ids", "segment_ids", "position_ids", "words")), _packing(parts))
+
+
+def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
+    width = parts[0].feats.shape[1]
+    for x, key in zip(parts, keys, strict=True):
+        if x.feats.shape != (len(x), width):
+            raise ValueError(f"sample {key}: features of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}")
+    masked = np.concatenate([x.masked for x in parts])
+    feats = np.concatenate([x.feats for x in parts])
+    feats[masked] = 0
+    return Regions(
+        feats=torch.from_numpy(feats),
+        boxes=_rows(parts, "boxes", np.float32),
+        segment_ids=_rows(parts, "segment_ids"),
+        position_ids=_rows(parts, "position_ids"),
+        image=_rows(parts, "image"),
+        masked=torch.from_numpy(masked),
+        packing=_packing(parts),
+        probs=_maybe(parts, "probs"),
+        labels=_maybe(parts, "labels", np.int64),
+    )
+
+
+def _pack_links(examples: Sequence[Example], start: dict[str, Array]) -> Tensor | None:
+    if "text" not in start or "regions" not in start:
+        return None
+    return torch.from_numpy(np.concatenate([x.links + [[start["text"][i], start["regions"][i]]] for i, x in enumerate(examples)]).astype(np.int64))
+
+
+def _pack_target(parts: Sequence[Pick | Array], start: dict[str, Array]) -> Picks | Tensor:
+    if isinstance(parts[0], Pick):
+        picks = [x for x in parts if isinstance(x, Pick)]
+        rows = np.concatenate([x.rows + start[x.stream][i] for i, x in enumerate(picks)]).astype(np.int64)
+        return Picks(torch.from_numpy(rows), torch.from_numpy(np.concatenate([x.labels for x in picks])))
+    return torch.from_numpy(np.stack([np.asarray(x) for x in parts]))
+

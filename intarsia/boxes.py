@@ -1,0 +1,38 @@
+"""Boxes: xyxy conversions, overlap, and the geometry codes that systems give their regions. Pure functions.
+
+Boxes are (.., 4) xyxy as fractions of the picture's width and height, so every code is the same for a scaled picture.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def five(boxes: Tensor) -> Tensor:
+    """(R, 4) to (R, 5): x1, y1, x2, y2, area. Source: ViLBERT, sec. 3.1."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)], -1)
+
+
+def six(boxes: Tensor) -> Tensor:
+    """(R, 4) to (R, 6): x1, y1, x2, y2, width, height. Source: Oscar, sec. 3."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1], -1)
+
+
+def seven(boxes: Tensor) -> Tensor:
+    """(R, 4) to (R, 7): x1, y1, x2, y2, width, height, area. Source: UNITER, sec. 3.1."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    return torch.stack([x1, y1, x2, y2, width, height, width * height], -1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every box of a (N, 4) with every box of b (M, 4): (N, M); 0 where both have no area."""
+    low = torch.maximum(a[:, None, :2], b[None, :, :2])
+    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    area_a, area_b = ((x[:, 2:] - x[:, :2]).clamp(min=0).prod(-1) for x in (a, b))
+    union = area_a[:, None] + area_b[None, :] - shared
+    return torch.where(union > 0, shared / union.clamp(min=1e-12), torch.zeros_like(union))

@@ -1,0 +1,93 @@
+"""Files that are whole or absent, and files that are read at any place by any process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from intarsia.errors import BadInput
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to; on leaving without an error the file is flushed to disk and takes its real name in one step.
+
+    Args:
+        path: the real name; its folder is made if it is not there.
+
+    Yields:
+        A name in the same folder, starting with a dot and ending in ".tmp". It is removed if the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class RandomAccess:
+    """A file read at any place. Pickles without its handle and opens a fresh one in every process that reads, so it survives fork and spawn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = -1
+        self._pid = -1
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`.
+
+        Raises:
+            BadInput: the file cannot be opened or ends before them.
+        """
+        if self._pid != os.getpid():
+            try:
+                self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise BadInput(f"{self.path}: cannot be opened: {error.strerror}") from None
+            self._pid = os.getpid()
+        data = os.pread(self._handle, size, offset)
+        while 0 < len(data) < size:
+            more = os.pread(self._handle, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        if len(data) != size:
+            raise BadInput(f"{self.path}: ends after {os.fstat(self._handle).st_size} bytes, {offset + size} expected (changed since it was indexed?)")
+        return data
+
+    def close(self) -> None:
+        """Closes this process's handle, if it has one; reading again opens a new one."""
+        if self._pid == os.getpid():
+            os.close(self._handle)
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,189 @@
+"""A folder of pictures and a file of lines: `pairs.jsonl` beside `images/`. What a user with pictures and captions writes by hand."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intarsia.batch import Picture, Sample
+from intarsia.data.decode import image_size, read_bytes
+from intarsia.data.formats.files import RandomAccess, write_whole
+from intarsia.data.formats.index import LineSource, OnError, build_index
+from intarsia.data.formats.lines import Line, parse_json, parse_line
+from intarsia.data.formats.regions import read_picture, to_fractions
+from intarsia.data.source import Source
+from intarsia.errors import BadInput
+
+Array = NDArray[Any]
+LINES = "pairs.jsonl"
+BOM = b"\xef\xbb\xbf"
+
+
+class LineFile:
+    """A text file read line by line number, by byte offsets found once. Blank lines are no lines."""
+
+    def __init__(self, path: Path) -> None:
+        offsets, sizes, numbers = array("q"), array("q"), array("q")
+        at = 0
+        try:
+            with open(path, "rb") as handle:
+                for number, raw in enumerate(handle, start=1):
+                    if raw.strip(b" \t\r\n" + BOM):
+                        offsets.append(at)
+                        sizes.append(len(raw))
+                        numbers.append(number)
+                    at += len(raw)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        self.path = path
+        self._offsets, self._sizes, self._numbers = (np.array(x, dtype=np.int64) for x in (offsets, sizes, numbers))
+        self._file = RandomAccess(path)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, number: int) -> tuple[dict[str, Any], str, str]:
+        """The JSON object of a line, its name in errors, and its 1-based number in the file as a key.
+
+        Raises:
+            BadInput: the line is not a JSON object.
+        """
+        where = f"{self.path}, line {self._numbers[number]}"
+        raw = self._file.read(int(self._offsets[number]), int(self._sizes[number]))
+        return parse_json(raw.removeprefix(BOM), where), where, str(self._numbers[number])
+
+
+class PairsFolder(LineSource):
+    """A folder with `pairs.jsonl`, or a file of such lines whose pictures lie beside it.
+
+    Samples carry features only if their line names a regions file; else features has shape (0, 0), and boxes is what the line gives.
+
+    Args:
+        root: the folder, or the file of lines.
+        split: "train", "val" or "test"; None = all lines.
+        on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out, and those whose pictures or region files are
+            not there, and keeps the messages in `skipped`.
+
+    Raises:
+        BadInput: no such file, a line that cannot be used, or a key given twice; names file, line and value.
+    """
+
+    def __init__(self, root: str | Path, split: str | None = None, on_error: OnError = "stop") -> None:
+        path = Path(root)
+        self.lines = LineFile(path / LINES if path.is_dir() else path)
+        self.root = self.lines.path.parent
+        self.index, _ = build_index(len(self.lines), self.parse if on_error == "stop" else self._parse_present, split, on_error)
+
+    def read(self, number: int) -> tuple[dict[str, Any], str, str]:
+        """A line of the file."""
+        return self.lines.read(number)
+
+    def picture_of(self, line: Line, slot: int, number: int) -> Picture:
+        """A picture of a line, with its boxes or its regions."""
+        entry = line.entries[slot]
+        file = self.root / entry.name
+        path = str(file) if file.is_file() else ""
+        if not path and not entry.regions:
+            raise BadInput(f"{line.where}: picture {file} does not exist")
+        width, height = entry.size
+        if not (width and height) and (entry.regions or entry.boxes is not None):
+            if not path:
+                raise BadInput(f"{line.where}: width and height are not given and picture {file} does not exist")
+            width, height = image_size(path)
+        if entry.regions:
+            file = self.root / entry.regions
+            if not file.is_file():
+                raise BadInput(f"{line.where}: regions file {file} does not exist")
+            found = read_picture(read_bytes(file), file.suffix[1:], (width, height), entry.name, path, f"{line.where}: {file}")
+            if entry.labels and len(entry.labels) != len(found.boxes):
+                raise BadInput(f"{line.where}: {len(entry.labels)} labels for {len(found.boxes)} regions of {file}")
+            return found
+        return empty_picture(line, slot, (width, height), path)
+
+    def _parse_present(self, number: int) -> Line:
+        line = self.parse(number)
+        for entry in line.entries:
+            for file in (entry.regions,) if entry.regions else (entry.name,):
+                if not (self.root / file).is_file():
+                    raise BadInput(f"{line.where}: {'regions file' if entry.regions else 'picture'} {self.root / file} does not exist")
+        return line
+
+
+def empty_picture(line: Line, slot: int, size: tuple[int, int], path: str) -> Picture:
+    """The picture of a line that has pixels and perhaps boxes, but no features yet."""
+    entry = line.entries[slot]
+    boxes = np.zeros((0, 4), np.float32) if entry.boxes is None else to_fractions(entry.boxes, *size, line.where)
+    return Picture(name=entry.name, features=np.zeros((0, 0), np.float32), boxes=boxes, width=size[0], height=size[1], path=path)
+
+
+def write_pairs(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes a file of lines, whole or not at all; every record is checked as a reader would.
+
+    Args:
+        path: the file, or the folder that is to hold `pairs.jsonl`.
+        records: JSON objects as in `lines.py`.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        BadInput: a record cannot be used (names its number and the value), or gives a key a second time.
+    """
+    path = Path(path) if Path(path).suffix == ".jsonl" else Path(path) / LINES
+    keys: set[str] = set()
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        for number, record in enumerate(records, start=1):
+            raw = json.dumps(record, ensure_ascii=False)
+            line = parse_line(json.loads(raw), f"{path}, record {number}", str(number))
+            if line.key in keys:
+                raise BadInput(f"{line.where}: key {line.key!r} was already given")
+            keys.add(line.key)
+            handle.write(raw + "\n")
+    return len(keys)
+
+
+def to_records(source: Source) -> Iterator[dict[str, Any]]:
+    """The lines of any source as JSON objects: texts that follow one another with keys K#0, K#1, .. over the same pictures are one line.
+
+    Pictures are named, not described: boxes and features are the region shards' to keep.
+    """
+    held: list[Sample] = []
+    for number in range(len(source)):
+        sample = source[number]
+        if held and not _continues(held, sample):
+            yield _record(held)
+            held = []
+        held.append(sample)
+    if held:
+        yield _record(held)
+
+
+def _continues(held: list[Sample], sample: Sample) -> bool:
+    first = held[0]
+    stem = first.key.removesuffix("#0")
+    if stem == first.key or sample.key != f"{stem}#{len(held)}":
+        return False
+    shared = ("false_texts", "tags", "answers")
+    same = all(getattr(first, name) == getattr(sample, name) for name in shared)
+    return same and [x.name for x in first.pictures] == [x.name for x in sample.pictures]
+
+
+def _record(held: list[Sample]) -> dict[str, Any]:
+    first = held[0]
+    names = [x.name for x in first.pictures]
+    record: dict[str, Any] = {
+        "key": first.key.removesuffix("#0"),
+        "image": names[0] if len(names) == 1 else names,
+        "captions": [{"text": x.texts[0], "language": x.language} for x in held],
+    }
+    links = [[number, x.start, x.end, x.region, x.picture] for number, sample in enumerate(held) for x in sample.links]
+    record |= {"links": links} if links else {}
+    record |= {"tags": list(first.tags)} if first.tags else {}
+    record |= {"answers": [list(x) for x in first.answers]} if first.answers else {}
+    return record | ({"false_captions": list(first.false_texts)} if first.false_texts else {})

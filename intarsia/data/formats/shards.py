@@ -1,0 +1,419 @@
+"""Region shards: the format training reads. A folder with
+
+    shards.json                what made the features, and every shard with its counts and sha256
+    shard-00000.safetensors    features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64, sizes (n, 2) int64 (wide, high),
+                               and scores (R) float16, probs (R, C) float16, labels (R) int64 where the extractor gives them
+    shard-00000.json           the names of its n pictures
+    pairs.jsonl                the captions: lines as everywhere, `image` names the picture; what they say of boxes is not read
+
+Readers map the shards into memory and slice: a picture's features are never copied before they are packed.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from intarsia.batch import Picture, Regions, Sample
+from intarsia.data.formats.files import sha256_of, write_whole
+from intarsia.data.formats.index import LineSource, OnError, build_index
+from intarsia.data.formats.lines import Line
+from intarsia.data.formats.pairs import LINES, LineFile, write_pairs
+from intarsia.data.formats.regions import check_shapes
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+from intarsia.packed import Packing
+
+Array = NDArray[Any]
+INDEX = "shards.json"
+VERSION = 1
+DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+EXTRAS = ("scores", "probs", "labels")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as `shards.json` lists it."""
+
+    name: str
+    pictures: int
+    regions: int
+    size: int
+    """Bytes of the .safetensors file."""
+    sha256: str
+    """Of the .safetensors file."""
+    names_sha256: str
+    """Of the .json file."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """`shards.json`."""
+
+    provenance: Provenance
+    extras: tuple[str, ...] = ()
+    """Which of scores, probs and labels the shards hold."""
+    shards: tuple[Shard, ...] = ()
+    images: str = ""
+    """Folder that picture names are relative to, where the pixels are still at hand; itself relative to the shards' folder."""
+    finished: bool = False
+    """Whether `pairs.jsonl` was written."""
+    left_out: int = 0
+    """Lines that were not written because a picture of theirs has no regions."""
+
+    @classmethod
+    def read(cls, root: Path) -> ShardIndex:
+        """The index of a folder.
+
+        Raises:
+            BadInput: no such file, or not an index of this version.
+        """
+        path = root / INDEX
+        try:
+            tree = json.loads(path.read_bytes())
+            if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
+                raise ValueError(f"not region shards of version {VERSION}")
+            provenance = tree.pop("provenance")
+            made = Provenance(**{**provenance, "classes": tuple(provenance["classes"])})
+            return cls(made, tuple(tree.pop("extras")), tuple(Shard(**x) for x in tree.pop("shards")), **tree)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path}: not an index of region shards: {error}") from None
+
+    def text(self) -> str:
+        """The file's text."""
+        return json.dumps({"format": "intarsia region shards", "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------------------------------------------- writing
+
+
+class ShardWriter:
+    """Writes region shards. Killed at any moment it leaves whole shards only, and a new writer on the same folder goes on from them.
+
+    Args:
+        root: the folder; made if it is not there.
+        provenance: what makes the features; a folder begun with another is refused.
+        images: folder that picture names are relative to, relative to `root`; "" when the pixels are not to be found later.
+        pictures_per_shard: how many pictures go into one file; at most so many are lost when the writer is killed.
+
+    Raises:
+        BadInput: the folder was begun by another extractor or with other settings.
+    """
+
+    def __init__(self, root: str | Path, provenance: Provenance, images: str = "", pictures_per_shard: int = 1024) -> None:
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._per_shard = pictures_per_shard
+        self._index = ShardIndex(provenance, images=images)
+        self._written = b""
+        if (self.root / INDEX).exists():
+            self._index = ShardIndex.read(self.root)
+            self._written = (self.root / INDEX).read_bytes()
+        for field in fields(Provenance):
+            before, now = getattr(self._index.provenance, field.name), getattr(provenance, field.name)
+            if before != now:
+                raise BadInput(f"{self.root}: begun with {field.name} {_brief(before)}, now {_brief(now)}; use another folder")
+        listed = {x.name for x in self._index.shards}
+        for path in [*self.root.glob("shard-*.*"), *self.root.glob(".*.tmp")]:
+            if path.stem not in listed:
+                path.unlink()  # what a killed writer left behind: part of no index
+        self._done = {name for shard in self._index.shards for name in _read_names(self.root, shard)}
+        self._held: list[Picture] = []
+
+    def done(self) -> frozenset[str]:
+        """Names of the pictures that are safely on disk."""
+        return frozenset(self._done) - {x.name for x in self._held}
+
+    def add(self, picture: Picture) -> None:
+        """Takes a picture; every `pictures_per_shard` of them one shard is written.
+
+        Raises:
+            BadInput: given before; features not as wide as the provenance says, not finite or too large for float16; a box without area or outside
+                the picture; labels that the provenance has no class for; or scores, probs, labels present in some pictures only.
+        """
+        if picture.name in self._done:
+            raise BadInput(f"picture {picture.name}: already stored in {self.root}")
+        extras = tuple(name for name in EXTRAS if getattr(picture, name) is not None)
+        if not self._index.shards and not self._held:
+            self._index = replace(self._index, extras=extras)
+        if extras != self._index.extras:
+            raise BadInput(f"picture {picture.name}: has {_list(extras)}, the pictures before it have {_list(self._index.extras)}")
+        self._held.append(_stored(picture, self._index.provenance))
+        self._done.add(picture.name)
+        if len(self._held) == self._per_shard:
+            self._flush()
+
+    def finish(self, records: Iterable[Mapping[str, Any]], on_missing: OnError = "stop") -> int:
+        """Writes the last shard and the captions.
+
+        Args:
+            records: JSON objects as in `lines.py`; `image` names stored pictures.
+            on_missing: what to do with a line that names a picture that was not stored: "stop" raises, "skip" leaves it out and counts it.
+
+        Returns:
+            How many lines were left out.
+
+        Raises:
+            BadInput: a record cannot be used or ("stop") names a picture that is not stored.
+        """
+        self._flush()
+        left_out = 0
+
+        def present() -> Iterable[Mapping[str, Any]]:
+            nonlocal left_out
+            for record in records:
+                names = record.get("image")
+                missing = [x for x in (names if isinstance(names, list) else [names]) if isinstance(x, str) and x not in self._done]
+                if missing and on_missing == "stop":
+                    raise BadInput(f"{self.root}: line {record.get('key', '')!s} names picture {missing[0]}, which has no regions")
+                left_out += bool(missing)
+                if not missing:
+                    yield record
+
+        write_pairs(self.root / LINES, present())
+        self._save(replace(self._index, finished=True, left_out=left_out))
+        return left_out
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        name = f"shard-{len(self._index.shards):05d}"
+        columns = {field: np.concatenate([getattr(x, field) for x in self._held]) for field in ("features", "boxes", *self._index.extras)}
+        columns["cu_regions"] = np.cumsum([0] + [len(x.boxes) for x in self._held], dtype=np.int64)
+        columns["sizes"] = np.array([(x.width, x.height) for x in self._held], dtype=np.int64).reshape(-1, 2)
+        arrays, names = self.root / f"{name}.safetensors", self.root / f"{name}.json"
+        with write_whole(arrays) as temporary:
+            save_file(columns, temporary)
+        with write_whole(names) as temporary:
+            temporary.write_text(json.dumps({"names": [x.name for x in self._held]}, ensure_ascii=False) + "\n", encoding="utf-8")
+        shard = Shard(name, len(self._held), len(columns["boxes"]), arrays.stat().st_size, sha256_of(arrays), sha256_of(names))
+        self._save(replace(self._index, shards=(*self._index.shards, shard), finished=False))
+        self._held = []
+
+    def _save(self, index: ShardIndex) -> None:
+        path = self.root / INDEX
+        if (path.read_bytes() if path.exists() else b"") != self._written:
+            raise BadInput(f"{path}: changed while this run was writing; does another run write to the same folder?")
+        self._written = index.text().encode()
+        with write_whole(path) as temporary:
+            temporary.write_bytes(self._written)
+        self._index = index
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no scores, probs or labels"
+
+
+def _stored(picture: Picture, provenance: Provenance) -> Picture:
+    where = f"picture {picture.name}"
+    if picture.features.ndim != 2 or picture.features.shape[1] != provenance.width:
+        raise BadInput(f"{where}: features of shape {picture.features.shape}, expected (R, {provenance.width}) from {provenance.extractor}")
+    with np.errstate(over="ignore"):
+        arrays: dict[str, Array] = {"features": picture.features.astype(np.float16), "boxes": picture.boxes.astype(np.float32)}
+        for name, dtype in (("scores", np.float16), ("probs", np.float16), ("labels", np.int64)):
+            if getattr(picture, name) is not None:
+                arrays[name] = getattr(picture, name).astype(dtype)
+    check_shapes(arrays, where)
+    check_fractions(arrays["boxes"], where)
+    labels, probs = arrays.get("labels"), arrays.get("probs")
+    if provenance.classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(provenance.classes):
+        raise BadInput(f"{where}: labels from {labels.min()} to {labels.max()}, but {provenance.extractor} has {len(provenance.classes)} classes")
+    if provenance.classes and probs is not None and probs.shape[1] != len(provenance.classes):
+        raise BadInput(f"{where}: probs of {probs.shape[1]} classes, but {provenance.extractor} has {len(provenance.classes)}")
+    return Picture(name=picture.name, width=picture.width, height=picture.height, **arrays)
+
+
+def check_fractions(boxes: Array, where: str) -> None:
+    """Checks boxes (R, 4) given as fractions.
+
+    Raises:
+        BadInput: one has no area or is outside the picture (gives its number and values).
+    """
+    good = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= 1).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    if not good.all():
+        bad = int(np.argmin(good))
+        values = ", ".join(f"{x:g}" for x in boxes[bad])
+        raise BadInput(f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions of its width and height, 0 to 1)")
+
+
+def _read_names(root: Path, shard: Shard) -> list[str]:
+    path = root / f"{shard.name}.json"
+    try:
+        names = json.loads(path.read_bytes())["names"]
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: not a list of picture names") from None
+    if not isinstance(names, list) or len(names) != shard.pictures:
+        raise BadInput(f"{path}: {len(names)} names, {INDEX} says {shard.pictures} pictures")
+    return names
+
+
+# --------------------------------------------------------------------------------------------------------------------------------------- reading
+
+
+def map_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a safetensors file, mapped into memory: nothing is read until it is used, and no file handle stays open.
+
+    Raises:
+        BadInput: not a safetensors file, or cut short.
+    """
+    try:
+        size = path.stat().st_size
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy() if size else np.zeros(0, np.uint8)
+        whole.flags.writeable = False
+        begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+        header = json.loads(whole[8:begin].tobytes())
+        arrays = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                arrays[name] = whole[begin + start : begin + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return arrays
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"{path}: cannot be mapped: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+
+
+class ShardSource(LineSource):
+    """Region shards as a data set. Pictures are views into mapped files: read them, do not write to them.
+
+    Samples whose line gives neither tags nor labels get the names of the detector's labels as tags.
+
+    Args:
+        root: the folder.
+        split: "train", "val" or "test"; None = all lines.
+        verify: compares the sha256 of every file first (reads all of it).
+        on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps the message in `skipped`.
+
+    Raises:
+        BadInput: an unfinished folder, a missing, cut or (`verify`) changed file, or a line that cannot be used.
+    """
+
+    def __init__(self, root: str | Path, split: str | None = None, verify: bool = False, on_error: OnError = "stop") -> None:
+        self.root = Path(root)
+        self.shards = ShardIndex.read(self.root)
+        self.provenance = self.shards.provenance
+        if not self.shards.finished:
+            done = sum(x.pictures for x in self.shards.shards)
+            raise BadInput(f"{self.root}: not finished ({done} pictures so far, no captions); run the extraction again to go on")
+        for shard in self.shards.shards:
+            check_shard(self.root, shard, verify)
+        self._starts = np.cumsum([0] + [x.pictures for x in self.shards.shards]).tolist()
+        self._mapped: list[dict[str, Array] | None] = [None] * len(self.shards.shards)
+        stored = {name: number for number, name in enumerate(name for shard in self.shards.shards for name in _read_names(self.root, shard))}
+
+        def parse_stored(number: int) -> Line:
+            line = self.parse(number)
+            for entry in line.entries:
+                if entry.name not in stored:
+                    raise BadInput(f"{line.where}: picture {entry.name} is in none of the shards")
+            return line
+
+        self.lines = LineFile(self.root / LINES)
+        self.index, names = build_index(len(self.lines), parse_stored, split, on_error)
+        self._stored = np.array([stored[name] for name in names], dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": [None] * len(self._mapped)}
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        classes = self.shards.provenance.classes
+        if sample.tags or not classes:
+            return sample
+        return replace(sample, tags=tuple(classes[x] for p in sample.pictures if p.labels is not None for x in p.labels.tolist()))
+
+    def read(self, number: int) -> tuple[dict[str, Any], str, str]:
+        """A line of `pairs.jsonl`."""
+        return self.lines.read(number)
+
+    def picture_of(self, line: Line, slot: int, number: int) -> Picture:
+        """A picture of a line: views into its shard."""
+        unique = int(self.index.pictures[self.index.slots[number] + slot])
+        return self._view(int(self._stored[unique]), line.entries[slot].name)
+
+    def gather(self, pictures: Sequence[int]) -> Regions:
+        """The regions of pictures by number, packed, in one copy from the mapped files; what `intarsia.batch.pack` would make of them unhidden.
+
+        Args:
+            pictures: picture numbers as `picture` takes them; repeats are allowed.
+        """
+        found = [self._place(int(self._stored[number])) for number in pictures]
+        spans = [(arrays, int(cu[local]), int(cu[local + 1])) for arrays, cu, local in ((x, x["cu_regions"], n) for x, n in found)]
+
+        def column(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([arrays[name][start:end] for arrays, start, end in spans]))
+
+        packing = Packing.of([end - start for _, start, end in spans])
+        zeros = torch.zeros(packing.rows, dtype=torch.int64)
+        extras = self.shards.extras
+        return Regions(
+            feats=column("features"),
+            boxes=column("boxes"),
+            segment_ids=zeros,
+            position_ids=packing.pos,
+            image=zeros,
+            masked=torch.zeros(packing.rows, dtype=torch.bool),
+            packing=packing,
+            probs=column("probs") if "probs" in extras else None,
+            labels=column("labels") if "labels" in extras else None,
+        )
+
+    def _place(self, number: int) -> tuple[dict[str, Array], int]:
+        shard = bisect_right(self._starts, number) - 1
+        arrays = self._mapped[shard]
+        if arrays is None:
+            arrays = self._mapped[shard] = map_arrays(self.root / f"{self.shards.shards[shard].name}.safetensors")
+        return arrays, number - self._starts[shard]
+
+    def _view(self, number: int, name: str) -> Picture:
+        arrays, local = self._place(number)
+        start, end = arrays["cu_regions"][local : local + 2].tolist()
+        width, height = arrays["sizes"][local].tolist()
+        scores, probs, labels = (arrays.get(extra) for extra in EXTRAS)
+        return Picture(
+            name=name,
+            features=arrays["features"][start:end],
+            boxes=arrays["boxes"][start:end],
+            width=width,
+            height=height,
+            scores=None if scores is None else scores[start:end].astype(np.float32),
+            probs=None if probs is None else probs[start:end],
+            labels=None if labels is None else labels[start:end],
+            path=str(self.root / self.shards.images / name) if self.shards.images else "",
+        )
+
+
+def check_shard(root: Path, shard: Shard, verify: bool) -> None:
+    """Checks the files of a shard against the index: their size, and with `verify` their sha256.
+
+    Raises:
+        BadInput: a file is missing, has another size or other bytes.
+    """
+    path = root / f"{shard.name}.safetensors"
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file, but {INDEX} lists it")
+    if path.stat().st_size != shard.size:
+        raise BadInput(f"{path}: {path.stat().st_size} bytes, {INDEX} says {shard.size}")
+    for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
+        found = sha256_of(file) if file.is_file() else "absent"
+        if found != expected:
+            raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {INDEX} says {expected[:16]}..")

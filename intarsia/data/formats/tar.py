@@ -1,0 +1,241 @@
+"""Tar shards as webdataset and img2dataset write them, read at random.
+
+The members of one sample lie behind one another and share a key, the path up to the first dot of the base name: `key.jpg` (or .jpeg, .png, .webp,
+.gif, .bmp; several as `key.0.jpg`, `key.1.jpg`), `key.txt` (the caption) or `key.json` (fields of a `pairs.jsonl` line; img2dataset's "caption" is one
+of them), and perhaps `key.regions.npz` or `key.regions.safetensors` (`key.0.regions.npz`, .. for several pictures). Other members are counted as unused fields.
+
+Headers are walked once per tar; what was found is kept beside it as `NAME.tar.index.npz` where the folder can be written, else in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intarsia.batch import Picture
+from intarsia.data.decode import image_size, tar_address
+from intarsia.data.formats.files import RandomAccess, write_whole
+from intarsia.data.formats.index import LineSource, OnError, build_index
+from intarsia.data.formats.lines import Line, parse_json, parse_line
+from intarsia.data.formats.pairs import empty_picture
+from intarsia.data.formats.regions import SUFFIXES, encode_regions, read_picture
+from intarsia.errors import BadInput
+
+Array = NDArray[Any]
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+INDEX_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Members:
+    """Where the members of one tar lie: S samples, M members."""
+
+    keys: Array
+    """(S) UTF-8 bytes."""
+    samples: Array
+    """(S + 1) int64, cumulative number of members."""
+    offsets: Array
+    """(M) int64, where the bytes begin."""
+    sizes: Array
+    """(M) int64, how many bytes."""
+    kinds: Array
+    """(M) UTF-8 bytes, what follows the key and its dot, in lower case."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and kind: "a/b.0.jpg" is ("a/b", "0.jpg")."""
+    base = PurePosixPath(name).name
+    stem, _, kind = base.partition(".")
+    return name[: len(name) - len(base)] + stem, kind.lower()
+
+
+def _order(name: str) -> tuple[int, str]:
+    number = split_name(name)[1].partition(".")[0]
+    return len(number) if number.isdigit() else 0, name
+
+
+def walk_tar(path: Path) -> Members:
+    """Reads the headers of a tar.
+
+    Raises:
+        BadInput: not an uncompressed tar, cut short, or a key that comes back after other samples.
+    """
+    keys: list[bytes] = []
+    seen: set[str] = set()
+    starts, offsets, sizes, kinds = [], [], [], []
+    last = ""
+    length = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                archive.members = []  # headers already read are not kept
+                key, kind = split_name(member.name)
+                if not member.isfile() or not kind or PurePosixPath(key).name in ("", "._") or PurePosixPath(key).name.startswith("__"):
+                    continue
+                if member.offset_data + member.size > length:
+                    raise BadInput(f"{path}: cut short inside member {member.name}")
+                if key != last or not starts:
+                    if key in seen:
+                        raise BadInput(f"{path}: key {key!r} comes back at member {member.name}; the members of a sample must lie together")
+                    seen.add(key)
+                    keys.append(key.encode())
+                    starts.append(len(offsets))
+                    last = key
+                offsets.append(member.offset_data)
+                sizes.append(member.size)
+                kinds.append(kind.encode())
+    except (tarfile.TarError, EOFError) as error:
+        raise BadInput(f"{path}: not a whole, uncompressed tar: {error}") from None
+    table = (np.array(x, dtype=np.int64) for x in ([*starts, len(offsets)], offsets, sizes))
+    return Members(np.array(keys, dtype=np.bytes_), *table, np.array(kinds, dtype=np.bytes_))
+
+
+def members_of(path: Path) -> Members:
+    """The members of a tar: from the index beside it if that was made for this very file, else by walking it (and leaving an index).
+
+    Raises:
+        BadInput: as `walk_tar`, or the file is missing.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    beside = path.with_name(path.name + ".index.npz")
+    stamp = np.array([INDEX_VERSION, path.stat().st_size, path.stat().st_mtime_ns], dtype=np.int64)
+    names = ("keys", "samples", "offsets", "sizes", "kinds")
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, broken or of another version: walk
+        with np.load(beside, allow_pickle=False) as kept:
+            if np.array_equal(kept["stamp"], stamp):
+                return Members(*(kept[name] for name in names))
+    members = walk_tar(path)
+    with suppress(OSError):  # a folder that cannot be written: the index lives in memory only
+        with write_whole(beside) as temporary, open(temporary, "wb") as handle:
+            np.savez(handle, stamp=stamp, **{name: getattr(members, name) for name in names})
+    return members
+
+
+class TarSource(LineSource):
+    """Tar shards as one data set. `Picture.path` is an address that `intarsia.data.decode.decode_image` reads.
+
+    Args:
+        paths: a folder of tars, one tar, or several.
+        split: "train", "val" or "test"; None = all samples.
+        on_error: "stop" raises at the first sample whose text cannot be used; "skip" leaves such samples out and keeps the messages in `skipped`.
+
+    Raises:
+        BadInput: no tar, a broken one, a sample that cannot be used, or a key in two tars.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path], split: str | None = None, on_error: OnError = "stop") -> None:
+        given = [paths] if isinstance(paths, str | Path) else paths
+        tars = [tar for path in map(Path, given) for tar in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
+        if not tars:
+            raise BadInput(f"{', '.join(map(str, given))}: no .tar file")
+        self._members = [members_of(path) for path in tars]
+        self._files = [RandomAccess(path) for path in tars]
+        self._starts = np.cumsum([0] + [len(x.keys) for x in self._members])
+        self.index, _ = build_index(int(self._starts[-1]), self.parse, split, on_error)
+
+    def read(self, number: int) -> tuple[dict[str, Any], str, str]:
+        """A sample as a line: what its .json says, the caption in its .txt, and its pictures and region files by member name."""
+        file, key, members = self._sample(number)
+        where = f"{file.path}, sample {key}"
+        record: dict[str, Any] = {}
+        images, regions, unused = [], [], []
+        for kind, (offset, size) in members.items():
+            if kind == "json":
+                record = parse_json(file.read(offset, size), where)
+            elif kind.rsplit(".", 1)[-1] in IMAGES:
+                images.append(f"{key}.{kind}")
+            elif kind.removesuffix(".npz").removesuffix(".safetensors").split(".")[-1] == "regions" and kind.endswith(SUFFIXES):
+                regions.append(f"{key}.{kind}")
+            elif kind != "txt":
+                unused.append("." + kind)
+        if not images:
+            raise BadInput(f"{where}: no picture among its members ({', '.join(members)})")
+        record = {name: value for name, value in record.items() if value is not None and name not in ("key", "image", "regions")}
+        if "txt" in members and not record.keys() & {"caption", "captions", "question"}:
+            try:
+                record["caption"] = file.read(*members["txt"]).decode().strip()
+            except UnicodeDecodeError as error:
+                raise BadInput(f"{where}: its .txt is not UTF-8 at byte {error.start + 1}") from None
+        if regions and len(regions) != len(images):
+            raise BadInput(f"{where}: {len(regions)} region files for {len(images)} pictures")
+        images.sort(key=_order)
+        regions.sort(key=_order)
+        record |= {"image": images if len(images) > 1 else images[0]}
+        record |= {"regions": regions if len(images) > 1 else regions[0]} if regions else {}
+        return record | dict.fromkeys(unused, ""), where, key
+
+    def parse(self, number: int) -> Line:
+        """A sample as a line, checked; its key is the tar's."""
+        record, where, key = self.read(number)
+        return parse_line(record | {"key": key}, where, key)
+
+    def picture_of(self, line: Line, slot: int, number: int) -> Picture:
+        """A picture of a sample, with its boxes or its regions."""
+        entry = line.entries[slot]
+        file, key, members = self._sample(int(self.index.lines[number]))
+        offset, size = members[entry.name[len(key) + 1 :]]
+        path = tar_address(file.path, offset, size)
+        width, height = entry.size
+        if not (width and height) and (entry.regions or entry.boxes is not None):
+            width, height = image_size(file.read(offset, size), f"{line.where}: {entry.name}")
+        if entry.regions:
+            kind = entry.regions[len(key) + 1 :]
+            data = file.read(*members[kind])
+            return read_picture(data, kind.rsplit(".", 1)[-1], (width, height), entry.name, path, f"{line.where}: {entry.regions}")
+        return empty_picture(line, slot, (width, height), path)
+
+    def _sample(self, number: int) -> tuple[RandomAccess, str, dict[str, tuple[int, int]]]:
+        tar = int(np.searchsorted(self._starts, number, side="right")) - 1
+        table, local = self._members[tar], number - int(self._starts[tar])
+        span = slice(int(table.samples[local]), int(table.samples[local + 1]))
+        places = zip(table.offsets[span].tolist(), table.sizes[span].tolist(), strict=True)
+        members = dict(zip((kind.decode() for kind in table.kinds[span].tolist()), places, strict=True))
+        return self._files[tar], table.keys[local].decode(), members
+
+
+def write_tar(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], Sequence[tuple[str, bytes]], Sequence[Picture]]]) -> int:
+    """Writes one tar shard, whole or not at all; the same samples give the same bytes.
+
+    Args:
+        path: the tar.
+        samples: for each, its key (no dot in its last part), the fields of a `pairs.jsonl` line (without key, image and regions), its pictures as
+            (suffix such as "jpg", bytes of the file), and the regions of the pictures (none, or one for each; their size must be known).
+
+    Returns:
+        How many samples were written.
+
+    Raises:
+        BadInput: a key with a dot or given twice, an unknown suffix, or fields that cannot be used.
+    """
+    from webdataset.writer import TarWriter
+
+    path = Path(path)
+    seen: set[str] = set()
+    with write_whole(path) as temporary, open(temporary, "wb") as handle:
+        with TarWriter(handle, encoder=False, mtime=0.0, format="PAX_FORMAT", compress=False) as writer:
+            for key, fields, images, regions in samples:
+                where = f"{path}, sample {key}"
+                if split_name(key)[1] or key in seen or not key:
+                    raise BadInput(f"{where}: {'given twice' if key in seen else 'a key is not empty and has no dot in its last part'}")
+                seen.add(key)
+                several = len(images) > 1
+                members = {f"{number}.{suffix}" if several else suffix: data for number, (suffix, data) in enumerate(images)}
+                if not members or not all(suffix in IMAGES for suffix, _ in images):
+                    raise BadInput(f"{where}: its pictures are {[suffix for suffix, _ in images]}, expected one or more of {', '.join(IMAGES)}")
+                parse_line({**fields, "key": key, "image": sorted(members) if several else next(iter(members))}, where, key)
+                for number, picture in enumerate(regions):
+                    members[f"{number}.regions.npz" if several else "regions.npz"] = encode_regions(picture, "npz")
+                members["json"] = json.dumps({**fields, "key": key}, ensure_ascii=False).encode()
+                writer.write({"__key__": key, **members})
+    return len(seen)
+

@@ -1,0 +1,252 @@
+"""Does a text belong to a picture: retrieval both ways, and choosing the true caption among edited ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from rich.table import Table
+
+from intarsia.batch import Array, Batch, Encoded, Example, Picture, Sample
+from intarsia.errors import BadInput
+from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
+from intarsia.system import System
+
+CUTS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How high the right candidates rank, in one direction."""
+
+    at: dict[int, float]
+    """For K = 1, 5, 10: share of the queries with a right candidate among the first K."""
+    chance: dict[int, float]
+    """The same for a random order."""
+    median: float
+    """Median rank of the first right candidate, from 1."""
+    chance_median: float
+    candidates: int
+    queries: int
+    ranks: tuple[int, ...] = field(default=(), metadata={"json": False})
+    """(queries) rank of the first right candidate of each query, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Recall both ways."""
+
+    text_to_image: Recall
+    image_to_text: Recall
+    """A picture counts the best of its captions; pictures without a caption only distract."""
+    left_out: int = 0
+    """Texts too long for the system, not ranked."""
+
+    def to_json(self) -> str:
+        """The numbers as JSON text."""
+        return json.dumps(plain(self), indent=2)
+
+    def table(self) -> Table:
+        """The numbers as a table, chance beside each."""
+        found = Table("", *(f"R@{k} (chance)" for k in CUTS), "median rank (chance)", title="retrieval")
+        for name, x in (("text to image", self.text_to_image), ("image to text", self.image_to_text)):
+            cells = [f"{percent(x.at[k])} ({percent(x.chance[k])})" for k in CUTS]
+            found.add_row(f"{name}, {x.queries} of {x.candidates}", *cells, f"{x.median:g} ({x.chance_median:g})")
+        return found
+
+
+def retrieval(
+    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], gold: Sequence[int], how: Inference = FP32
+) -> Retrieval:
+    """Ranks all pictures for each text and all texts for each picture by the system's match scores.
+
+    Args:
+        system: a system that matches.
+        texts: N samples, of which the first text counts.
+        pictures: M candidates; several texts may belong to one.
+        gold: (N) for each text, the number of its picture.
+        how: batch size, precision, bar.
+
+    Raises:
+        BadInput: gold does not fit, or no text fits the system.
+    """
+    if len(gold) != len(texts) or not texts or min(gold) < 0 or max(gold) >= len(pictures):
+        raise BadInput(f"retrieval: {len(texts)} texts, {len(gold)} gold pictures of {len(pictures)}")
+    kept, scores = match(system, texts, pictures, how)
+    return rank(scores, np.asarray(gold)[kept], len(texts) - len(kept))
+
+
+def match(
+    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], how: Inference = FP32
+) -> tuple[list[int], Array]:
+    """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
+
+    Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
+    every pair is laid out anew.
+    """
+    bare = [replace(x, links=(), false_texts=()) for x in texts]
+    kept, said = fitting(system, (replace(x, pictures=pictures[:1]) for x in bare))
+    if not kept or not pictures:
+        raise BadInput(f"retrieval: of {len(texts)} texts {len(kept)} fit the system; {len(pictures)} pictures")
+    carrier = bare[kept[int(np.argmin([len(bare[i].texts[0]) for i in kept]))]]
+    shown = [system.lay_out(replace(carrier, pictures=(x,))) for x in pictures]
+    apart = _apart(system, [bare[i] for i in kept], said, pictures, shown)
+
+    def build(number: int) -> Example:
+        i, j = divmod(number, len(pictures))
+        if apart:
+            return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions)
+        return system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],)))
+
+    scores = np.full(len(kept) * len(pictures), np.nan, np.float32)
+
+    def read(numbers: Array, batch: Batch, encoded: Encoded) -> None:
+        scores[numbers] = system.match_scores(encoded).float().cpu().numpy()
+
+    sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
+    sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
+    lengths = (sizes_text[:, None] + sizes_shown[None]).ravel()
+    run(system, lengths, build, read, f"{len(kept)} texts x {len(pictures)} pictures", how)
+    return kept, scores.reshape(len(kept), len(pictures))
+
+
+def _apart(
+    system: System, texts: list[Sample], said: list[Example], pictures: Sequence[Picture], shown: list[Example]
+) -> bool:
+    """Whether a pair's lay-out is its text's rows and its picture's rows, tried on the extremes of both lengths."""
+    by_text = np.argsort([x.rows for x in said], kind="stable")[[0, -1]].tolist()
+    by_size = np.argsort([len(x.boxes) for x in pictures], kind="stable")[[0, -1]].tolist()
+    for i in by_text:
+        for j in by_size:
+            both = system.lay_out(replace(texts[i], pictures=(pictures[j],)))
+            if not (_same(both.text, said[i].text) and _same(both.regions, shown[j].regions)):
+                return False
+    return True
+
+
+def _same(a: object, b: object) -> bool:
+    if a is None or b is None:
+        return a is b
+    names: tuple[str, ...] = type(a).__slots__  # type: ignore[attr-defined]
+    return all(np.array_equal(getattr(a, x), getattr(b, x)) for x in names)
+
+
+def rank(scores: Array, gold: Array, left_out: int = 0) -> Retrieval:
+    """Recall both ways of any scorer; a candidate with the same score as the right one counts as better.
+
+    Args:
+        scores: (N, M) float, texts by pictures.
+        gold: (N) int, the picture of each text.
+        left_out: texts that were not scored.
+
+    Raises:
+        BadInput: a score is not finite.
+    """
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        raise BadInput(f"retrieval: the score of text {bad[0][0]} and picture {bad[0][1]} is {scores[tuple(bad[0])]}")
+    count, size = scores.shape
+    gold = np.asarray(gold)
+    right = scores[np.arange(count), gold]
+    text_ranks = (scores >= right[:, None]).sum(1)
+    with_text = np.unique(gold)
+    owns = gold[:, None] == with_text[None]  # (N, pictures with a text)
+    columns = scores[:, with_text]
+    best = np.where(owns, columns, -np.inf).max(0)
+    image_ranks = 1 + ((columns >= best[None]) & ~owns).sum(0)
+    return Retrieval(
+        _recall(text_ranks, np.ones(count, np.int64), size),
+        _recall(image_ranks, owns.sum(0), count),
+        left_out,
+    )
+
+
+def _recall(ranks: Array, right: Array, candidates: int) -> Recall:
+    """Recall from ranks; `right` is how many candidates are right for each query."""
+    beats = {k: float(np.mean([_first_within(k, int(g), candidates) for g in right])) for k in CUTS}
+    half = np.mean([_median_by_chance(int(g), candidates) for g in right])
+    return Recall(
+        at={k: float((ranks <= k).mean()) for k in CUTS},
+        chance=beats,
+        median=float(np.median(ranks)),
+        chance_median=float(half),
+        candidates=candidates,
+        queries=len(ranks),
+        ranks=tuple(int(x) for x in ranks),
+    )
+
+
+def _first_within(k: int, right: int, candidates: int) -> float:
+    """Chance that a random order has one of the right candidates among its first k."""
+    k = min(k, candidates)
+    return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
+
+
+def _median_by_chance(right: int, candidates: int) -> float:
+    if right == 1:
+        return (candidates + 1) / 2
+    return next(k for k in range(1, candidates + 1) if _first_within(k, right, candidates) >= 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """True captions against false ones of the same picture."""
+
+    pairs: Share
+    """(true, false) pairs in which the true caption scores higher; chance is 1/2. A tie is wrong."""
+    samples: Share
+    """Samples whose true caption beats all its false ones."""
+    chance_samples: float
+    """The latter by chance."""
+    left_out: int = 0
+    """Captions too long for the system."""
+
+    def to_json(self) -> str:
+        """The numbers as JSON text."""
+        return json.dumps(plain(self), indent=2)
+
+    def table(self) -> Table:
+        """The numbers as a table, chance beside each."""
+        found = Table("true against false captions", "right", "chance")
+        found.add_row(f"{self.pairs.of} pairs", str(self.pairs), percent(0.5))
+        found.add_row(f"{self.samples.of} pictures, against all", str(self.samples), percent(self.chance_samples))
+        return found
+
+
+def choice(system: System, samples: Sequence[Sample], how: Inference = FP32) -> Choice:
+    """How often the system finds a sample's caption to fit better than each of its false captions; samples without any are passed over.
+
+    Raises:
+        BadInput: no sample has a false caption.
+    """
+    asked = [x for x in samples if x.false_texts]
+    if not asked:
+        raise BadInput(f"choice: none of {len(samples)} samples has a false caption")
+    owner = [i for i, x in enumerate(asked) for _ in range(1 + len(x.false_texts))]
+    forms = [
+        replace(x, texts=(text, *x.texts[1:]), links=(), false_texts=())
+        for x in asked
+        for text in (x.texts[0], *x.false_texts)
+    ]
+    kept, examples = fitting(system, forms)
+    scores = np.full(len(forms), np.nan)
+
+    def read(numbers: Array, batch: Batch, encoded: Encoded) -> None:
+        scores[np.array(kept)[numbers]] = system.match_scores(encoded).float().cpu().numpy()
+
+    run(system, np.array([x.rows for x in examples]), lambda i: examples[i], read, "true and false captions", how)
+    owners = np.array(owner)
+    hits: list[bool] = []
+    whole, chances = [], []
+    for i in range(len(asked)):
+        mine = scores[owners == i]
+        rivals = mine[1:][~np.isnan(mine[1:])]
+        if not np.isnan(mine[0]) and len(rivals):
+            won = mine[0] > rivals
+            hits += won.tolist()
+            whole.append(bool(won.all()))
+            chances.append(1 / (1 + len(rivals)))
+    return Choice(Share.count(hits), Share.count(whole), float(np.mean(chances)), len(forms) - len(kept))

@@ -1,0 +1,116 @@
+"""What every region extractor looks like, and how one is opened by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+
+Array = NDArray[Any]
+WHOLE = np.array([[0, 0, 1, 1]], np.float32)
+"""The box of the whole picture."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The regions of one picture. The whole picture is always the first region when the extractor chose the boxes, so there is at least one."""
+
+    boxes: Array
+    """(R, 4) float32, xyxy fractions."""
+    features: Array
+    """(R, F) float32"""
+    scores: Array | None = None
+    """(R) float32, 1 for the whole picture and for boxes that were given."""
+    probs: Array | None = None
+    """(R, C) float32 soft labels, background first."""
+    labels: Array | None = None
+    """(R) int64, the likeliest class but the background."""
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Pictures to regions, many at once, on the CPU or a CUDA device."""
+
+    name: str
+    provenance: Provenance
+
+    def __call__(self, images: Sequence[Array]) -> list[Found]:
+        """Finds regions and describes them.
+
+        Args:
+            images: (H, W, 3) uint8 each, of any size.
+        """
+
+    def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
+        """Describes given boxes, (R, 4) xyxy fractions for each picture, in their order; nothing is added or left out."""
+
+
+EXTRACTORS = {
+    "grid": "intarsia.features.grid:Grid",
+    "pixels": "intarsia.features.blob_regions:BlobRegions",
+    "light": "intarsia.features.light:Light",
+}
+"""Name -> "module:class"."""
+
+
+def open_extractor(name: str, **options: Any) -> Extractor:
+    """An extractor by name.
+
+    Args:
+        name: one of EXTRACTORS.
+        options: arguments of its class.
+
+    Raises:
+        BadInput: no such extractor or option, or its weights are missing.
+    """
+    if name not in EXTRACTORS:
+        raise BadInput(f"no extractor {name!r} (known: {', '.join(EXTRACTORS)})")
+    module, _, kind = EXTRACTORS[name].partition(":")
+    made = getattr(importlib.import_module(module), kind)
+    known = inspect.signature(made).parameters
+    for option in options:
+        if option not in known:
+            raise BadInput(f"extractor {name} has no option {option!r} (known: {', '.join(known)})")
+    extractor: Extractor = made(**options)
+    return extractor
+
+
+def given_boxes(boxes: Array, place: int) -> Array:
+    """Boxes a caller gave, checked: (R, 4) float32.
+
+    Raises:
+        BadInput: not (R, 4), not finite, outside 0..1 or turned around; names the picture's place in the call and the box.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4) if np.size(boxes) == 0 else np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise BadInput(f"picture {place}: boxes of shape {boxes.shape}, expected (R, 4)")
+    good = np.isfinite(boxes).all(1) & (boxes >= 0).all(1) & (boxes <= 1).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise BadInput(f"picture {place}: box {row} is {boxes[row].tolist()}, expected x1 y1 x2 y2 as fractions of width and height")
+    return boxes
+
+
+def where_to_run(device: str) -> torch.device:
+    """The device of an option: "auto" is CUDA where there is one.
+
+    Raises:
+        BadInput: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {device!r} cannot be used: {error}") from None
+    return chosen

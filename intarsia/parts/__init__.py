@@ -1,0 +1,1 @@
+"""Modules that two systems or more are built from."""

@@ -1,0 +1,65 @@
+"""Embeddings of words."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from intarsia.batch import Text
+
+
+class WordsConfig(Protocol):
+    """The numbers word embeddings need, by the names of BERT's published JSON."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces in the vocabulary."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Rows of the position table."""
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Rows of the segment table."""
+
+    @property
+    def hidden_dropout_prob(self) -> float:
+        """Dropout after the norm."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Epsilon of the LayerNorm."""
+
+
+class Words(nn.Module):
+    """Word, position and segment embeddings, summed and normalised. Source: BERT, sec. 3."""
+
+    def __init__(self, config: WordsConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, text: Text) -> Tensor:
+        """Embeds packed text rows: (T, H)."""
+        summed = self.word(text.ids) + self.position(text.position_ids) + self.segment(text.segment_ids)
+        return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
+
+
+def initialise(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation of a whole model: weights N(0, std), biases 0, norms 1 and 0. Draws from torch's default generator."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, 0.0, std)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+        if isinstance(part, (nn.Linear, nn.LayerNorm)) and part.bias is not None:
+            nn.init.zeros_(part.bias)

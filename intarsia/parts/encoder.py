@@ -1,0 +1,95 @@
+"""The post-norm Transformer encoder of BERT, on packed rows. Source: Attention Is All You Need, sec. 3; BERT, sec. 3."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.attend import attend
+from intarsia.packed import Packing
+
+
+class EncoderConfig(Protocol):
+    """The numbers an encoder needs, by the names of BERT's published JSON."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads; H must be a multiple."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward layer."""
+
+    @property
+    def hidden_dropout_prob(self) -> float:
+        """Dropout after embeddings and sublayers."""
+
+    @property
+    def attention_probs_dropout_prob(self) -> float:
+        """Dropout on attention probabilities."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Epsilon of every LayerNorm."""
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a stream to itself, with query, key and value in one product."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}")
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, H) to (N, H)."""
+        rows, width = x.shape
+        q, k, v = self.qkv(x).view(rows, 3, self.heads, width // self.heads).unbind(1)  # (N, heads, D) each
+        mixed = attend(q, k, v, packing, packing, self.dropout if self.training else 0.0)
+        return self.out(mixed.reshape(rows, width))  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with dropout, residual and LayerNorm after the sum."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, H) to (N, H)."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, packing)))
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """A stack of layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, H) to (N, H)."""
+        for layer in self.layers:
+            x = layer(x, packing)
+        return x

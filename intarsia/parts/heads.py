@@ -1,0 +1,63 @@
+"""Heads: from a stream's rows to what an objective or a task predicts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.packed import Packing
+
+
+class Pooler(nn.Module):
+    """tanh of a linear map of each document's first row. Source: BERT, sec. 3."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, H) to (B, H)."""
+        return torch.tanh(self.dense(x.index_select(0, packing.first)))
+
+
+class Transform(nn.Module):
+    """Linear, GELU, LayerNorm: the first half of BERT's prediction heads."""
+
+    def __init__(self, hidden_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, H) to (M, H)."""
+        return self.norm(F.gelu(self.dense(x)))  # type: ignore[no-any-return]
+
+
+class TiedHead(nn.Module):
+    """Transform, then a product with a table that lives elsewhere, plus a bias of its own.
+
+    With the word embeddings as table it predicts words (BERT); with the transposed projection of region features it predicts features (UNITER).
+    """
+
+    def __init__(self, hidden_size: int, outputs: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.transform = Transform(hidden_size, layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """Args: x (M, H); table (outputs, H). Returns: (M, outputs)."""
+        return F.linear(self.transform(x), table, self.bias)
+
+
+class ClassHead(nn.Module):
+    """Transform, then a linear map to classes."""
+
+    def __init__(self, hidden_size: int, classes: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.transform = Transform(hidden_size, layer_norm_eps)
+        self.out = nn.Linear(hidden_size, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, H) to (M, classes)."""
+        return self.out(self.transform(x))  # type: ignore[no-any-return]

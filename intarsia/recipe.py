@@ -1,0 +1,190 @@
+"""What a run is: the system's config, the mix of objectives, optimizer, schedule and batching, as frozen dataclasses.
+
+A published training run is one `Recipe` value in its system's file. The command line overrides leaves, the resolved recipe is saved as JSON in the
+run folder, and `--config run/recipe.json` replays it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a system is, for tables and pages."""
+
+    name: str
+    title: str
+    venue: str
+    paper: str
+    """arXiv number or address of the paper."""
+    code: str
+    """Repository and commit that the sheet was read from."""
+    streams: Literal["single", "dual"]
+    new: str
+    """What the paper added, in one sentence."""
+    objectives: tuple[str, ...]
+    tasks: tuple[str, ...]
+    weights: tuple[str, ...]
+    """Layouts of published weights that load."""
+    unverified: tuple[str, ...] = ()
+    """Facts of the recipes that could not be confirmed in code."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW with decoupled weight decay and gradient clipping."""
+
+    lr: float = 5e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    no_decay: tuple[str, ...] = ("bias", "norm")
+    """Parameters whose name matches one of these regular expressions (anywhere) are not decayed."""
+    max_norm: float = 5.0
+    """Gradients are scaled down to this norm; 0 = no clipping."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from 0, then linear decay to `floor` times the peak."""
+
+    steps: int = 200_000
+    """Optimizer steps in all."""
+    warmup: int = 10_000
+    floor: float = 0.0
+    """Share of the peak learning rate left at the end."""
+
+    def scale(self, step: int) -> float:
+        """The factor on the peak learning rate at a step (0-based)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
+        return max(self.floor, left)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which objectives a step trains, and how their losses are weighed."""
+
+    share: dict[str, float] = field(default_factory=dict)
+    """Per goal: how often it is drawn (one goal a step)."""
+    begin: dict[str, float] = field(default_factory=dict)
+    """Per goal: the fraction of the run from which it takes part; 0 unless named."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """Per loss: its weight in the sum; 1 unless named."""
+
+    def goal(self, seed: int, step: int, steps: int) -> str:
+        """The goal of an optimizer step: a function of (seed, step), the same on every rank and in every worker."""
+        open_ = {g: w for g, w in self.share.items() if w > 0 and step >= self.begin.get(g, 0.0) * steps}
+        if not open_:
+            raise ValueError(f"mix: no goal takes part at step {step} of {steps} (share {self.share}, begin {self.begin})")
+        weights = np.array(list(open_.values()), dtype=np.float64)
+        rng = np.random.default_rng([seed, 0x60A1, step])
+        return list(open_)[int(rng.choice(len(open_), p=weights / weights.sum()))]
+
+    def weigh(self, losses: dict[str, Any]) -> Any:
+        """The weighted sum of a step's losses."""
+        return sum(self.scale.get(name, 1.0) * value for name, value in losses.items())
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples become batches."""
+
+    rows: int = 10_240
+    """Budget of rows (words + regions) of one micro-batch on one rank."""
+    window: int = 8192
+    """Samples shuffled together, then cut into batches of like lengths."""
+    accumulate: int = 1
+    """Micro-batches a step."""
+    reduce: Literal["sum", "mean"] = "mean"
+    """How micro-batch gradients are put together."""
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[C]):
+    """One training run, whole."""
+
+    config: C
+    """The system's own numbers."""
+    mix: Mix = field(default_factory=Mix)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    batching: Batching = field(default_factory=Batching)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 42
+    note: str = ""
+    """Where the numbers come from, what the run costs and what it should reach."""
+
+
+def to_json(value: Any) -> str:
+    """A nested dataclass as JSON text."""
+    return json.dumps(dataclasses.asdict(value), indent=2) + "\n"
+
+
+def from_json(kind: type[Any], text: str, where: str = "recipe") -> Any:
+    """A nested dataclass from JSON text; `kind` may be generic, as in Recipe[UNITERConfig].
+
+    Raises:
+        ValueError: an unknown key, a missing key or a value of the wrong type (names it).
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    return _build(kind, tree, where, {})
+
+
+def _build(kind: Any, value: Any, where: str, bound: dict[Any, Any]) -> Any:
+    kind = bound.get(kind, kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    base = origin or kind
+    if dataclasses.is_dataclass(base):
+        return _build_dataclass(base, args, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(a for a in args if a is not type(None)), value, where, bound)
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}: {len(value)} values, expected {len(kinds)}")
+        return tuple(_build(k, v, f"{where}[{i}]", bound) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {k: _build(args[1], v, f"{where}.{k}", bound) for k, v in value.items()}
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, base) or (base is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: {value!r} is not a {getattr(base, '__name__', base)}")
+    return value
+
+
+def _build_dataclass(base: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {value!r} is not an object")
+    hints = typing.get_type_hints(base)
+    known = {f.name for f in dataclasses.fields(base)}
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r} (known: {', '.join(sorted(known))})")
+    bound = dict(zip(getattr(base, "__parameters__", ()), args, strict=False))
+    built = {name: _build(hints[name], item, f"{where}.{name}", bound) for name, item in value.items()}
+    try:
+        return base(**built)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,362 @@
+"""UNITER: UNiversal Image-TExt Representation Learning (Chen et al., ECCV 2020).
+
+New: hides one modality at a time, so that the other can explain it; aligns words and regions by optimal transport.
+Unusual: one objective a step. Region features and their geometry are projected and normalised apart before they are summed. A hidden region keeps
+its geometry. The region losses are means over all numbers, not over regions. Broken pairs change the picture, never the words; the transport cost
+of broken pairs is pushed up, which the paper does not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from intarsia import boxes
+from intarsia.batch import Array, Batch, Encoded, Example, Picture, RegionRows, Regions, Sample, TextRows
+from intarsia.errors import BadInput
+from intarsia.objectives import itm, mlm, mrm, wra
+from intarsia.packed import join, joined_rows, pad
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder
+from intarsia.parts.heads import ClassHead, Pooler, TiedHead
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import System, TooLong
+from intarsia.text import Vocab
+from intarsia.weights.keymap import KeyMap, Tied
+
+
+@dataclass(frozen=True)
+class UNITERConfig:
+    """The numbers of UNITER-base; the recipes replace some."""
+
+    vocab_size: int = 28996
+    """Pieces of the vocabulary (bert-base-cased)."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    """Rows of the segment table: 2, for NLVR2 3, for VCR 4."""
+    initializer_range: float = 0.02
+    feature_size: int = 2048
+    """Numbers of a region feature."""
+    classes: int = 1601
+    """Classes of the detector's soft labels, background first."""
+    max_pieces: int = 60
+    """Longer texts are left out of training."""
+    mlm_rate: float = 0.15
+    mlm_linked_rate: float | None = None
+    """Masking rate of words with a gold link to a region, where it differs."""
+    mrm_rate: float = 0.15
+    itm_rate: float = 0.5
+    """Share of broken pairs."""
+    itm_false_text_share: float = 0.0
+    """Of the broken pairs that know false captions, how many take one instead of another picture; 0 in the published recipes."""
+    ot_iterations: int = 50
+
+
+def _recipes() -> dict[str, Recipe[UNITERConfig]]:
+    """The authors' configs by size, and a tiny one."""
+    base = Recipe(
+        config=UNITERConfig(),
+        mix=Mix(share={"itm": 9, "mlm": 12, "mrfr": 6, "mrc_kl": 6}, scale={"wra": 0.1}),
+        optim=Optim(lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=NO_DECAY, max_norm=5.0),
+        schedule=Schedule(steps=200_000, warmup=10_000),
+        batching=Batching(rows=10_240, window=8192, accumulate=6, reduce="sum"),
+        precision="bf16",
+        note="config/pretrain-alldata-base-8gpu.json: 8 GPUs, 10,240 rows each; fp16 there. Goal shares are those of VG and CC, 2/3 as many for COCO and SBU.",
+    )
+    in_domain = replace(
+        base,
+        mix=replace(base.mix, share={"itm": 2, "mlm": 2, "mrfr": 1, "mrc_kl": 1}),
+        batching=replace(base.batching, accumulate=2),
+        note="config/pretrain-indomain-base-8gpu.json: COCO and Visual Genome.",
+    )
+    large = replace(
+        base,
+        config=UNITERConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+        schedule=Schedule(steps=500_000, warmup=10_000),
+        batching=Batching(rows=6144, window=8192, accumulate=4, reduce="sum"),
+        note="config/pretrain-alldata-large-16gpu.json: 16 GPUs, 6,144 rows each.",
+    )
+    tiny = Recipe(
+        config=UNITERConfig(
+            hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, max_position_embeddings=64,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05,
+            mlm_rate=0.1, mlm_linked_rate=0.5, itm_false_text_share=0.5, ot_iterations=20,
+        ),  # fmt: skip
+        mix=Mix(share={"mlm": 4, "mrfr": 1, "mrc_kl": 1, "itm": 4}, begin={"itm": 0.3}, scale={"wra": 0.1}),
+        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
+        schedule=Schedule(steps=3500, warmup=175, floor=0.02),
+        batching=Batching(rows=1100, window=2048),
+        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Words with a gold link are hidden more often.",
+    )
+    return {"tiny": tiny, "base": base, "base_in_domain": in_domain, "large": large}
+
+
+NO_DECAY = ("bias", r"words\.norm", r"regions\.norm", r"layers\.\d+\.(attention_)?norm", r"word_head\.transform\.norm")
+"""What the authors' rule spares: its LayerNorm substrings miss the norms of features, geometry and of the region heads, which are decayed."""
+
+
+def _link_rows(sample: Sample, spans: Array) -> Array:
+    """Gold links of the first text as (P, 2) text row, region row; [CLS] is row 0."""
+    rows = [
+        (1 + row, link.region)
+        for link in sample.links
+        if link.text == 0 and link.picture == 0
+        for row in np.flatnonzero((spans[:, 0] < link.end) & (spans[:, 1] > link.start))
+    ]
+    return np.array(rows, np.int64).reshape(-1, 2)
+
+
+class RegionEmbeddings(nn.Module):
+    """Features and geometry, projected and normalised apart, summed with a segment and normalised again. Source: sec. 3.1."""
+
+    def __init__(self, config: UNITERConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.feature = nn.Linear(config.feature_size, width)
+        self.feature_norm = nn.LayerNorm(width, eps)
+        self.geometry = nn.Linear(7, width)
+        self.geometry_norm = nn.LayerNorm(width, eps)
+        self.mask = nn.Embedding(2, config.feature_size)
+        self.norm = nn.LayerNorm(width, eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, regions: Regions, segments: Tensor) -> Tensor:
+        """Embeds packed regions: (R, H). Args: segments (R, H), their segment embeddings, a table shared with the words."""
+        feats = regions.feats.to(self.feature.weight.dtype) + regions.masked[:, None] * self.mask.weight[1]  # (R, F)
+        codes = self.geometry_norm(self.geometry(boxes.seven(regions.boxes)))
+        return self.dropout(self.norm(self.feature_norm(self.feature(feats)) + codes + segments))  # type: ignore[no-any-return]
+
+
+class UNITER(System):
+    """UNITER at any size; see the module's docstring."""
+
+    Config = UNITERConfig
+    needs = ("text", "regions")
+    card = Card(
+        name="uniter",
+        title="UNITER: UNiversal Image-TExt Representation Learning",
+        venue="ECCV 2020",
+        paper="arXiv:1909.11740",
+        code="github.com/ChenRocks/UNITER 1dbfa62",
+        streams="single",
+        new="hides words or regions, never both, and aligns words with regions by optimal transport",
+        objectives=("mlm", "mrfr", "mrc", "mrc_kl", "itm", "wra"),
+        tasks=("vqa", "ve", "nlvr2", "nlvr2_pair", "vcr", "retrieval", "re"),
+        weights=("ChenRocks/UNITER .pt",),
+        unverified=("corpus sizes", "removal of overlapping pictures", "published scores"),
+    )
+
+    def __init__(self, config: UNITERConfig, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.words = Words(config)
+        self.regions = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(width)
+        self.word_head = TiedHead(width, config.vocab_size, eps)
+        self.feature_head = TiedHead(width, config.feature_size, eps)
+        self.class_head = ClassHead(width, config.classes, eps)
+        self.match_head = nn.Linear(width, 2)
+        initialise(self, config.initializer_range)
+
+    # 1 -- inputs: [CLS] words [SEP], then the regions, which have no positions --------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """[CLS] words [SEP] in segment 0, regions in segment 1.
+
+        Tasks differ. nlvr2: one document a picture, `form` says which, its regions in segment `form` + 1. vcr_qa: texts are the question and the
+        choices, `form` says which; vcr_qar: question, right answer, then the rationales. Answers are segment 2, rationales 3.
+        """
+        match task:
+            case "vcr_qa":
+                parts = [(sample.texts[0], 0), (sample.texts[1 + form], 2)]
+            case "vcr_qar":
+                parts = [(sample.texts[0], 0), (sample.texts[1], 2), (sample.texts[2 + form], 3)]
+            case _:
+                parts = [(sample.texts[0], 0)]
+        second = form if task in ("nlvr2", "nlvr2_pair") else 0
+        if second >= len(sample.pictures):
+            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
+        text, spans = self._text_rows(sample.key, parts)
+        return Example(
+            key=sample.key if task is None else f"{sample.key}@{form}",
+            text=text,
+            regions=self._region_rows(sample.key, sample.pictures[second], 1 + second),
+            links=_link_rows(sample, spans),
+            sample=sample.key,
+        )
+
+    def _text_rows(self, key: str, parts: list[tuple[str, int]]) -> tuple[TextRows, Array]:
+        """[CLS] part [SEP] part [SEP] ..; a [SEP] takes the segment of what follows it, the last one of what precedes (the code's VCR reader)."""
+        pieces = [self.vocab.encode(text) for text, _ in parts]
+        count = sum(map(len, pieces))
+        if not all(map(len, pieces)):
+            raise BadInput(f"sample {key}: the caption {parts[[len(p) for p in pieces].index(0)][0]!r} is empty")
+        if count > self.config.max_pieces:
+            raise TooLong(f"sample {key}: {count} pieces of text, the limit is {self.config.max_pieces}")
+        ids, segments, words = [np.array([self.vocab.cls])], [parts[0][1]], [np.array([-1])]
+        for i, piece in enumerate(pieces):
+            ids += [piece.ids, np.array([self.vocab.sep])]
+            segments += [parts[i][1]] * len(piece) + [parts[min(i + 1, len(parts) - 1)][1]]
+            words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
+        rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
+        return rows, pieces[0].spans
+
+    def _region_rows(self, key: str, picture: Picture, segment: int) -> RegionRows:
+        count = len(picture.boxes)
+        if picture.features.shape != (count, self.config.feature_size):
+            raise BadInput(
+                f"sample {key}: picture {picture.name} has features of shape {picture.features.shape}, "
+                f"the weights take ({count}, {self.config.feature_size})"
+            )
+        return RegionRows(
+            feats=picture.features,
+            boxes=picture.boxes,
+            segment_ids=np.full(count, segment),
+            position_ids=np.zeros(count, np.int64),
+            image=np.full(count, segment - 1),
+            masked=np.zeros(count, np.bool_),
+            probs=picture.probs,
+            labels=picture.labels,
+        )
+
+    # 2 -- stream: one encoder over words and regions ---------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Embeds, joins and encodes; pools the output of [CLS]."""
+        text, regions = batch.text, batch.regions
+        assert text is not None and regions is not None, "UNITER needs text and regions"
+        seen = self.regions(regions, self.words.segment(regions.segment_ids))  # (R, H)
+        joined = join(text.packing, regions.packing)
+        x = joined_rows(joined, self.words(text), seen)  # (T + R, H)
+        x = self.encoder(x, joined.packing)
+        return Encoded(
+            text=x.index_select(0, joined.rows_a),
+            visual=x.index_select(0, joined.rows_b),
+            visual_packing=regions.packing,
+            pooled=self.pooler(x, joined.packing),
+        )
+
+    # 3 -- objectives -----------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """Conditional masking (sec. 3.2): words or regions, never both; or a broken pair for matching and alignment."""
+        config = self.config
+        match goal:
+            case "mlm":
+                return mlm.hide(self.lay_out(sample), self.vocab, rng, config.mlm_rate, config.mlm_linked_rate)
+            case "mrfr" | "mrc" | "mrc_kl":
+                return mrm.hide(self.lay_out(sample), rng, goal, config.mrm_rate)
+            case "itm":
+                pair, label = itm.swap(sample, rng, draw, config.itm_rate, config.itm_false_text_share)
+                example = self.lay_out(pair)
+                example.targets["itm"] = np.array(label)
+                return example
+        raise BadInput(f"uniter has no objective {goal!r}; it has mlm, mrfr, mrc, mrc_kl, itm (with wra)")
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """One loss a goal; matching brings the alignment loss along."""
+        found: dict[str, Tensor] = {}
+        for goal in batch.targets:
+            match goal:
+                case "mlm":
+                    picks = batch.picks(goal)
+                    found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+                case "mrfr":
+                    picks = batch.picks(goal)
+                    found[goal] = mrm.regress(self.region_features(encoded, picks.rows), picks.labels)
+                case "mrc":
+                    picks = batch.picks(goal)
+                    found[goal] = mrm.classify(self.region_classes(encoded, picks.rows), picks.labels)
+                case "mrc_kl":
+                    picks = batch.picks(goal)
+                    found[goal] = mrm.divergence(self.region_classes(encoded, picks.rows), picks.labels)
+                case "itm":
+                    found[goal] = itm.score(self.match_head(encoded.pooled), batch.labels(goal))
+                    cost, plan = self._transport(encoded, batch)
+                    found["wra"] = wra.score(wra.distances(cost, plan), batch.labels(goal))
+        return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
+        assert encoded.text is not None
+        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
+
+    def region_features(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, F) features foretold at region rows; the table is the transposed feature projection."""
+        assert encoded.visual is not None
+        return self.feature_head(encoded.visual.index_select(0, rows), self.regions.feature.weight.t())  # type: ignore[no-any-return]
+
+    def region_classes(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, C) class logits at region rows."""
+        assert encoded.visual is not None
+        return self.class_head(encoded.visual.index_select(0, rows))  # type: ignore[no-any-return]
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) log odds that text and picture belong together."""
+        logits = self.match_head(encoded.pooled).float()
+        return logits[:, 1] - logits[:, 0]  # type: ignore[no-any-return]
+
+    def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """The transport plan of WRA, (B, Lt, Lr), and its similarity 1 - cost."""
+        cost, plan = self._transport(encoded, batch)
+        return {"transport": plan.transpose(1, 2), "similarity": 1 - cost}
+
+    def _transport(self, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cost (B, Lt, Lr) and plan (B, Lr, Lt) between all words, [CLS] and [SEP] among them, and all regions."""
+        assert batch.text is not None and batch.regions is not None and encoded.text is not None and encoded.visual is not None
+        packings = batch.text.packing, batch.regions.packing
+        words_here, regions_here = (pad(torch.ones_like(p.pos, dtype=torch.bool), p) for p in packings)
+        cost = wra.costs(pad(encoded.text, packings[0]), pad(encoded.visual, packings[1]), words_here, regions_here)
+        return cost, wra.transport(cost, words_here, regions_here, iterations=self.config.ot_iterations)
+
+    # 4 -- recipes: the authors' configs, and one that a laptop core learns from generated scenes -------------------
+
+    recipes = _recipes()
+
+    # 5 -- checkpoint -----------------------------------------------------------------------------------------------
+
+    keys = KeyMap(
+        ("uniter.embeddings.word_embeddings.", "words.word."),
+        ("uniter.embeddings.position_embeddings.", "words.position."),
+        ("uniter.embeddings.token_type_embeddings.", "words.segment."),
+        ("uniter.embeddings.LayerNorm.", "words.norm."),
+        ("uniter.img_embeddings.img_linear.", "regions.feature."),
+        ("uniter.img_embeddings.img_layer_norm.", "regions.feature_norm."),
+        ("uniter.img_embeddings.pos_linear.", "regions.geometry."),
+        ("uniter.img_embeddings.pos_layer_norm.", "regions.geometry_norm."),
+        ("uniter.img_embeddings.mask_embedding.", "regions.mask."),
+        ("uniter.img_embeddings.LayerNorm.", "regions.norm."),
+        ("uniter.encoder.layer.{i}.attention.self.{query,key,value}.", "encoder.layers.{i}.attention.qkv."),
+        ("uniter.encoder.layer.{i}.attention.output.dense.", "encoder.layers.{i}.attention.out."),
+        ("uniter.encoder.layer.{i}.attention.output.LayerNorm.", "encoder.layers.{i}.attention_norm."),
+        ("uniter.encoder.layer.{i}.intermediate.dense.", "encoder.layers.{i}.up."),
+        ("uniter.encoder.layer.{i}.output.dense.", "encoder.layers.{i}.down."),
+        ("uniter.encoder.layer.{i}.output.LayerNorm.", "encoder.layers.{i}.norm."),
+        ("uniter.pooler.dense.", "pooler.dense."),
+        ("cls.predictions.transform.dense.", "word_head.transform.dense."),
+        ("cls.predictions.transform.LayerNorm.", "word_head.transform.norm."),
+        ("cls.predictions.bias", "word_head.bias"),
+        ("feat_regress.net.0.", "feature_head.transform.dense."),
+        ("feat_regress.net.2.", "feature_head.transform.norm."),
+        ("feat_regress.bias", "feature_head.bias"),
+        ("region_classifier.net.0.", "class_head.transform.dense."),
+        ("region_classifier.net.2.", "class_head.transform.norm."),
+        ("region_classifier.net.3.", "class_head.out."),
+        ("itm_output.", "match_head."),
+        Tied("cls.predictions.decoder.weight", "uniter.embeddings.word_embeddings.weight"),
+        Tied("feat_regress.weight", "uniter.img_embeddings.img_linear.weight"),
+        optional=("regions.", "word_head.", "feature_head.", "class_head.", "match_head."),
+    )

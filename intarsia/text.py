@@ -1,0 +1,120 @@
+"""WordPiece vocabularies: text to pieces with their words and character spans, and back.
+
+Tokenisation is BERT's (clean, split on white space, punctuation and Han characters, greedy WordPiece), done by the `tokenizers` library. A
+vocabulary is the field's `vocab.txt`, or is learnt from captions when there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from intarsia.errors import BadInput
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A tokenised text without special tokens; all arrays have n rows."""
+
+    ids: NDArray[np.int64]
+    """(n) ids in the vocabulary."""
+    words: NDArray[np.int64]
+    """(n) number of the word each piece belongs to, from 0."""
+    spans: NDArray[np.int64]
+    """(n, 2) first and past-last character of each piece in the text."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Vocab:
+    """A WordPiece vocabulary.
+
+    Args:
+        tokens: the pieces in id order, special tokens among them.
+        lower: lower-case and strip accents; None = exactly if no ordinary piece holds an upper-case letter.
+        where: file named in errors.
+
+    Raises:
+        BadInput: a special token is missing or a piece occurs twice.
+    """
+
+    def __init__(self, tokens: Sequence[str], lower: bool | None = None, where: str = "vocabulary") -> None:
+        self.tokens = tuple(tokens)
+        self.index = {token: i for i, token in enumerate(self.tokens)}
+        missing = [token for token in SPECIALS if token not in self.index]
+        if missing:
+            raise BadInput(f"{where}: the special token {missing[0]} is missing among its {len(self.tokens)} pieces")
+        if len(self.index) != len(self.tokens):
+            twice = next(token for i, token in enumerate(self.tokens) if self.index[token] != i)
+            raise BadInput(f"{where}: the piece {twice!r} occurs twice")
+        self.pad, self.unk, self.cls, self.sep, self.mask = (self.index[token] for token in SPECIALS)
+        plain = (token for token in self.tokens if not token.startswith("["))
+        self.lower = not any(token != token.lower() for token in plain) if lower is None else lower
+        tokenizer = Tokenizer(models.WordPiece(self.index, unk_token="[UNK]", max_input_chars_per_word=100))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self.lower)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def first_ordinary(self) -> int:
+        """Id from which random replacements are drawn: that of "!" where there is one, else past the last special token."""
+        return self.index.get("!", max(self.pad, self.unk, self.cls, self.sep, self.mask) + 1)
+
+    @classmethod
+    def read(cls, path: Path | str, lower: bool | None = None) -> Vocab:
+        """Reads a `vocab.txt`: one piece a line, the line number is the id.
+
+        Raises:
+            BadInput: no such file, not UTF-8, or not a WordPiece vocabulary.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: cannot be read as a vocabulary: {error}") from None
+        return cls(text.removesuffix("\n").split("\n"), lower, str(path))
+
+    def write(self, path: Path | str) -> None:
+        """Writes the vocabulary as a `vocab.txt`."""
+        Path(path).write_text("\n".join(self.tokens) + "\n", encoding="utf-8")
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], size: int = 8000, lower: bool = True) -> Vocab:
+        """Learns a vocabulary of at most `size` pieces from texts; the same texts give the same vocabulary."""
+        learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        learner.normalizer = normalizers.BertNormalizer(lowercase=lower)
+        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIALS), show_progress=False)
+        learner.train_from_iterator(texts, trainer)
+        index: dict[str, int] = learner.get_vocab()
+        return cls(sorted(index, key=index.__getitem__), lower)
+
+    def encode(self, text: str) -> Pieces:
+        """Cuts a text into pieces, without [CLS] and [SEP]."""
+        return _pieces(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_many(self, texts: Sequence[str]) -> list[Pieces]:
+        """`encode` of many texts, on all cores the `tokenizers` library may use."""
+        return [_pieces(x) for x in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Pieces joined to readable text, special tokens left out."""
+        special = {self.pad, self.cls, self.sep, self.mask}
+        return str(self._tokenizer.decode([int(i) for i in ids if int(i) not in special]))
+
+
+def _pieces(encoding: Any) -> Pieces:
+    words = np.array(encoding.word_ids, dtype=np.int64)
+    return Pieces(np.array(encoding.ids, dtype=np.int64), words, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))

@@ -1,0 +1,109 @@
+"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, or torch files of plain tensors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intarsia.errors import BadInput
+
+WRAPPERS = ("model_state", "state_dict", "model", "module")
+"""Names under which training scripts of the field wrap a state dict."""
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Reads a state dict from .safetensors or a torch file (.pt, .pth, .bin), unwrapped.
+
+    Raises:
+        BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = str(error).split("GLOBAL ")[-1].split(" was not")[0][:80] if "GLOBAL " in str(error) else "code of its own"
+        raise BadInput(f"{path}: refused: the pickle wants to run {wanted}; only plain tensors are read") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
+    return _unwrap(content, path)
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for name in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise BadInput(f"{path}: holds {type(content).__name__}, not a state dict of tensors")
+    bare = {str(key).removeprefix("module."): value for key, value in content.items()}
+    return {key: value.clone().contiguous() for key, value in bare.items()}
+
+
+def write_weights(path: Path | str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a state dict whole or not at all: to a temporary name, synced, renamed. `.safetensors`, else a torch file.
+
+    Raises:
+        BadInput: the disk is full or the folder cannot be written; an older file of the name stays as it was.
+    """
+    path = Path(path)
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(_unshared(plain), part, metadata=dict(metadata or {}))
+        else:
+            torch.save(plain, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot be written: {error}") from None
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[int] = set()
+    own = {}
+    for key, value in state.items():
+        own[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return own
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: tuple[str, ...] = ()) -> list[str]:
+    """Loads a state dict strictly; the parts named in `optional` may be missing as a whole.
+
+    Returns:
+        Our keys that the file did not have (all of them under `optional`).
+
+    Raises:
+        BadInput: keys missing or left over, or shapes that differ (names the first of each).
+    """
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    left = [key for key in state if key not in wanted]
+    lacking = [key for key in missing if not key.startswith(optional)] if optional else missing
+    if lacking or left:
+        raise BadInput(
+            f"{where}: {len(lacking)} tensors missing (e.g. {', '.join(lacking[:3]) or 'none'}), {len(left)} left over (e.g. {', '.join(left[:3]) or 'none'})"
+        )
+    for key, value in state.items():
+        if value.shape != wanted[key].shape:
+            raise BadInput(f"{where}: {key} has shape {tuple(value.shape)}, the config asks for {tuple(wanted[key].shape)}")
+    module.load_state_dict(dict(state), strict=False)
+    return missing
