@@ -1,8 +1,8 @@
 """intarsia: the vision-language pre-training systems of 2019-2021 in one library.
 
-    import intarsia
-    model = intarsia.open("uniter", weights="runs/demo")
-    model.match("photo.jpg", "a red cup").probability
+import intarsia
+model = intarsia.open("uniter", weights="runs/demo")
+model.match("photo.jpg", "a red cup").probability
 """
 
 from __future__ import annotations

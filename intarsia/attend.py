@@ -1,19 +1,21 @@
 """Attention over packed rows: one function, several backends, one rule of visibility (see `intarsia.packed`).
 
-All backends compute softmax(q k^T / sqrt(D)) v over the rows that a row sees, and 0 for a row that sees nothing. They differ in what they serve:
+All backends compute softmax(q k^T / sqrt(D)) v over the rows that a row sees, and 0 for a row that sees nothing. They
+differ in what they serve:
 
 - ``padded``: the reference. Pads inside attention only; any device, any dtype, levels, dropout.
 - ``loop``: one document after another on the CPU, where the lengths are at hand; levels, dropout.
 - ``varlen``: FlashAttention over cumulative lengths; CUDA, half precision, no levels, no dropout.
 - ``flex``: compiled block-sparse attention; CUDA, levels, no dropout.
 
-`choose` is the one place that picks; `use_backend` overrides it. Everything that runs on CUDA is free of host syncs, and `torch.compile` traces it.
-Inside `watch`, every call also records its probabilities, computed the same way whatever backend runs.
+`choose` is the one place that picks; `use_backend` overrides it. Everything that runs on CUDA is free of host syncs,
+and `torch.compile` traces it. Inside `watch`, every call also records its probabilities, computed the same way whatever
+backend runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -63,7 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
     return _flex(q, k, v, queries, keys)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- choosing
+# ------------------------------------------------------------------------------------------------------------- choosing
 
 _forced: Backend | None = None
 
@@ -121,7 +123,7 @@ def use_backend(name: Backend) -> Iterator[None]:
         _forced = before
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- watching
+# ------------------------------------------------------------------------------------------------------------- watching
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class Seen:
     """What was recorded inside `watch`."""
 
     maps: list[Tensor] = field(default_factory=list)
-    """Per `attend` call, in call order: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
+    """Per `attend` call: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
 
 
 _watching: Seen | None = None
@@ -147,27 +149,35 @@ def watch() -> Iterator[Seen]:
 
 
 def probabilities(q: Tensor, k: Tensor, queries: Packing, keys: Packing) -> Tensor:
-    """Attention probabilities (B, heads, Lq, Lk) float32 of packed q (Nq, heads, D) and k (Nk, heads, D); 0 where a row sees nothing."""
+    """Attention probabilities (B, heads, Lq, Lk) float32, 0 where a row sees nothing.
+
+    Args: q (Nq, heads, D) and k (Nk, heads, D), packed.
+    """
     block_q, block_k = pad(q.float(), queries), pad(k.float(), keys)
     scores = torch.einsum("bqhd,bkhd->bhqk", block_q, block_k) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~visible(queries, keys)[:, None], -torch.inf)
-    return scores.softmax(-1).nan_to_num(0.0)
+    probs: Tensor = scores.softmax(-1).nan_to_num(0.0)
+    return probs
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------------------- backends
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
     see = visible(queries, keys)
-    blind = ~see.any(-1, keepdim=True)  # padding, and rows of documents without keys: let them see all, so no softmax is empty
-    block_q, block_k, block_v = (pad(x, p).transpose(1, 2) for x, p in ((q, queries), (k, keys), (v, keys)))  # (B, heads, L, D)
+    blind = ~see.any(
+        -1, keepdim=True
+    )  # padding, and rows of documents without keys: let them see all, so no softmax is empty
+    block_q, block_k, block_v = (
+        pad(x, p).transpose(1, 2) for x, p in ((q, queries), (k, keys), (v, keys))
+    )  # (B, heads, L, D)
     block = F.scaled_dot_product_attention(block_q, block_k, block_v, (see | blind)[:, None], dropout)
     rows = unpad(block.transpose(1, 2), queries)
     return rows if queries is keys else rows.masked_fill(unpad(blind, queries)[..., None], 0.0)
 
 
 def _spans(queries: Packing, keys: Packing, heads: int) -> list[tuple[slice, slice, slice]]:
-    """Per document with queries and keys: its query rows, its key rows, and its numbers in a flat tensor of all probabilities."""
+    """Per document with queries and keys: its query rows, its key rows, its place in a flat tensor of probabilities."""
     spans, at_q, at_k, at = [], 0, 0, 0
     for size_q, size_k in zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True):
         if size_q and size_k:
@@ -179,9 +189,9 @@ def _spans(queries: Packing, keys: Packing, heads: int) -> list[tuple[slice, sli
 
 
 def _noise(count: int, dropout: float) -> Tensor:
-    """(count) float32 dropout factors, 0 or 1 / keep, from 15-bit lanes of 64-bit draws: several times cheaper on a CPU than one draw a number.
+    """(count) float32 dropout factors, 0 or 1 / keep, from 15-bit lanes of 64-bit draws.
 
-    The rate is rounded to a multiple of 2^-15, and keep is the rounded value.
+    Several times cheaper on a CPU than one draw a number. keep is 1 - dropout, rounded to a multiple of 2^-15.
     """
     kept = round((1 - dropout) * 2**15)
     if not kept:
@@ -192,7 +202,7 @@ def _noise(count: int, dropout: float) -> Tensor:
 
 
 class _Loop(torch.autograd.Function):
-    """Attention of one document after another, in float32 whatever the dtype of the rows (small half-precision products are slow on CPUs)."""
+    """Attention of one document after another, always in float32: small half-precision products are slow on CPUs."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
@@ -222,7 +232,7 @@ class _Loop(torch.autograd.Function):
         return out.to(q.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, probs, noise = ctx.saved_tensors
         grads, scale = [torch.zeros(x.shape) for x in (q, k, v)], q.shape[2] ** -0.5
@@ -247,21 +257,25 @@ class _Loop(torch.autograd.Function):
 def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Tensor = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+    out = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+    assert isinstance(out, Tensor)
     return out
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) -> Tensor:
     if not (q.shape[0] and k.shape[0]):
         return torch.zeros_like(q)
-    kernel: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else _compiled_flex()
-    out = kernel(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=block_mask(queries, keys))  # (1, heads, Nq, D)
+    direct = torch.compiler.is_compiling() or not q.is_cuda
+    kernel: Any = flex_attention if direct else _compiled_flex()
+    out = kernel(
+        *(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=block_mask(queries, keys)
+    )  # (1, heads, Nq, D)
     rows: Tensor = out[0].transpose(0, 1)
     return rows
 
 
 @cache
-def _compiled_flex() -> Callable[..., Any]:
+def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 

@@ -328,8 +328,14 @@ def pack(examples: Sequence[Example]) -> Batch:
     """
     first = examples[0]
     for x in examples:
-        if (x.text is None) != (first.text is None) or (x.regions is None) != (first.regions is None) or x.targets.keys() != first.targets.keys():
-            raise ValueError(f"sample {x.key}: its streams or targets {sorted(x.targets)} differ from those of {first.key} {sorted(first.targets)}")
+        if (
+            (x.text is None) != (first.text is None)
+            or (x.regions is None) != (first.regions is None)
+            or x.targets.keys() != first.targets.keys()
+        ):
+            raise ValueError(
+                f"sample {x.key}: its streams or targets {sorted(x.targets)} differ from those of {first.key} {sorted(first.targets)}"
+            )
     start: dict[str, Array] = {}
     text = regions = None
     if first.text is not None:
@@ -375,7 +381,9 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
     width = parts[0].feats.shape[1]
     for x, key in zip(parts, keys, strict=True):
         if x.feats.shape != (len(x), width):
-            raise ValueError(f"sample {key}: features of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}")
+            raise ValueError(
+                f"sample {key}: features of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}"
+            )
     masked = np.concatenate([x.masked for x in parts])
     feats = np.concatenate([x.feats for x in parts])
     feats[masked] = 0
@@ -395,7 +403,11 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
 def _pack_links(examples: Sequence[Example], start: dict[str, Array]) -> Tensor | None:
     if "text" not in start or "regions" not in start:
         return None
-    return torch.from_numpy(np.concatenate([x.links + [[start["text"][i], start["regions"][i]]] for i, x in enumerate(examples)]).astype(np.int64))
+    return torch.from_numpy(
+        np.concatenate([x.links + [[start["text"][i], start["regions"][i]]] for i, x in enumerate(examples)]).astype(
+            np.int64
+        )
+    )
 
 
 def _pack_target(parts: Sequence[Pick | Array], start: dict[str, Array]) -> Picks | Tensor:
@@ -404,4 +416,3 @@ def _pack_target(parts: Sequence[Pick | Array], start: dict[str, Array]) -> Pick
         rows = np.concatenate([x.rows + start[x.stream][i] for i, x in enumerate(picks)]).astype(np.int64)
         return Picks(torch.from_numpy(rows), torch.from_numpy(np.concatenate([x.labels for x in picks])))
     return torch.from_numpy(np.stack([np.asarray(x) for x in parts]))
-

@@ -107,7 +107,9 @@ def join(a: Packing, b: Packing) -> Joined:
     if a.level is not None or b.level is not None:
         zeros = (x.doc.new_zeros(x.rows, dtype=torch.int32) if x.level is None else x.level for x in (a, b))
         level = _place(next(zeros), rows_a, next(zeros), rows_b)
-    return Joined(Packing(a.cu_seqlens + b.cu_seqlens, round_up(a.max_seqlen + b.max_seqlen), doc, pos, level), rows_a, rows_b)
+    return Joined(
+        Packing(a.cu_seqlens + b.cu_seqlens, round_up(a.max_seqlen + b.max_seqlen), doc, pos, level), rows_a, rows_b
+    )
 
 
 def joined_rows(joined: Joined, a: Tensor, b: Tensor) -> Tensor:
@@ -137,6 +139,8 @@ def visible(queries: Packing, keys: Packing) -> Tensor:
     here_q, here_k = (pad(torch.ones_like(x.pos, dtype=torch.bool), x) for x in (queries, keys))
     seen = here_q[:, :, None] & here_k[:, None, :]
     if queries.level is not None or keys.level is not None:
-        level_q, level_k = (pad(torch.zeros_like(x.pos) if x.level is None else x.level.long(), x) for x in (queries, keys))
+        level_q, level_k = (
+            pad(torch.zeros_like(x.pos) if x.level is None else x.level.long(), x) for x in (queries, keys)
+        )
         seen = seen & (level_k[:, None, :] <= level_q[:, :, None])
     return seen

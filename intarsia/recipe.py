@@ -88,7 +88,9 @@ class Mix:
         """The goal of an optimizer step: a function of (seed, step), the same on every rank and in every worker."""
         open_ = {g: w for g, w in self.share.items() if w > 0 and step >= self.begin.get(g, 0.0) * steps}
         if not open_:
-            raise ValueError(f"mix: no goal takes part at step {step} of {steps} (share {self.share}, begin {self.begin})")
+            raise ValueError(
+                f"mix: no goal takes part at step {step} of {steps} (share {self.share}, begin {self.begin})"
+            )
         weights = np.array(list(open_.values()), dtype=np.float64)
         rng = np.random.default_rng([seed, 0x60A1, step])
         return list(open_)[int(rng.choice(len(open_), p=weights / weights.sum()))]

@@ -117,4 +117,6 @@ class Vocab:
 
 def _pieces(encoding: Any) -> Pieces:
     words = np.array(encoding.word_ids, dtype=np.int64)
-    return Pieces(np.array(encoding.ids, dtype=np.int64), words, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
+    return Pieces(
+        np.array(encoding.ids, dtype=np.int64), words, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    )

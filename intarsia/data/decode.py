@@ -89,7 +89,9 @@ def image_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
     if not isinstance(source, bytes) and not is_member and not Path(source).is_file():
         raise BadInput(f"{name}: no such file")
     try:
-        opened = io.BytesIO(source) if isinstance(source, bytes) else io.BytesIO(read_bytes(source)) if is_member else source
+        opened = (
+            io.BytesIO(source) if isinstance(source, bytes) else io.BytesIO(read_bytes(source)) if is_member else source
+        )
         with Image.open(opened) as image:
             width, height = image.size
             sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS

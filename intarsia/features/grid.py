@@ -92,7 +92,9 @@ class Grid:
         rows, columns = np.divmod(np.arange(cells * cells), cells)
         grid = np.stack([edges[columns], edges[rows], edges[columns + 1], edges[rows + 1]], 1)
         self.boxes = np.concatenate([WHOLE, grid])
-        self.provenance = Provenance(self.name, FEATURES if trunk == "efficientnet" else WIDTHS[-1], weights, settings=settings)
+        self.provenance = Provenance(
+            self.name, FEATURES if trunk == "efficientnet" else WIDTHS[-1], weights, settings=settings
+        )
 
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """The whole picture and its cells."""

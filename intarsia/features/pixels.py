@@ -15,9 +15,9 @@ NAME = "pixels"
 GRID = 8
 WIDTH = GRID * GRID * 3
 """Numbers a region."""
-MEAN = (0.705, 0.660, 0.665)
+MEAN = (0.741, 0.715, 0.710)
 """Mean of each channel over the object and background boxes of the default world."""
-SD = 0.25
+SD = 0.267
 """One standard deviation for all numbers."""
 SETTINGS = {"grid": str(GRID), "mean": " ".join(map(str, MEAN)), "sd": str(SD)}
 """All that changes the numbers."""
@@ -46,12 +46,11 @@ def pixel_features(image: NDArray[np.uint8], boxes: NDArray[Any]) -> NDArray[np.
     height, width, _ = image.shape
     xs = _edges(boxes[:, 0], boxes[:, 2], width)
     ys = _edges(boxes[:, 1], boxes[:, 3], height)
-    sums = _integral(image)
-    corners = _sample(sums, ys, xs)
-    cells = corners[:, 1:, 1:] - corners[:, :-1, 1:] - corners[:, 1:, :-1] + corners[:, :-1, :-1]  # (R, 8, 8, 3)
-    areas = np.diff(ys)[:, :, None] * np.diff(xs)[:, None, :]
-    values = cells / areas[..., None] / 255
-    return ((values - np.array(MEAN)) / SD).astype(np.float32).reshape(len(boxes), WIDTH)
+    corners = _sample(_integral(image), ys, xs)
+    cells = np.diff(np.diff(corners, axis=2), axis=3)  # (3, R, 8, 8)
+    values = cells / (np.diff(ys)[:, :, None] * np.diff(xs)[:, None, :] * 255)
+    standard = (values - np.array(MEAN)[:, None, None, None]) / SD
+    return np.ascontiguousarray(standard.transpose(1, 2, 3, 0), dtype=np.float32).reshape(len(boxes), WIDTH)
 
 
 def _edges(low: NDArray[Any], high: NDArray[Any], length: int) -> NDArray[np.float64]:
@@ -62,20 +61,23 @@ def _edges(low: NDArray[Any], high: NDArray[Any], length: int) -> NDArray[np.flo
 
 
 def _integral(image: NDArray[np.uint8]) -> NDArray[Any]:
-    """(H + 1, W + 1, 3) sums of all pixels above and left; integers, hence exact."""
+    """(3, H + 1, W + 1) sums of all pixels above and left; integers, hence exact."""
     height, width, _ = image.shape
     kind = np.int32 if height * width * 255 < 2**31 else np.int64
-    sums = np.zeros((height + 1, width + 1, 3), kind)
-    np.cumsum(np.cumsum(image, axis=0, dtype=kind), axis=1, out=sums[1:, 1:])
+    sums = np.zeros((3, height + 1, width + 1), kind)
+    rows = np.cumsum(image.transpose(2, 0, 1).astype(kind, order="C"), axis=2, dtype=kind)
+    np.cumsum(rows, axis=1, dtype=kind, out=sums[:, 1:, 1:])
     return sums
 
 
 def _sample(sums: NDArray[Any], ys: NDArray[np.float64], xs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, 9, 9, 3) the sums at fractional places, linear between pixels."""
-    y0 = np.minimum(ys.astype(np.int64), sums.shape[0] - 2)
-    x0 = np.minimum(xs.astype(np.int64), sums.shape[1] - 2)
-    fy, fx = (ys - y0)[:, :, None, None], (xs - x0)[:, None, :, None]
-    rows, columns = y0[:, :, None], x0[:, None, :]
-    top = sums[rows, columns] * (1 - fx) + sums[rows, columns + 1] * fx
-    bottom = sums[rows + 1, columns] * (1 - fx) + sums[rows + 1, columns + 1] * fx
-    return top * (1 - fy) + bottom * fy
+    """(3, R, 9, 9) the sums at fractional places, linear between pixels."""
+    _, height, width = sums.shape
+    y0 = np.minimum(ys.astype(np.int64), height - 2)
+    x0 = np.minimum(xs.astype(np.int64), width - 2)
+    fy, fx = (ys - y0)[:, :, None], (xs - x0)[:, None, :]
+    flat, place = sums.reshape(3, -1), y0[:, :, None] * width + x0[:, None, :]
+    here, right = flat.take(place, axis=1), flat.take(place + 1, axis=1)
+    below, across = flat.take(place + width, axis=1), flat.take(place + width + 1, axis=1)
+    mixed: NDArray[np.float64] = (here * (1 - fx) + right * fx) * (1 - fy) + (below * (1 - fx) + across * fx) * fy
+    return mixed

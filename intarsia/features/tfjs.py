@@ -136,9 +136,15 @@ def _cut(raw: bytes, entries: Sequence[Mapping[str, Any]], where: str) -> dict[s
     start = 0
     for entry in entries:
         packed = entry.get("quantization")
-        kind = plain.get(entry["dtype"]) if packed is None else {"float16": "<f2", "uint8": "|u1", "uint16": "<u2"}.get(packed["dtype"])
+        kind = (
+            plain.get(entry["dtype"])
+            if packed is None
+            else {"float16": "<f2", "uint8": "|u1", "uint16": "<u2"}.get(packed["dtype"])
+        )
         if kind is None:
-            raise BadInput(f"{where}: weight {entry['name']} is stored as {packed or entry['dtype']}, which is not supported")
+            raise BadInput(
+                f"{where}: weight {entry['name']} is stored as {packed or entry['dtype']}, which is not supported"
+            )
         count = math.prod(entry["shape"])
         end = start + count * np.dtype(kind).itemsize
         if end > len(raw):
@@ -195,7 +201,9 @@ def _ints(value: Tensor) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------------------------- operators
 
 
-def _same(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], spread: tuple[int, int], fill: float = 0.0) -> Tensor:
+def _same(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], spread: tuple[int, int], fill: float = 0.0
+) -> Tensor:
     """Pads (B, C, H, W) as TensorFlow's SAME does: the odd pixel goes to the right and the bottom."""
     pads: list[int] = []
     for side, k, s, d in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], spread[::-1], strict=True):

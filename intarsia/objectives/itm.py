@@ -13,7 +13,11 @@ from intarsia.batch import Sample
 
 
 def swap(
-    sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample], rate: float = 0.5, false_text_share: float = 0.0
+    sample: Sample,
+    rng: np.random.Generator,
+    draw: Callable[[], Sample],
+    rate: float = 0.5,
+    false_text_share: float = 0.0,
 ) -> tuple[Sample, int]:
     """Keeps a pair or breaks it.
 

@@ -11,7 +11,12 @@ from intarsia.text import Vocab
 
 
 def hide(
-    example: Example, vocab: Vocab, rng: np.random.Generator, rate: float = 0.15, linked_rate: float | None = None, goal: str = "mlm"
+    example: Example,
+    vocab: Vocab,
+    rng: np.random.Generator,
+    rate: float = 0.15,
+    linked_rate: float | None = None,
+    goal: str = "mlm",
 ) -> Example:
     """Hides pieces of words: of the chosen, 80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Changes and returns the example.
 

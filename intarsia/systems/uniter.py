@@ -89,9 +89,18 @@ def _recipes() -> dict[str, Recipe[UNITERConfig]]:
     )
     tiny = Recipe(
         config=UNITERConfig(
-            hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, max_position_embeddings=64,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05,
-            mlm_rate=0.1, mlm_linked_rate=0.5, itm_false_text_share=0.5, ot_iterations=20,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.05,
+            mlm_rate=0.1,
+            mlm_linked_rate=0.5,
+            itm_false_text_share=0.5,
+            ot_iterations=20,
         ),  # fmt: skip
         mix=Mix(share={"mlm": 4, "mrfr": 1, "mrc_kl": 1, "itm": 4}, begin={"itm": 0.3}, scale={"wra": 0.1}),
         optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
@@ -316,7 +325,12 @@ class UNITER(System):
 
     def _transport(self, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cost (B, Lt, Lr) and plan (B, Lr, Lt) between all words, [CLS] and [SEP] among them, and all regions."""
-        assert batch.text is not None and batch.regions is not None and encoded.text is not None and encoded.visual is not None
+        assert (
+            batch.text is not None
+            and batch.regions is not None
+            and encoded.text is not None
+            and encoded.visual is not None
+        )
         packings = batch.text.packing, batch.regions.packing
         words_here, regions_here = (pad(torch.ones_like(p.pos, dtype=torch.bool), p) for p in packings)
         cost = wra.costs(pad(encoded.text, packings[0]), pad(encoded.visual, packings[1]), words_here, regions_here)

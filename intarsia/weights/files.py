@@ -36,7 +36,9 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = str(error).split("GLOBAL ")[-1].split(" was not")[0][:80] if "GLOBAL " in str(error) else "code of its own"
+        wanted = (
+            str(error).split("GLOBAL ")[-1].split(" was not")[0][:80] if "GLOBAL " in str(error) else "code of its own"
+        )
         raise BadInput(f"{path}: refused: the pickle wants to run {wanted}; only plain tensors are read") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
@@ -104,6 +106,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: t
         )
     for key, value in state.items():
         if value.shape != wanted[key].shape:
-            raise BadInput(f"{where}: {key} has shape {tuple(value.shape)}, the config asks for {tuple(wanted[key].shape)}")
+            raise BadInput(
+                f"{where}: {key} has shape {tuple(value.shape)}, the config asks for {tuple(wanted[key].shape)}"
+            )
     module.load_state_dict(dict(state), strict=False)
     return missing

@@ -45,7 +45,10 @@ class KeyMap:
     """
 
     def __init__(
-        self, *rules: Move | Tied | tuple[str, str], spellings: Mapping[str, str] | None = None, optional: tuple[str, ...] = ()
+        self,
+        *rules: Move | Tied | tuple[str, str],
+        spellings: Mapping[str, str] | None = None,
+        optional: tuple[str, ...] = (),
     ) -> None:
         whole = [Move(*rule) if isinstance(rule, tuple) else rule for rule in rules]
         self.moves = [rule for rule in whole if isinstance(rule, Move)]
@@ -55,7 +58,14 @@ class KeyMap:
 
     def __add__(self, more: KeyMap) -> KeyMap:
         """The rules of both, the added ones first."""
-        return KeyMap(*more.moves, *self.moves, *more.tied, *self.tied, spellings=self.spellings, optional=self.optional + more.optional)
+        return KeyMap(
+            *more.moves,
+            *self.moves,
+            *more.tied,
+            *self.tied,
+            spellings=self.spellings,
+            optional=self.optional + more.optional,
+        )
 
     def to_ours(self, theirs: Mapping[str, Tensor], where: str = "weights") -> State:
         """Their state dict in our layout.
@@ -78,7 +88,9 @@ class KeyMap:
             else:
                 ours[found[0]] = value
         if unknown:
-            raise BadInput(f"{where}: {len(unknown)} keys of another layout, e.g. {_some(unknown)}; expected keys like {_some(m.theirs for m in self.moves)}")
+            raise BadInput(
+                f"{where}: {len(unknown)} keys of another layout, e.g. {_some(unknown)}; expected keys like {_some(m.theirs for m in self.moves)}"
+            )
         for key, parts in stacks.items():
             order = next(names for move in self.moves if (names := _braces(move.theirs)) and set(parts) <= set(names))
             if set(parts) != set(order):
@@ -152,4 +164,3 @@ def _backward(move: Move, key: str) -> tuple[str, list[str]] | None:
 def _some(keys: Iterable[str], most: int = 4) -> str:
     listed = list(keys)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
-

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "uniter": ("uniter.", "img_embeddings.", "feat_regress.", "region_classifier.", "itm_output."),
-    "visualbert": ("token_type_embeddings_visual", "position_embeddings_visual", "embeddings.projection.", "visual_token_type", "visual_bert."),
+    "visualbert": (
+        "token_type_embeddings_visual",
+        "position_embeddings_visual",
+        "embeddings.projection.",
+        "visual_token_type",
+        "visual_bert.",
+    ),
     "vl_bert": ("vlbert.", "obj_downsample.", "object_linguistic_embeddings", "object_mask_word_embedding"),
     "unicoder_vl": ("image_location_embeddings.", "seq_relationship.", "pred_obj_layer.", "transformer_obj."),
     "b2t2": ("position_x_embeddings", "position_y_embeddings", "bert/embeddings/dense/"),
@@ -17,7 +23,13 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "lxmert": ("x_layers.", "r_layers.", "visn_fc.", "obj_predict_head.", "answer_head."),
     "ernie_vil": ("encoder_colayer_", "encoder_vlayer_", "pooled_fc_image", "image_loc."),
     "wenlan": ("imgencoder.", "textencoder.", "imgencoder_mom.", "textencoder_mom."),
-    "bert": ("bert.embeddings.", "bert.encoder.layer.", "cls.predictions.", "encoder.layer.", "embeddings.word_embeddings."),
+    "bert": (
+        "bert.embeddings.",
+        "bert.encoder.layer.",
+        "cls.predictions.",
+        "encoder.layer.",
+        "embeddings.word_embeddings.",
+    ),
 }
 """Per system, from the most telling to the least. Plain BERT comes last: every system holds some of its keys."""
 

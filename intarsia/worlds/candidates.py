@@ -23,9 +23,7 @@ def candidate_sets(source: WorldSource, size: int = 100, sets: int = 1) -> list[
         now: list[int] = []
         for i in left:
             caption, scene = said[i]
-            if holds(caption, scene) and not any(
-                holds(caption, said[j][1]) or holds(said[j][0], scene) for j in now
-            ):
+            if holds(caption, scene) and not any(holds(caption, said[j][1]) or holds(said[j][0], scene) for j in now):
                 now.append(i)
                 if len(now) == size:
                     break

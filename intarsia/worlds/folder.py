@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
-from intarsia.worlds.captions import write
+from intarsia.worlds.captions import Phrase, write, write_phrase
 from intarsia.worlds.source import CLASSES, WorldSource
+
+
+_SPLITS = {"train": "train", "validation": "val", "test": "test", "held_out": "test"}
 
 
 def write_folder(source: WorldSource, directory: str | Path, count: int | None = None) -> Path:
     """Writes scenes as images/*.png and pairs.jsonl; the latter appears last, when all pictures are there.
 
-    One line a scene: key, image, captions (text and language, one per language of the world), boxes in pixels, labels (name of the class of each box),
-    links (caption, start, end, box), false_captions (in the sample's own language), split.
+    One line a scene and language: key, image, captions (text and language), boxes in pixels, labels (name of the class of each box), tags (the objects'
+    names), links (caption, start, end, box), false_captions, split ("train", "val" or "test"; held-out scenes are "test").
 
     Args:
         source: a world of level 1.
@@ -36,49 +38,34 @@ def write_folder(source: WorldSource, directory: str | Path, count: int | None =
     if source.config.level == 0 or not 0 <= count <= len(source):
         raise BadInput(f"{directory}: cannot write {count} of {len(source)} scenes of level {source.config.level}")
     folder = Path(directory)
+    lines = []
     try:
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        lines = []
         for index in range(count):
             image = f"images/{source.key(index)}.png"
-            png = io.BytesIO()
-            Image.fromarray(source.image(index)).save(png, "PNG")
-            _store(folder / image, png.getvalue())
-            lines.append(json.dumps(_record(source, index, image), ensure_ascii=False) + "\n")
-        _store(folder / "pairs.jsonl", "".join(lines).encode())
+            with write_whole(folder / image) as part:
+                Image.fromarray(source.image(index)).save(part, "PNG")
+            for language in source.config.languages:
+                lines.append(json.dumps(_record(source, index, image, language), ensure_ascii=False) + "\n")
+        with write_whole(folder / "pairs.jsonl") as part:
+            part.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{directory}: {error}") from None
     return folder / "pairs.jsonl"
 
 
-def _record(source: WorldSource, index: int, image: str) -> dict[str, Any]:
-    sample = source[index]
-    picture, side = sample.pictures[0], source.config.side
-    first = source.language(index)
-    languages = (first, *(x for x in source.config.languages if x != first))
-    written = [write(source.caption(index), x) for x in languages]
-    regions = [link.region for link in sample.links]
+def _record(source: WorldSource, index: int, image: str, language: str) -> dict[str, Any]:
+    sample, caption = source[index], source.caption(index)
+    picture, written, side = sample.pictures[0], write(caption, language), source.config.side
+    labels = [] if picture.labels is None else picture.labels.tolist()
     return {
-        "key": sample.key,
+        "key": sample.key if len(source.config.languages) == 1 else f"{sample.key}-{language}",
         "image": image,
-        "captions": [{"text": w.text, "language": x} for w, x in zip(written, languages, strict=True)],
+        "captions": [{"text": written.text, "language": language}],
         "boxes": [[round(v * side, 3) for v in box] for box in picture.boxes.tolist()],
-        "labels": [CLASSES[i] for i in picture.labels] if picture.labels is not None else [],
-        "links": [
-            [number, start, end, region]
-            for number, w in enumerate(written)
-            for (start, end), region in zip(w.spans[: len(regions)], regions, strict=True)
-        ],
-        "false_captions": list(sample.false_texts),
-        "split": source.split,
+        "labels": [CLASSES[i] for i in labels],
+        "tags": [write_phrase(Phrase(shape=i - 1), language) for i in labels if i],
+        "links": [[0, *span, link.region] for span, link in zip(written.spans, sample.links, strict=False)],
+        "false_captions": [write(x, language).text for x in source.false_captions(index)],
+        "split": _SPLITS[source.split],
     }
-
-
-def _store(path: Path, data: bytes) -> None:
-    """Writes a file under another name, then renames it."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -59,7 +59,9 @@ def ask(source: WorldSource, index: int, kind: Question) -> Sample | None:
     if kind == "relation":
         return _ask_relation(source, index, scene, rng)
     named: Kind = "shape" if kind == "colour" else "colour"
-    target = _pick(rng, [x for x in scene.objects if sum(getattr(x, named) == getattr(y, named) for y in scene.objects) == 1])
+    target = _pick(
+        rng, [x for x in scene.objects if sum(getattr(x, named) == getattr(y, named) for y in scene.objects) == 1]
+    )
     if target is None:
         return None
     name = write_phrase(Phrase(**{named: getattr(target, named)}), language)
@@ -94,7 +96,9 @@ def compare(source: WorldSource, left: int, right: int) -> Sample | None:
     scenes, language = (source.scene(left), source.scene(right)), source.language(left)
     rng = _rng(source, left, 100, right)
     truth = bool(rng.integers(2))
-    shown: list[Phrase] = [Phrase(colour=i) for i in range(len(COLOURS))] + [Phrase(shape=i) for i in range(len(SHAPES))]
+    shown: list[Phrase] = [Phrase(colour=i) for i in range(len(COLOURS))] + [
+        Phrase(shape=i) for i in range(len(SHAPES))
+    ]
     counted = [Phrase(size=i) for i in range(len(SIZES))]
     rules: dict[str, tuple[list[Phrase], Callable[[int, int], bool]]] = {
         "both": (shown, lambda a, b: a > 0 and b > 0),
@@ -104,7 +108,9 @@ def compare(source: WorldSource, left: int, right: int) -> Sample | None:
     for kind in rng.permutation(list(rules)).tolist():
         phrases, rule = rules[kind]
         counts = [[sum(p.fits(x) for x in scene.objects) for scene in scenes] for p in phrases]
-        phrase = _pick(rng, [p for p, (a, b) in zip(phrases, counts, strict=True) if rule(a, b) == truth and (truth or a + b)])
+        phrase = _pick(
+            rng, [p for p, (a, b) in zip(phrases, counts, strict=True) if rule(a, b) == truth and (truth or a + b)]
+        )
         if phrase is not None:
             statement = _TEXT[language][kind].format(write_phrase(phrase, language))
             sample = _sample(source, left, f"{kind}-{right:06d}", (statement,), TRUE_FALSE[0 if truth else 1])
@@ -152,7 +158,10 @@ def choose(source: WorldSource, index: int) -> Sample | None:
     shown = {x.pair for x in scene.objects}
     present = [x.pair for x in scene.objects if x is not anchor and not related(x, anchor, relation)]
     allowed = [
-        (c, s) for c in range(8) for s in range(8) if (c, s) not in shown and (source.split == "held_out" or (c, s) not in HELD_OUT)
+        (c, s)
+        for c in range(8)
+        for s in range(8)
+        if (c, s) not in shown and (source.split == "held_out" or (c, s) not in HELD_OUT)
     ]
     mixed = [x for x in allowed if x[0] in {c for c, _ in shown} and x[1] in {s for _, s in shown}]
     absent = mixed if len(mixed) >= 3 else allowed
@@ -166,13 +175,19 @@ def choose(source: WorldSource, index: int) -> Sample | None:
 
 
 def _sample(
-    source: WorldSource, index: int, kind: str, texts: tuple[str, ...], answer: str | None, *named: tuple[str, str, SceneObject]
+    source: WorldSource,
+    index: int,
+    kind: str,
+    texts: tuple[str, ...],
+    answer: str | None,
+    *named: tuple[str, str, SceneObject],
 ) -> Sample:
     """The scene's sample with other texts; `named` are (text, phrase in it, object) to link in the first text."""
     base, scene = source[index], source.scene(index)
     regions = source.regions_of(index)
     links = tuple(
-        Link(text.index(phrase), text.index(phrase) + len(phrase), regions[scene.objects.index(thing)]) for text, phrase, thing in named
+        Link(text.index(phrase), text.index(phrase) + len(phrase), regions[scene.objects.index(thing)])
+        for text, phrase, thing in named
     )
     answers = () if answer is None else ((answer, 1.0),)
     return replace(base, key=f"{base.key}/{kind}", texts=texts, links=links, false_texts=(), answers=answers)

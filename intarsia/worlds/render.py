@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,11 @@ _INKS = (
     (246, 138, 190),
 )
 _PAPERS = ((240, 240, 242), (228, 236, 230), (240, 233, 222), (224, 232, 242))
-_JITTER, _TINT, _NOISE = 14.0, 4.0, 6.0  # standard deviations in grey levels of 255: an object's colour, the background's, a pixel's
+_JITTER, _TINT, _NOISE = (
+    14.0,
+    4.0,
+    6.0,
+)  # standard deviations in grey levels of 255: an object's colour, the background's, a pixel's
 _FINE = 4  # each pixel is drawn as 4 x 4
 _BACKGROUND_SIDES = (0.18, 0.36)
 _BOX_JITTER = 0.01
@@ -66,19 +71,25 @@ def render(rng: np.random.Generator, scene: Scene, side: int) -> Array:
         (side, side, 3) uint8 RGB.
     """
     paper = np.array(_PAPERS[scene.background]) + rng.normal(0, _TINT, 3)
-    picture = np.empty((side, side, 3), np.float32)
-    picture[:] = paper
+    picture = np.empty((3, side, side), np.float32)  # a plane a channel: numpy works fastest on long rows
+    picture[:] = paper[:, None, None]
     inks = np.array(_INKS)[[x.colour for x in scene.objects]] + rng.normal(0, _JITTER, (len(scene.objects), 3))
-    for thing, ink in zip(scene.objects, inks.astype(np.float32), strict=True):
+    for thing, ink in zip(scene.objects, inks.astype(np.float32)[:, :, None, None], strict=True):
         x, y, cover = _cover(thing, side)
-        patch = picture[y : y + cover.shape[0], x : x + cover.shape[1]]
+        patch = picture[:, y : y + cover.shape[0], x : x + cover.shape[1]]
         fill = ink if thing.texture == 0 else _textured(thing, ink, side, x, y, cover.shape)
-        patch += (fill - patch) * cover[:, :, None]
-    noise = rng.standard_normal(picture.shape, dtype=np.float32)
-    noise *= _NOISE
-    picture += noise
+        patch += (fill - patch) * cover
+    picture += _grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
     np.rint(picture, out=picture)
-    return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
+    np.clip(picture, 0, 255, out=picture)
+    return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
+
+
+@cache
+def _grain() -> Array:
+    """(256) float32 equally likely values of the pixel noise: the normal distribution in 256 steps, ten times as fast to draw."""
+    normal = NormalDist(0, _NOISE)
+    return np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)
 
 
 def _cover(thing: SceneObject, side: int) -> tuple[int, int, Array]:
@@ -129,7 +140,7 @@ def _outlines(shape: int) -> tuple[Array, ...]:
 
 
 def _textured(thing: SceneObject, ink: Array, side: int, x: int, y: int, shape: tuple[int, ...]) -> Array:
-    """The ink of every pixel of a patch: a pattern of three periods across the object, in the ink and a paler tone of it."""
+    """The ink of every pixel of a patch: a pattern of three periods across the object, in the ink (3, 1, 1) and a paler tone of it."""
     x1, y1, x2, y2 = (v * side for v in thing.box)
     u = 3 * (np.arange(shape[1]) + x + 0.5 - x1) / (x2 - x1)
     v = 3 * (np.arange(shape[0]) + y + 0.5 - y1) / (y2 - y1)
@@ -139,7 +150,7 @@ def _textured(thing: SceneObject, ink: Array, side: int, x: int, y: int, shape: 
         pale = (u[None, :] % 1 - 0.5) ** 2 + (v[:, None] % 1 - 0.5) ** 2 < 0.09
     else:
         pale = (u[None, :] % 1 < 0.5) ^ (v[:, None] % 1 < 0.5)
-    return np.where(pale[:, :, None], ink + 0.6 * (255 - ink), ink).astype(np.float32)
+    return np.where(pale, ink + 0.6 * (255 - ink), ink).astype(np.float32)
 
 
 def slot_regions(rng: np.random.Generator, scene: Scene) -> RegionSet:
@@ -164,7 +175,9 @@ def slot_features(rng: np.random.Generator, scene: Scene, members: Array) -> Arr
         else:
             thing = scene.objects[member]
             row[[thing.colour, len(COLOURS) + thing.shape, len(COLOURS) + len(SHAPES) + thing.size]] = 1
-    clean = np.tanh((hot[:, :, None] * first).sum(1))  # (R, 64): sums in a fixed order, so every machine gives the same bits
+    clean = np.tanh(
+        (hot[:, :, None] * first).sum(1)
+    )  # (R, 64): sums in a fixed order, so every machine gives the same bits
     return np.asarray(
         (clean[:, :, None] * second).sum(1) + rng.normal(0, 0.15, (len(members), WIDTH)), dtype=np.float32
     )

@@ -119,7 +119,9 @@ class _Recent(Generic[T]):
 class WorldSource:
     """Scenes of a world by number; a `Source`."""
 
-    def __init__(self, config: WorldConfig | None = None, split: Split = "train", count: int = 8000, seed: int = 0) -> None:
+    def __init__(
+        self, config: WorldConfig | None = None, split: Split = "train", count: int = 8000, seed: int = 0
+    ) -> None:
         """Opens a split; nothing is drawn yet.
 
         Args:
@@ -202,7 +204,11 @@ class WorldSource:
         if self.origin(index) != index:
             return ()
         words = self.written(index).words
-        return tuple(w for w in words if w.kind in ("colour", "shape") and determined(caption, self.scene(index), w.phrase, w.kind))
+        return tuple(
+            w
+            for w in words
+            if w.kind in ("colour", "shape") and determined(caption, self.scene(index), w.phrase, w.kind)
+        )
 
     def swapped(self, index: int) -> str | None:
         """The caption with two colours exchanged, false of the picture; None where there is no such caption."""
@@ -265,13 +271,17 @@ class WorldSource:
         _, caption, named = self._plan(origin)
         written = write(caption, language)
         place = {int(member): region for region, member in enumerate(members)}
-        links = [Link(a, b, place[i]) for (a, b), i in zip(written.spans, named, strict=True)] if origin == index else []
+        links = (
+            [Link(a, b, place[i]) for (a, b), i in zip(written.spans, named, strict=True)] if origin == index else []
+        )
         return Sample(
             key=self.key(index),
             texts=(written.text,),
             pictures=(picture,),
             links=tuple(links),
             false_texts=tuple(write(x, language).text for x in self.false_captions(index)),
-            tags=tuple(write_phrase(Phrase(shape=scene.objects[i].shape), language) for i in members.tolist() if i >= 0),
+            tags=tuple(
+                write_phrase(Phrase(shape=scene.objects[i].shape), language) for i in members.tolist() if i >= 0
+            ),
             language=language,
         )

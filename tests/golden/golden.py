@@ -27,9 +27,16 @@ class Golden:
 
     @classmethod
     def cases(cls, system: str) -> list[Golden]:
-        found = [path for folder in FOLDERS for path in sorted(folder.glob(f"{system}*.json")) if path.stem == system or f"{system}_case" in path.stem]
+        found = [
+            path
+            for folder in FOLDERS
+            for path in sorted(folder.glob(f"{system}*.json"))
+            if path.stem == system or f"{system}_case" in path.stem
+        ]
         assert found, f"no golden file of {system}"
-        return [cls(path.stem, json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))) for path in found]
+        return [
+            cls(path.stem, json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))) for path in found
+        ]
 
     def __str__(self) -> str:
         return self.name

@@ -41,7 +41,13 @@ def batch_of(golden: Golden, case: str) -> Batch:
         keys=tuple(map(str, range(len(joint)))),
         sample=torch.arange(len(joint)),
         text=text(given["input_ids"], words, segment=given.get("txt_type_ids")),
-        regions=regions(given["img_feat"], given["img_pos_feat"][..., :4], counts, segment=given.get("img_type_ids", 1), masked=masked),
+        regions=regions(
+            given["img_feat"],
+            given["img_pos_feat"][..., :4],
+            counts,
+            segment=given.get("img_type_ids", 1),
+            masked=masked,
+        ),
     )
     targets = {
         "mlm": lambda: picks(given["txt_labels"], words),
@@ -60,7 +66,10 @@ def joint_rows(encoded: Encoded, batch: Batch) -> list[Tensor]:
     """Per document, words then regions."""
     assert batch.text and batch.regions and encoded.text is not None and encoded.visual is not None
     cu_t, cu_r = batch.text.packing.cu_seqlens, batch.regions.packing.cu_seqlens
-    return [torch.cat([encoded.text[cu_t[i] : cu_t[i + 1]], encoded.visual[cu_r[i] : cu_r[i + 1]]]) for i in range(len(batch.keys))]
+    return [
+        torch.cat([encoded.text[cu_t[i] : cu_t[i + 1]], encoded.visual[cu_r[i] : cu_r[i + 1]]])
+        for i in range(len(batch.keys))
+    ]
 
 
 @pytest.mark.parametrize("golden", CASES, ids=str)
@@ -100,11 +109,19 @@ def test_losses_logits_and_gradients(golden: Golden) -> None:
 
 def check_logits(golden: Golden, system: UNITER, batch: Batch, encoded: Encoded, name: str) -> None:
     if name == "mlm":
-        assert_near(system.word_logits(encoded, batch.picks(name).rows), golden.output("mlm.prediction_scores"), "word logits")
+        assert_near(
+            system.word_logits(encoded, batch.picks(name).rows), golden.output("mlm.prediction_scores"), "word logits"
+        )
     if name == "mrfr":
-        assert_near(system.region_features(encoded, batch.picks(name).rows), golden.output("mrfr.prediction_feat"), "features")
+        assert_near(
+            system.region_features(encoded, batch.picks(name).rows), golden.output("mrfr.prediction_feat"), "features"
+        )
     if name == "mrc_kl":
-        assert_near(system.region_classes(encoded, batch.picks(name).rows), golden.output("mrc.prediction_soft_label"), "classes")
+        assert_near(
+            system.region_classes(encoded, batch.picks(name).rows),
+            golden.output("mrc.prediction_soft_label"),
+            "classes",
+        )
 
 
 def check_alignment(golden: Golden, system: UNITER, batch: Batch, encoded: Encoded, losses: dict[str, Tensor]) -> None:
@@ -113,7 +130,9 @@ def check_alignment(golden: Golden, system: UNITER, batch: Batch, encoded: Encod
     assert_near(losses["wra"], golden.output("itm.ot_loss"), "wra")
     plan, cost = golden.output("itm.ot_plan"), golden.output("itm.ot_cost")
     maps = system.alignments(encoded, batch)
-    for i, (words, count) in enumerate(zip(batch.text.packing.lengths.tolist(), batch.regions.packing.lengths.tolist(), strict=True)):
+    for i, (words, count) in enumerate(
+        zip(batch.text.packing.lengths.tolist(), batch.regions.packing.lengths.tolist(), strict=True)
+    ):
         assert_near(maps["transport"][i, :words, :count], plan[i, :count, :words].T, f"plan {i}")
         assert_near(1 - maps["similarity"][i, :words, :count], cost[i, :words, :count], f"cost {i}")
         assert maps["transport"][i].sum().item() == pytest.approx(1, abs=1e-4)

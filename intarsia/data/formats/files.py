@@ -74,7 +74,9 @@ class RandomAccess:
                 break
             data += more
         if len(data) != size:
-            raise BadInput(f"{self.path}: ends after {os.fstat(self._handle).st_size} bytes, {offset + size} expected (changed since it was indexed?)")
+            raise BadInput(
+                f"{self.path}: ends after {os.fstat(self._handle).st_size} bytes, {offset + size} expected (changed since it was indexed?)"
+            )
         return data
 
     def close(self) -> None:

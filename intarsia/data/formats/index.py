@@ -46,11 +46,13 @@ class LineIndex:
 
     def place(self, text: int) -> tuple[int, int]:
         """The usable line of a text, and which text of the line it is."""
-        line = int(np.searchsorted(self.texts, text, side="right")) - 1
+        line = int(self.texts.searchsorted(text, "right")) - 1
         return line, text - int(self.texts[line])
 
 
-def build_index(total: int, read: Callable[[int], Line], split: str | None, on_error: OnError) -> tuple[LineIndex, tuple[str, ...]]:
+def build_index(
+    total: int, read: Callable[[int], Line], split: str | None, on_error: OnError
+) -> tuple[LineIndex, tuple[str, ...]]:
     """Reads every line once and keeps only numbers.
 
     Args:
@@ -115,9 +117,10 @@ class LineSource(ABC):
         return int(self.index.texts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number, text = self.index.place(index % len(self))
+        total = len(self)
+        if not -total <= index < total:
+            raise IndexError(f"sample {index} of {total}")
+        number, text = self.index.place(index % total)
         line = self.line(number)
         return line.sample(text, tuple(self.picture_of(line, slot, number) for slot in range(len(line.entries))))
 

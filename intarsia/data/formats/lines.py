@@ -76,11 +76,17 @@ class Line:
             BadInput: a link names a region that a picture does not have.
         """
         text, language = self.texts[number]
-        links = tuple(Link(x.start, x.end, x.region, 0, x.picture) for x in self.links if x.text == number)
+        links = (
+            tuple(Link(x.start, x.end, x.region, 0, x.picture) for x in self.links if x.text == number)
+            if self.links
+            else ()
+        )
         for link in links:
             regions = len(pictures[link.picture].boxes)
             if link.region >= regions:
-                raise BadInput(f"{self.where}: a link names region {link.region} of {pictures[link.picture].name}, which has {regions}")
+                raise BadInput(
+                    f"{self.where}: a link names region {link.region} of {pictures[link.picture].name}, which has {regions}"
+                )
         return Sample(
             key=f"{self.key}#{number}",
             texts=(text,),
@@ -135,7 +141,7 @@ def parse_line(record: Mapping[str, Any], where: str, key: str) -> Line:
         entries=entries,
         texts=texts,
         asks="question" in record,
-        answers=_answers(record.get("answers", ()), where),
+        answers=_answers(record["answers"], where) if "answers" in record else (),
         links=_links(record["links"], texts, entries, where) if "links" in record else (),
         tags=_names(record, "tags", where),
         false_texts=_names(record, "false_captions", where),
@@ -150,7 +156,9 @@ def _short(value: Any) -> str:
 
 
 def _names(record: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
-    values = record.get(field, ())
+    if field not in record:
+        return ()
+    values = record[field]
     if not isinstance(values, list | tuple) or not all(isinstance(x, str) and x.strip() for x in values):
         raise BadInput(f"{where}: {field} is {_short(values)}, expected a list of texts, none empty")
     return tuple(values)
@@ -193,9 +201,13 @@ def _entries(record: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
         if field in record:
             column = record[field]
             if not isinstance(column, list) or len(column) != len(names):
-                raise BadInput(f"{where}: {field} is {_short(column)}, expected a list with one entry for each of {len(names)} images")
+                raise BadInput(
+                    f"{where}: {field} is {_short(column)}, expected a list with one entry for each of {len(names)} images"
+                )
             columns[field] = column
-    return tuple(_entry(name, {field: column[i] for field, column in columns.items()}, where) for i, name in enumerate(names))
+    return tuple(
+        _entry(name, {field: column[i] for field, column in columns.items()}, where) for i, name in enumerate(names)
+    )
 
 
 def _entry(name: Any, record: Mapping[str, Any], where: str) -> Entry:
@@ -220,6 +232,8 @@ def _entry(name: Any, record: Mapping[str, Any], where: str) -> Entry:
 
 def _pixels(record: Mapping[str, Any], field: str, where: str) -> int:
     value = record.get(field) or 0
+    if value == 0:
+        return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadInput(f"{where}: {field} is {_short(value)}, expected a whole number of pixels")
     return value
@@ -229,7 +243,11 @@ def _boxes(values: Any, size: tuple[int, int], where: str) -> Array:
     if not isinstance(values, list):
         raise BadInput(f"{where}: boxes is {_short(values)}, expected a list of [x1, y1, x2, y2]")
     for number, box in enumerate(values):
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in box):
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
+        ):
             raise BadInput(f"{where}: box {number} is {_short(box)}, expected [x1, y1, x2, y2] in pixels")
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
     # a size not yet known is as large as the boxes need: shape and order are checked now, the borders when the picture is read
@@ -253,13 +271,21 @@ def _links(values: Any, texts: Sequence[tuple[str, str]], entries: Sequence[Entr
         raise BadInput(f"{where}: links is {_short(values)}, expected a list of [text, first character, end, box]")
     links = []
     for item in values:
-        if not isinstance(item, list) or len(item) not in (4, 5) or not all(isinstance(x, int) and not isinstance(x, bool) for x in item):
-            raise BadInput(f"{where}: link {_short(item)} is not [text, first character, end, box] or the same and a picture number")
+        if (
+            not isinstance(item, list)
+            or len(item) not in (4, 5)
+            or not all(isinstance(x, int) and not isinstance(x, bool) for x in item)
+        ):
+            raise BadInput(
+                f"{where}: link {_short(item)} is not [text, first character, end, box] or the same and a picture number"
+            )
         text, start, end, region, picture = item if len(item) == 5 else [*item, 0]
         if not 0 <= text < len(texts):
             raise BadInput(f"{where}: link {_short(item)} names text {text} of {len(texts)}")
         if not 0 <= start < end <= len(texts[text][0]):
-            raise BadInput(f"{where}: link {_short(item)} spans characters {start} to {end} of a text of {len(texts[text][0])}")
+            raise BadInput(
+                f"{where}: link {_short(item)} spans characters {start} to {end} of a text of {len(texts[text][0])}"
+            )
         if not 0 <= picture < len(entries):
             raise BadInput(f"{where}: link {_short(item)} names picture {picture} of {len(entries)}")
         boxes = entries[picture].boxes

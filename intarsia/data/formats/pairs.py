@@ -54,9 +54,10 @@ class LineFile:
         Raises:
             BadInput: the line is not a JSON object.
         """
-        where = f"{self.path}, line {self._numbers[number]}"
-        raw = self._file.read(int(self._offsets[number]), int(self._sizes[number]))
-        return parse_json(raw.removeprefix(BOM), where), where, str(self._numbers[number])
+        key = str(self._numbers.item(number))
+        where = f"{self.path}, line {key}"
+        raw = self._file.read(self._offsets.item(number), self._sizes.item(number))
+        return parse_json(raw.removeprefix(BOM), where), where, key
 
 
 class PairsFolder(LineSource):
@@ -78,7 +79,9 @@ class PairsFolder(LineSource):
         path = Path(root)
         self.lines = LineFile(path / LINES if path.is_dir() else path)
         self.root = self.lines.path.parent
-        self.index, _ = build_index(len(self.lines), self.parse if on_error == "stop" else self._parse_present, split, on_error)
+        self.index, _ = build_index(
+            len(self.lines), self.parse if on_error == "stop" else self._parse_present, split, on_error
+        )
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A line of the file."""
@@ -100,7 +103,9 @@ class PairsFolder(LineSource):
             file = self.root / entry.regions
             if not file.is_file():
                 raise BadInput(f"{line.where}: regions file {file} does not exist")
-            found = read_picture(read_bytes(file), file.suffix[1:], (width, height), entry.name, path, f"{line.where}: {file}")
+            found = read_picture(
+                read_bytes(file), file.suffix[1:], (width, height), entry.name, path, f"{line.where}: {file}"
+            )
             if entry.labels and len(entry.labels) != len(found.boxes):
                 raise BadInput(f"{line.where}: {len(entry.labels)} labels for {len(found.boxes)} regions of {file}")
             return found
@@ -111,7 +116,9 @@ class PairsFolder(LineSource):
         for entry in line.entries:
             for file in (entry.regions,) if entry.regions else (entry.name,):
                 if not (self.root / file).is_file():
-                    raise BadInput(f"{line.where}: {'regions file' if entry.regions else 'picture'} {self.root / file} does not exist")
+                    raise BadInput(
+                        f"{line.where}: {'regions file' if entry.regions else 'picture'} {self.root / file} does not exist"
+                    )
         return line
 
 
@@ -119,7 +126,9 @@ def empty_picture(line: Line, slot: int, size: tuple[int, int], path: str) -> Pi
     """The picture of a line that has pixels and perhaps boxes, but no features yet."""
     entry = line.entries[slot]
     boxes = np.zeros((0, 4), np.float32) if entry.boxes is None else to_fractions(entry.boxes, *size, line.where)
-    return Picture(name=entry.name, features=np.zeros((0, 0), np.float32), boxes=boxes, width=size[0], height=size[1], path=path)
+    return Picture(
+        name=entry.name, features=np.zeros((0, 0), np.float32), boxes=boxes, width=size[0], height=size[1], path=path
+    )
 
 
 def write_pairs(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:

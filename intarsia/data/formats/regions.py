@@ -62,15 +62,23 @@ def check_shapes(arrays: dict[str, Array], where: str) -> None:
     """
     features, boxes = arrays["features"], arrays["boxes"]
     if features.ndim != 2 or features.dtype not in (np.float16, np.float32):
-        raise BadInput(f"{where}: features are {features.dtype} of shape {features.shape}, expected float16 or float32 of shape (R, F)")
+        raise BadInput(
+            f"{where}: features are {features.dtype} of shape {features.shape}, expected float16 or float32 of shape (R, F)"
+        )
     if boxes.shape != (len(features), 4):
-        raise BadInput(f"{where}: boxes of shape {boxes.shape}, expected ({len(features)}, 4) as there are {len(features)} features")
+        raise BadInput(
+            f"{where}: boxes of shape {boxes.shape}, expected ({len(features)}, 4) as there are {len(features)} features"
+        )
     for name, dimensions in (("scores", 1), ("probs", 2), ("labels", 1)):
         array = arrays.get(name)
         if array is not None and (array.ndim != dimensions or len(array) != len(features)):
-            raise BadInput(f"{where}: {name} of shape {array.shape}, expected {len(features)} rows in {dimensions} dimension(s)")
+            raise BadInput(
+                f"{where}: {name} of shape {array.shape}, expected {len(features)} rows in {dimensions} dimension(s)"
+            )
         if array is not None and array.dtype.kind != ("i" if name == "labels" else "f"):
-            raise BadInput(f"{where}: {name} are {array.dtype}, expected {'integers' if name == 'labels' else 'floats'}")
+            raise BadInput(
+                f"{where}: {name} are {array.dtype}, expected {'integers' if name == 'labels' else 'floats'}"
+            )
     for name in ("features", "scores", "probs"):
         if name in arrays and not np.isfinite(arrays[name]).all():
             row = int(np.argwhere(~np.isfinite(arrays[name]))[0][0])
@@ -89,12 +97,18 @@ def to_fractions(boxes: Array, width: int, height: int, where: str) -> Array:
     if not good.all():
         bad = int(np.argmin(good.all(axis=1)))
         values = ", ".join(f"{x:g}" for x in boxes[bad])
-        fault = "has no area (x2 <= x1 or y2 <= y1)" if not (high[bad] > low[bad]).all() else f"is outside the picture of {width}x{height} pixels"
+        fault = (
+            "has no area (x2 <= x1 or y2 <= y1)"
+            if not (high[bad] > low[bad]).all()
+            else f"is outside the picture of {width}x{height} pixels"
+        )
         raise BadInput(f"{where}: box {bad} [{values}] {fault}")
     fractions = np.clip(boxes / np.array([width, height, width, height]), 0.0, 1.0).astype(np.float32)
     if (fractions[:, 2:] <= fractions[:, :2]).any():
         bad = int(np.argmax((fractions[:, 2:] <= fractions[:, :2]).any(axis=1)))
-        raise BadInput(f"{where}: box {bad} [{', '.join(f'{x:g}' for x in boxes[bad])}] is outside the picture of {width}x{height} pixels")
+        raise BadInput(
+            f"{where}: box {bad} [{', '.join(f'{x:g}' for x in boxes[bad])}] is outside the picture of {width}x{height} pixels"
+        )
     return fractions
 
 
@@ -135,9 +149,16 @@ def encode_regions(picture: Picture, suffix: str) -> bytes:
     if suffix not in SUFFIXES:
         raise BadInput(f"picture {picture.name}: a region file ends in .npz or .safetensors, not .{suffix}")
     if picture.width <= 0 or picture.height <= 0:
-        raise BadInput(f"picture {picture.name}: its size is not known ({picture.width}x{picture.height}), needed to give boxes in pixels")
+        raise BadInput(
+            f"picture {picture.name}: its size is not known ({picture.width}x{picture.height}), needed to give boxes in pixels"
+        )
     pixels = picture.boxes * np.array([picture.width, picture.height] * 2, dtype=np.float32)
-    arrays = {"features": picture.features, "boxes": pixels.astype(np.float32), "scores": picture.scores, "probs": picture.probs}
+    arrays = {
+        "features": picture.features,
+        "boxes": pixels.astype(np.float32),
+        "scores": picture.scores,
+        "probs": picture.probs,
+    }
     arrays["labels"] = None if picture.labels is None else np.asarray(picture.labels, dtype=np.int64)
     kept = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
     if suffix == "safetensors":

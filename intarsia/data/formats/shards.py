@@ -92,7 +92,12 @@ class ShardIndex:
 
     def text(self) -> str:
         """The file's text."""
-        return json.dumps({"format": "intarsia region shards", "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(
+                {"format": "intarsia region shards", "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------------------------- writing
@@ -111,7 +116,9 @@ class ShardWriter:
         BadInput: the folder was begun by another extractor or with other settings.
     """
 
-    def __init__(self, root: str | Path, provenance: Provenance, images: str = "", pictures_per_shard: int = 1024) -> None:
+    def __init__(
+        self, root: str | Path, provenance: Provenance, images: str = "", pictures_per_shard: int = 1024
+    ) -> None:
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._per_shard = pictures_per_shard
@@ -123,7 +130,9 @@ class ShardWriter:
         for field in fields(Provenance):
             before, now = getattr(self._index.provenance, field.name), getattr(provenance, field.name)
             if before != now:
-                raise BadInput(f"{self.root}: begun with {field.name} {_brief(before)}, now {_brief(now)}; use another folder")
+                raise BadInput(
+                    f"{self.root}: begun with {field.name} {_brief(before)}, now {_brief(now)}; use another folder"
+                )
         listed = {x.name for x in self._index.shards}
         for path in [*self.root.glob("shard-*.*"), *self.root.glob(".*.tmp")]:
             if path.stem not in listed:
@@ -148,7 +157,9 @@ class ShardWriter:
         if not self._index.shards and not self._held:
             self._index = replace(self._index, extras=extras)
         if extras != self._index.extras:
-            raise BadInput(f"picture {picture.name}: has {_list(extras)}, the pictures before it have {_list(self._index.extras)}")
+            raise BadInput(
+                f"picture {picture.name}: has {_list(extras)}, the pictures before it have {_list(self._index.extras)}"
+            )
         self._held.append(_stored(picture, self._index.provenance))
         self._done.add(picture.name)
         if len(self._held) == self._per_shard:
@@ -174,9 +185,15 @@ class ShardWriter:
             nonlocal left_out
             for record in records:
                 names = record.get("image")
-                missing = [x for x in (names if isinstance(names, list) else [names]) if isinstance(x, str) and x not in self._done]
+                missing = [
+                    x
+                    for x in (names if isinstance(names, list) else [names])
+                    if isinstance(x, str) and x not in self._done
+                ]
                 if missing and on_missing == "stop":
-                    raise BadInput(f"{self.root}: line {record.get('key', '')!s} names picture {missing[0]}, which has no regions")
+                    raise BadInput(
+                        f"{self.root}: line {record.get('key', '')!s} names picture {missing[0]}, which has no regions"
+                    )
                 left_out += bool(missing)
                 if not missing:
                     yield record
@@ -189,15 +206,22 @@ class ShardWriter:
         if not self._held:
             return
         name = f"shard-{len(self._index.shards):05d}"
-        columns = {field: np.concatenate([getattr(x, field) for x in self._held]) for field in ("features", "boxes", *self._index.extras)}
+        columns = {
+            field: np.concatenate([getattr(x, field) for x in self._held])
+            for field in ("features", "boxes", *self._index.extras)
+        }
         columns["cu_regions"] = np.cumsum([0] + [len(x.boxes) for x in self._held], dtype=np.int64)
         columns["sizes"] = np.array([(x.width, x.height) for x in self._held], dtype=np.int64).reshape(-1, 2)
         arrays, names = self.root / f"{name}.safetensors", self.root / f"{name}.json"
         with write_whole(arrays) as temporary:
             save_file(columns, temporary)
         with write_whole(names) as temporary:
-            temporary.write_text(json.dumps({"names": [x.name for x in self._held]}, ensure_ascii=False) + "\n", encoding="utf-8")
-        shard = Shard(name, len(self._held), len(columns["boxes"]), arrays.stat().st_size, sha256_of(arrays), sha256_of(names))
+            temporary.write_text(
+                json.dumps({"names": [x.name for x in self._held]}, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        shard = Shard(
+            name, len(self._held), len(columns["boxes"]), arrays.stat().st_size, sha256_of(arrays), sha256_of(names)
+        )
         self._save(replace(self._index, shards=(*self._index.shards, shard), finished=False))
         self._held = []
 
@@ -223,19 +247,33 @@ def _list(names: Sequence[str]) -> str:
 def _stored(picture: Picture, provenance: Provenance) -> Picture:
     where = f"picture {picture.name}"
     if picture.features.ndim != 2 or picture.features.shape[1] != provenance.width:
-        raise BadInput(f"{where}: features of shape {picture.features.shape}, expected (R, {provenance.width}) from {provenance.extractor}")
+        raise BadInput(
+            f"{where}: features of shape {picture.features.shape}, expected (R, {provenance.width}) from {provenance.extractor}"
+        )
     with np.errstate(over="ignore"):
-        arrays: dict[str, Array] = {"features": picture.features.astype(np.float16), "boxes": picture.boxes.astype(np.float32)}
+        arrays: dict[str, Array] = {
+            "features": picture.features.astype(np.float16),
+            "boxes": picture.boxes.astype(np.float32),
+        }
         for name, dtype in (("scores", np.float16), ("probs", np.float16), ("labels", np.int64)):
             if getattr(picture, name) is not None:
                 arrays[name] = getattr(picture, name).astype(dtype)
     check_shapes(arrays, where)
     check_fractions(arrays["boxes"], where)
     labels, probs = arrays.get("labels"), arrays.get("probs")
-    if provenance.classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(provenance.classes):
-        raise BadInput(f"{where}: labels from {labels.min()} to {labels.max()}, but {provenance.extractor} has {len(provenance.classes)} classes")
+    if (
+        provenance.classes
+        and labels is not None
+        and len(labels)
+        and not 0 <= labels.min() <= labels.max() < len(provenance.classes)
+    ):
+        raise BadInput(
+            f"{where}: labels from {labels.min()} to {labels.max()}, but {provenance.extractor} has {len(provenance.classes)} classes"
+        )
     if provenance.classes and probs is not None and probs.shape[1] != len(provenance.classes):
-        raise BadInput(f"{where}: probs of {probs.shape[1]} classes, but {provenance.extractor} has {len(provenance.classes)}")
+        raise BadInput(
+            f"{where}: probs of {probs.shape[1]} classes, but {provenance.extractor} has {len(provenance.classes)}"
+        )
     return Picture(name=picture.name, width=picture.width, height=picture.height, **arrays)
 
 
@@ -249,7 +287,9 @@ def check_fractions(boxes: Array, where: str) -> None:
     if not good.all():
         bad = int(np.argmin(good))
         values = ", ".join(f"{x:g}" for x in boxes[bad])
-        raise BadInput(f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions of its width and height, 0 to 1)")
+        raise BadInput(
+            f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions of its width and height, 0 to 1)"
+        )
 
 
 def _read_names(root: Path, shard: Shard) -> list[str]:
@@ -276,7 +316,11 @@ def map_arrays(path: Path) -> dict[str, Array]:
     """
     try:
         size = path.stat().st_size
-        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy() if size else np.zeros(0, np.uint8)
+        whole = (
+            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+            if size
+            else np.zeros(0, np.uint8)
+        )
         whole.flags.writeable = False
         begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
         header = json.loads(whole[8:begin].tobytes())
@@ -290,6 +334,15 @@ def map_arrays(path: Path) -> dict[str, Array]:
         raise BadInput(f"{path}: cannot be mapped: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An open shard."""
+
+    arrays: dict[str, Array]
+    cu: list[int]
+    """(n + 1) cumulative region counts, as plain numbers."""
 
 
 class ShardSource(LineSource):
@@ -307,18 +360,27 @@ class ShardSource(LineSource):
         BadInput: an unfinished folder, a missing, cut or (`verify`) changed file, or a line that cannot be used.
     """
 
-    def __init__(self, root: str | Path, split: str | None = None, verify: bool = False, on_error: OnError = "stop") -> None:
+    def __init__(
+        self, root: str | Path, split: str | None = None, verify: bool = False, on_error: OnError = "stop"
+    ) -> None:
         self.root = Path(root)
         self.shards = ShardIndex.read(self.root)
         self.provenance = self.shards.provenance
         if not self.shards.finished:
             done = sum(x.pictures for x in self.shards.shards)
-            raise BadInput(f"{self.root}: not finished ({done} pictures so far, no captions); run the extraction again to go on")
+            raise BadInput(
+                f"{self.root}: not finished ({done} pictures so far, no captions); run the extraction again to go on"
+            )
         for shard in self.shards.shards:
             check_shard(self.root, shard, verify)
         self._starts = np.cumsum([0] + [x.pictures for x in self.shards.shards]).tolist()
-        self._mapped: list[dict[str, Array] | None] = [None] * len(self.shards.shards)
-        stored = {name: number for number, name in enumerate(name for shard in self.shards.shards for name in _read_names(self.root, shard))}
+        self._mapped: list[Mapped | None] = [None] * len(self.shards.shards)
+        stored = {
+            name: number
+            for number, name in enumerate(
+                name for shard in self.shards.shards for name in _read_names(self.root, shard)
+            )
+        }
 
         def parse_stored(number: int) -> Line:
             line = self.parse(number)
@@ -339,7 +401,9 @@ class ShardSource(LineSource):
         classes = self.shards.provenance.classes
         if sample.tags or not classes:
             return sample
-        return replace(sample, tags=tuple(classes[x] for p in sample.pictures if p.labels is not None for x in p.labels.tolist()))
+        return replace(
+            sample, tags=tuple(classes[x] for p in sample.pictures if p.labels is not None for x in p.labels.tolist())
+        )
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A line of `pairs.jsonl`."""
@@ -356,8 +420,10 @@ class ShardSource(LineSource):
         Args:
             pictures: picture numbers as `picture` takes them; repeats are allowed.
         """
-        found = [self._place(int(self._stored[number])) for number in pictures]
-        spans = [(arrays, int(cu[local]), int(cu[local + 1])) for arrays, cu, local in ((x, x["cu_regions"], n) for x, n in found)]
+        spans = []
+        for number in self._stored[np.asarray(pictures, dtype=np.int64)].tolist():
+            shard, local = self._place(number)
+            spans.append((shard.arrays, shard.cu[local], shard.cu[local + 1]))
 
         def column(name: str) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([arrays[name][start:end] for arrays, start, end in spans]))
@@ -377,16 +443,17 @@ class ShardSource(LineSource):
             labels=column("labels") if "labels" in extras else None,
         )
 
-    def _place(self, number: int) -> tuple[dict[str, Array], int]:
-        shard = bisect_right(self._starts, number) - 1
-        arrays = self._mapped[shard]
-        if arrays is None:
-            arrays = self._mapped[shard] = map_arrays(self.root / f"{self.shards.shards[shard].name}.safetensors")
-        return arrays, number - self._starts[shard]
+    def _place(self, number: int) -> tuple[Mapped, int]:
+        at = bisect_right(self._starts, number) - 1
+        shard = self._mapped[at]
+        if shard is None:
+            arrays = map_arrays(self.root / f"{self.shards.shards[at].name}.safetensors")
+            shard = self._mapped[at] = Mapped(arrays, arrays["cu_regions"].tolist())
+        return shard, number - self._starts[at]
 
     def _view(self, number: int, name: str) -> Picture:
-        arrays, local = self._place(number)
-        start, end = arrays["cu_regions"][local : local + 2].tolist()
+        shard, local = self._place(number)
+        arrays, start, end = shard.arrays, shard.cu[local], shard.cu[local + 1]
         width, height = arrays["sizes"][local].tolist()
         scores, probs, labels = (arrays.get(extra) for extra in EXTRAS)
         return Picture(

@@ -79,13 +79,20 @@ def walk_tar(path: Path) -> Members:
             for member in archive:
                 archive.members = []  # headers already read are not kept
                 key, kind = split_name(member.name)
-                if not member.isfile() or not kind or PurePosixPath(key).name in ("", "._") or PurePosixPath(key).name.startswith("__"):
+                if (
+                    not member.isfile()
+                    or not kind
+                    or PurePosixPath(key).name in ("", "._")
+                    or PurePosixPath(key).name.startswith("__")
+                ):
                     continue
                 if member.offset_data + member.size > length:
                     raise BadInput(f"{path}: cut short inside member {member.name}")
                 if key != last or not starts:
                     if key in seen:
-                        raise BadInput(f"{path}: key {key!r} comes back at member {member.name}; the members of a sample must lie together")
+                        raise BadInput(
+                            f"{path}: key {key!r} comes back at member {member.name}; the members of a sample must lie together"
+                        )
                     seen.add(key)
                     keys.append(key.encode())
                     starts.append(len(offsets))
@@ -110,7 +117,9 @@ def members_of(path: Path) -> Members:
     beside = path.with_name(path.name + ".index.npz")
     stamp = np.array([INDEX_VERSION, path.stat().st_size, path.stat().st_mtime_ns], dtype=np.int64)
     names = ("keys", "samples", "offsets", "sizes", "kinds")
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, broken or of another version: walk
+    with suppress(
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+    ):  # absent, broken or of another version: walk
         with np.load(beside, allow_pickle=False) as kept:
             if np.array_equal(kept["stamp"], stamp):
                 return Members(*(kept[name] for name in names))
@@ -133,7 +142,9 @@ class TarSource(LineSource):
         BadInput: no tar, a broken one, a sample that cannot be used, or a key in two tars.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path], split: str | None = None, on_error: OnError = "stop") -> None:
+    def __init__(
+        self, paths: str | Path | Sequence[str | Path], split: str | None = None, on_error: OnError = "stop"
+    ) -> None:
         given = [paths] if isinstance(paths, str | Path) else paths
         tars = [tar for path in map(Path, given) for tar in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
         if not tars:
@@ -154,13 +165,19 @@ class TarSource(LineSource):
                 record = parse_json(file.read(offset, size), where)
             elif kind.rsplit(".", 1)[-1] in IMAGES:
                 images.append(f"{key}.{kind}")
-            elif kind.removesuffix(".npz").removesuffix(".safetensors").split(".")[-1] == "regions" and kind.endswith(SUFFIXES):
+            elif kind.removesuffix(".npz").removesuffix(".safetensors").split(".")[-1] == "regions" and kind.endswith(
+                SUFFIXES
+            ):
                 regions.append(f"{key}.{kind}")
             elif kind != "txt":
                 unused.append("." + kind)
         if not images:
             raise BadInput(f"{where}: no picture among its members ({', '.join(members)})")
-        record = {name: value for name, value in record.items() if value is not None and name not in ("key", "image", "regions")}
+        record = {
+            name: value
+            for name, value in record.items()
+            if value is not None and name not in ("key", "image", "regions")
+        }
         if "txt" in members and not record.keys() & {"caption", "captions", "question"}:
             try:
                 record["caption"] = file.read(*members["txt"]).decode().strip()
@@ -191,7 +208,9 @@ class TarSource(LineSource):
         if entry.regions:
             kind = entry.regions[len(key) + 1 :]
             data = file.read(*members[kind])
-            return read_picture(data, kind.rsplit(".", 1)[-1], (width, height), entry.name, path, f"{line.where}: {entry.regions}")
+            return read_picture(
+                data, kind.rsplit(".", 1)[-1], (width, height), entry.name, path, f"{line.where}: {entry.regions}"
+            )
         return empty_picture(line, slot, (width, height), path)
 
     def _sample(self, number: int) -> tuple[RandomAccess, str, dict[str, tuple[int, int]]]:
@@ -203,7 +222,9 @@ class TarSource(LineSource):
         return self._files[tar], table.keys[local].decode(), members
 
 
-def write_tar(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], Sequence[tuple[str, bytes]], Sequence[Picture]]]) -> int:
+def write_tar(
+    path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], Sequence[tuple[str, bytes]], Sequence[Picture]]]
+) -> int:
     """Writes one tar shard, whole or not at all; the same samples give the same bytes.
 
     Args:
@@ -226,16 +247,23 @@ def write_tar(path: str | Path, samples: Iterable[tuple[str, Mapping[str, Any], 
             for key, fields, images, regions in samples:
                 where = f"{path}, sample {key}"
                 if split_name(key)[1] or key in seen or not key:
-                    raise BadInput(f"{where}: {'given twice' if key in seen else 'a key is not empty and has no dot in its last part'}")
+                    raise BadInput(
+                        f"{where}: {'given twice' if key in seen else 'a key is not empty and has no dot in its last part'}"
+                    )
                 seen.add(key)
                 several = len(images) > 1
-                members = {f"{number}.{suffix}" if several else suffix: data for number, (suffix, data) in enumerate(images)}
+                members = {
+                    f"{number}.{suffix}" if several else suffix: data for number, (suffix, data) in enumerate(images)
+                }
                 if not members or not all(suffix in IMAGES for suffix, _ in images):
-                    raise BadInput(f"{where}: its pictures are {[suffix for suffix, _ in images]}, expected one or more of {', '.join(IMAGES)}")
-                parse_line({**fields, "key": key, "image": sorted(members) if several else next(iter(members))}, where, key)
+                    raise BadInput(
+                        f"{where}: its pictures are {[suffix for suffix, _ in images]}, expected one or more of {', '.join(IMAGES)}"
+                    )
+                parse_line(
+                    {**fields, "key": key, "image": sorted(members) if several else next(iter(members))}, where, key
+                )
                 for number, picture in enumerate(regions):
                     members[f"{number}.regions.npz" if several else "regions.npz"] = encode_regions(picture, "npz")
                 members["json"] = json.dumps({**fields, "key": key}, ensure_ascii=False).encode()
                 writer.write({"__key__": key, **members})
     return len(seen)
-

@@ -1,0 +1,146 @@
+"""Sources made of other sources: joined, narrowed, split by picture; and the pool that negatives are drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intarsia.batch import Sample
+from intarsia.data.source import Provenance, Source
+from intarsia.errors import BadInput
+
+
+class Subset:
+    """Some samples of a source, in the order given.
+
+    Args:
+        source: the whole.
+        indices: (k) numbers of samples in it.
+    """
+
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.provenance: Provenance | None = source.provenance
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[int(self.indices[index])]
+
+
+class Joined:
+    """Several sources behind one another; keys and picture names get the source's name in front, so they stay unique.
+
+    Args:
+        sources: by name.
+        repeat: how often each sample of a source comes in one epoch, 1 unless named. Copies are other samples to the loader: their keys end in
+            "#2", "#3", .., so that each is hidden in its own way.
+
+    Raises:
+        BadInput: region features of different extractors, or a repeat of an unknown source or below 1.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], repeat: Mapping[str, int] | None = None) -> None:
+        repeat = dict(repeat or {})
+        for name, times in repeat.items():
+            if name not in sources or times < 1:
+                raise BadInput(f"source {name}: cannot be repeated {times} times (sources: {', '.join(sources)})")
+        names = list(sources)
+        for name in names[1:]:
+            if sources[name].provenance != sources[names[0]].provenance:
+                raise BadInput(
+                    f"sources {names[0]} and {name}: region features differ ({_where(sources[names[0]])} and {_where(sources[name])})"
+                )
+        self._parts = [(name, copy, sources[name]) for name in names for copy in range(1, repeat.get(name, 1) + 1)]
+        self._ends = np.cumsum([len(source) for _, _, source in self._parts], dtype=np.int64)
+        self.provenance: Provenance | None = sources[names[0]].provenance if names else None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        name, copy, source = self._parts[part]
+        sample = source[index - int(self._ends[part - 1]) if part else index]
+        pictures = tuple(dataclasses.replace(picture, name=f"{name}/{picture.name}") for picture in sample.pictures)
+        return dataclasses.replace(
+            sample, key=f"{name}/{sample.key}" + (f"#{copy}" if copy > 1 else ""), pictures=pictures
+        )
+
+
+def _where(source: Source) -> str:
+    if source.provenance is None:
+        return "unknown extractor"
+    return f"{source.provenance.extractor}, {source.provenance.width} wide, weights {source.provenance.weights[:8] or 'none'}"
+
+
+def split(source: Source, share: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Splits a source by picture, so that no picture is on both sides; reads every sample once.
+
+    The side of a picture depends on its name and the seed alone: it stays when the data set grows.
+
+    Args:
+        source: the whole.
+        share: the share of the pictures to hold out, in (0, 1).
+        seed: another seed gives another split.
+
+    Returns:
+        The rest and the held-out part.
+
+    Raises:
+        BadInput: one of the sides is empty.
+    """
+    held = np.fromiter(
+        (_draw(_name(source[i]), seed) < share for i in range(len(source))), dtype=bool, count=len(source)
+    )
+    if held.all() or not held.any():
+        raise BadInput(
+            f"held-out share {share}: {int(held.sum())} of {len(held)} samples would be held out, both sides need some"
+        )
+    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def _name(sample: Sample) -> str:
+    return sample.pictures[0].name if sample.pictures else sample.key
+
+
+def _draw(name: str, seed: int) -> float:
+    return float(np.random.default_rng([seed, 0x5B117, zlib.crc32(name.encode())]).random())
+
+
+class Pool:
+    """What negatives are drawn from: samples of a source that the system takes.
+
+    Args:
+        source: the data.
+        indices: (k) numbers of the samples to draw from.
+    """
+
+    tries = 200
+    """Draws in search of another picture before giving up."""
+
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self.source = source
+        self.indices = indices
+
+    def draw(self, rng: np.random.Generator, other_than: Sample) -> Sample:
+        """A sample with another picture (another key where samples have no pictures).
+
+        Raises:
+            BadInput: none was found; the samples show the same picture.
+        """
+        for _ in range(self.tries):
+            sample = self.source[int(self.indices[rng.integers(len(self.indices))])]
+            if _name(sample) != _name(other_than):
+                return sample
+        raise BadInput(
+            f"sample {other_than.key}: no other picture than {_name(other_than)} in {self.tries} draws from {len(self.indices)} samples"
+        )
