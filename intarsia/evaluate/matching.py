@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from rich.table import Table
 
-from intarsia.batch import Array, Batch, Encoded, Example, Picture, Sample
+from intarsia.batch import Array, Batch, Example, Picture, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
 from intarsia.system import System
@@ -103,8 +103,8 @@ def match(
 
     scores = np.full(len(kept) * len(pictures), np.nan, np.float32)
 
-    def read(numbers: Array, batch: Batch, encoded: Encoded) -> None:
-        scores[numbers] = system.match_scores(encoded).float().cpu().numpy()
+    def read(numbers: Array, batch: Batch) -> None:
+        scores[numbers] = system.match_scores(system.encode(batch)).float().cpu().numpy()
 
     sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
     sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
@@ -234,8 +234,8 @@ def choice(system: System, samples: Sequence[Sample], how: Inference = FP32) -> 
     kept, examples = fitting(system, forms)
     scores = np.full(len(forms), np.nan)
 
-    def read(numbers: Array, batch: Batch, encoded: Encoded) -> None:
-        scores[np.array(kept)[numbers]] = system.match_scores(encoded).float().cpu().numpy()
+    def read(numbers: Array, batch: Batch) -> None:
+        scores[np.array(kept)[numbers]] = system.match_scores(system.encode(batch)).float().cpu().numpy()
 
     run(system, np.array([x.rows for x in examples]), lambda i: examples[i], read, "true and false captions", how)
     owners = np.array(owner)

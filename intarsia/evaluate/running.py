@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Picture, Sample, pack
+from intarsia.batch import Array, Batch, Example, Picture, Sample, pack
 from intarsia.errors import BadInput
 from intarsia.system import System, TooLong
 from intarsia.text import Pieces
@@ -50,17 +50,17 @@ def run(
     system: System,
     lengths: Array,
     build: Callable[[int], Example],
-    read: Callable[[Array, Batch, Encoded], None],
+    read: Callable[[Array, Batch], None],
     what: str,
     how: Inference = FP32,
 ) -> None:
-    """Encodes documents and hands each batch's outcome on, all in inference mode and with dropout off; the system's mode is put back.
+    """Packs documents and hands each batch on, all in inference mode and with dropout off; the system's mode is put back.
 
     Args:
         system: the system; batches go to the device of its parameters.
         lengths: (D) rows of each document.
         build: the document of a number below D, asked for once.
-        read: gets the numbers of the batch's documents, the batch and what the system made of it.
+        read: gets the numbers of the batch's documents and the batch, and encodes it.
         what: said beside the bar.
         how: batch size, precision, bar.
     """
@@ -72,7 +72,7 @@ def run(
             for numbers in cut(lengths, how.rows):
                 batch = pack([build(int(i)) for i in numbers]).to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                    read(numbers, batch, system.encode(batch))
+                    read(numbers, batch)
                 advance(len(numbers))
     finally:
         system.train(training)

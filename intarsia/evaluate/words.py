@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from rich.table import Table
 
-from intarsia.batch import Array, Batch, Encoded, Example, Sample
+from intarsia.batch import Array, Batch, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.running import (
     FP32,
@@ -181,11 +181,12 @@ def _guess(system: System, examples: list[Example], items: list[_Item], what: st
     """(items) bool: whether each hidden word was found."""
     right = np.zeros(len(items), np.bool_)
 
-    def read(numbers: Array, batch: Batch, encoded: Encoded) -> None:
+    def read(numbers: Array, batch: Batch) -> None:
         assert batch.text is not None
         start = batch.text.packing.cu_seqlens.cpu().numpy()
         rows = [start[place] + items[i].rows for place, i in enumerate(numbers)]
-        best = system.word_logits(encoded, batch.text.ids.new_tensor(np.concatenate(rows))).argmax(-1).cpu().numpy()
+        logits = system.word_logits(system.encode(batch), batch.text.ids.new_tensor(np.concatenate(rows)))
+        best = logits.argmax(-1).cpu().numpy()
         ends = np.cumsum([len(x) for x in rows])[:-1]
         for i, guess in zip(numbers, np.split(best, ends), strict=True):
             right[i] = tuple(guess.tolist()) in items[i].answers

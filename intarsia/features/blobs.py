@@ -1,4 +1,4 @@
-"""Regions of a raw picture on a plain background: connected patches that differ from the colour of the picture's border.
+"""Regions of a raw picture on a plain background: connected patches unlike the colour of its border.
 
 With `pixels` this is the extractor for drawings, icons and product shots; photographs need a detector.
 """
@@ -114,7 +114,7 @@ def _touching(
 
 
 def _shrink(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The picture as floats, averaged over squares of k x k pixels so that neither side is over the limit; at the right and lower edge the squares may be cut."""
+    """The picture as floats, averaged over k x k squares so that no side is over the limit (edges repeated)."""
     k = -(-max(image.shape[:2]) // _LARGEST)
     if k == 1:
         return image.astype(np.float32)

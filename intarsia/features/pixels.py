@@ -1,6 +1,7 @@
 """Raw pixels as region features: a box's pixels shrunk to 8 x 8 x 3 = 192 numbers, standardised with fixed constants.
 
-No weights, no state: the same picture and boxes give the same bits anywhere. Enough for pictures of simple shapes; not a feature for photographs.
+No weights, no state: the same picture and boxes give the same bits anywhere. Enough for pictures of simple shapes; not
+a feature for photographs.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SETTINGS = {"grid": str(GRID), "mean": " ".join(map(str, MEAN)), "sd": str(SD)}
 def pixel_features(image: NDArray[np.uint8], boxes: NDArray[Any]) -> NDArray[np.float32]:
     """Features of the boxes of a picture.
 
-    Each of the 8 x 8 cells of a box is the mean over its area, pixels on its edge counted by the part inside, so shrinking is smooth and a picture of
-    any size gives nearly the same numbers. Boxes are clipped to the picture and are at least one pixel wide and high.
+    Each of the 8 x 8 cells of a box is the mean over its area, pixels on its edge counted by the part inside, so
+    shrinking is smooth and a picture of any size gives nearly the same numbers. Boxes are clipped to the picture and
+    are at least one pixel wide and high.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -342,6 +342,15 @@ class UNITER(System):
 
     # 5 -- checkpoint -----------------------------------------------------------------------------------------------
 
+    sizes = {  # noqa: RUF012
+        "vocab_size": ("words.word.weight", 0),
+        "hidden_size": ("words.word.weight", 1),
+        "max_position_embeddings": ("words.position.weight", 0),
+        "type_vocab_size": ("words.segment.weight", 0),
+        "feature_size": ("regions.feature.weight", 1),
+        "classes": ("class_head.out.weight", 0),
+        "intermediate_size": ("encoder.layers.0.up.weight", 0),
+    }
     keys = KeyMap(
         ("uniter.embeddings.word_embeddings.", "words.word."),
         ("uniter.embeddings.position_embeddings.", "words.position."),

@@ -1,9 +1,12 @@
-"""Generated worlds: the project's embedded data. Scenes of coloured shapes with exact boxes, captions, gold links, false captions and questions.
+"""Generated worlds: the project's embedded data.
+
+Scenes of coloured shapes with exact boxes, captions, gold links, false captions and questions.
 
     source = WorldSource(split="train", count=8000, seed=0)
     source[0].texts, source.image(0), source.words_to_test(0)
 
-Unusual: the truth of every caption about every scene can be computed, so negatives are known to be false, and eight colour-shape pairs are held out.
+Unusual: the truth of every caption about every scene can be computed, so negatives are known to be false, and eight
+colour-shape pairs are held out.
 """
 
 from intarsia.worlds.candidates import candidate_sets

@@ -10,8 +10,8 @@ from intarsia.worlds.source import WorldSource
 def candidate_sets(source: WorldSource, size: int = 100, sets: int = 1) -> list[tuple[int, ...]]:
     """Chooses disjoint sets of scenes such that no caption is true of another picture of its set.
 
-    Without that rule the ceiling of recall is below 1. Scenes are tried in their order; one that does not fit a set waits for the next. Held-out scenes
-    allow about 20 a set: there are only 28 ways to name two of their eight pairs.
+    Without that rule the ceiling of recall is below 1. Scenes are tried in their order; one that does not fit a set
+    waits for the next. Held-out scenes allow about 20 a set: there are only 28 ways to name two of their eight pairs.
 
     Raises:
         BadInput: the source has too few scenes that fit.
@@ -29,7 +29,8 @@ def candidate_sets(source: WorldSource, size: int = 100, sets: int = 1) -> list[
                     break
         else:
             raise BadInput(
-                f"world: only {len(now)} of {len(left)} {source.split} scenes fit set {len(chosen) + 1} of {sets}, {size} needed"
+                f"world: only {len(now)} of {len(left)} {source.split} scenes fit "
+                f"set {len(chosen) + 1} of {sets}, {size} needed"
             )
         taken = set(now)
         left = [i for i in left if i not in taken]

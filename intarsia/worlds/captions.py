@@ -1,7 +1,8 @@
-"""Captions: what they say, how that is written in English and Chinese, how it is read back, and whether it is true of a scene.
+"""Captions: what they say, how that is written in English and Chinese and read back, and whether it is true of a scene.
 
-A `Caption` is structure without words: phrases that describe objects, and a relation between the first two. Grammars write it in a language, with the
-character span of every word, so gold links and test words cost nothing; `parse` is their inverse.
+A `Caption` is structure without words: phrases that describe objects, and a relation between the first two. Grammars
+write it in a language, with the character span of every word, so gold links and test words cost nothing; `parse` is
+their inverse.
 
 A caption is true of a scene iff its phrases can be given to different objects that fit them and stand in the relation.
 """
@@ -213,7 +214,7 @@ def holds(caption: Caption, scene: Scene) -> bool:
 
 
 def determined(caption: Caption, scene: Scene, phrase: int, kind: Kind) -> bool:
-    """Whether the picture determines one attribute word given the rest of the caption: no other value would also be true."""
+    """Whether the picture determines an attribute word given the rest of the caption: no other value is also true."""
     now = caption.phrases[phrase].value(kind)
     values = range(len(LEXICONS["en"].words[kind]))
     return not any(v != now and holds(change(caption, phrase, kind, v), scene) for v in values)
@@ -235,8 +236,9 @@ def draw_caption(
 ) -> tuple[Caption, tuple[int, ...]]:
     """Draws a true caption of a scene, and the objects that its phrases name.
 
-    Every phrase says colour and shape, its size with probability .3 (and its texture, in a world that has textures, with probability .3); with
-    probability .3 the first two objects are joined by a relation that holds. Objects of held-out pairs are named first, where there are any.
+    Every phrase says colour and shape, its size with probability .3 (and its texture, in a world that has textures,
+    with probability .3); with probability .3 the first two objects are joined by a relation that holds. Objects of
+    held-out pairs are named first, where there are any.
     """
     order = [int(i) for i in rng.permutation(len(scene.objects))]
     order.sort(key=lambda i: scene.objects[i].pair not in HELD_OUT)

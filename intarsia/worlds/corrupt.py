@@ -1,7 +1,7 @@
 """False captions: small edits of a caption, each checked to be false of the scene.
 
-An edit must not be told from the text alone. So it names no held-out pair where the world shows none, and in a world of distinct colours and shapes it
-does not give two phrases the same colour or shape.
+An edit must not be told from the text alone. So it names no held-out pair where the world shows none, and in a world of
+distinct colours and shapes it does not give two phrases the same colour or shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EDITED: tuple[Kind, ...] = ("colour", "shape")
 
 
 def swap_colours(caption: Caption, scene: Scene, distinct: bool, held_out: bool) -> Caption | None:
-    """The caption with the colours of two of its phrases exchanged; None where every exchange is still true or not allowed.
+    """The caption with the colours of two of its phrases exchanged; None where no exchange is false and allowed.
 
     Args:
         caption: the caption to edit.
@@ -64,9 +64,10 @@ def replace_word(
 def corrupt(
     caption: Caption, scene: Scene, rng: np.random.Generator, count: int, distinct: bool, held_out: bool
 ) -> tuple[Caption, ...]:
-    """At most `count` different false captions: colours swapped, one word replaced by another object's, one by any; then the last two kinds again.
+    """At most `count` different captions that are false of the scene.
 
-    The swap comes first when there is one. Every result is false of the scene.
+    First the colours swapped, where that is possible; then one word replaced by another object's, one by any, and so on
+    in turn. Every result is false of the scene.
     """
     found: list[Caption] = []
     for attempt in range(3 * count):

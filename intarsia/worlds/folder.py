@@ -13,15 +13,15 @@ from intarsia.errors import BadInput
 from intarsia.worlds.captions import Phrase, write, write_phrase
 from intarsia.worlds.source import CLASSES, WorldSource
 
-
 _SPLITS = {"train": "train", "validation": "val", "test": "test", "held_out": "test"}
 
 
 def write_folder(source: WorldSource, directory: str | Path, count: int | None = None) -> Path:
     """Writes scenes as images/*.png and pairs.jsonl; the latter appears last, when all pictures are there.
 
-    One line a scene and language: key, image, captions (text and language), boxes in pixels, labels (name of the class of each box), tags (the objects'
-    names), links (caption, start, end, box), false_captions, split ("train", "val" or "test"; held-out scenes are "test").
+    One line a scene and language: key, image, captions (text and language), boxes in pixels, labels (name of the class
+    of each box), tags (the objects' names), links (caption, start, end, box), false_captions, split ("train", "val" or
+    "test"; held-out scenes are "test").
 
     Args:
         source: a world of level 1.

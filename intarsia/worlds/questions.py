@@ -1,7 +1,8 @@
 """Downstream items of a world: questions, statements about two pictures, referring expressions, four-choice items.
 
-Each function gives a plain Sample made from a scene of a source, a pure function of the scene's number; None where the scene allows no such item.
-Where an item has a truth value, the value is drawn first and the item then fitted to it, so answers are balanced and the text gives nothing away.
+Each function gives a plain Sample made from a scene of a source, a pure function of the scene's number; None where the
+scene allows no such item. Where an item has a truth value, the value is drawn first and the item then fitted to it, so
+answers are balanced and the text gives nothing away.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ _TEXT = {
 
 
 def ask(source: WorldSource, index: int, kind: Question) -> Sample | None:
-    """A question about a scene: texts = (question,), answers = ((answer, 1),), a link from each named object's phrase to its region."""
+    """A question about a scene.
+
+    texts = (question,), answers = ((answer, 1),), a link from the phrase of each object that is named to its region.
+    """
     scene, language = source.scene(index), source.language(index)
     rng = _rng(source, index, 1 + get_args(Question).index(kind))
     words, text = lexicon_of(language).words, _TEXT[language][kind]
@@ -89,9 +93,11 @@ def _ask_relation(source: WorldSource, index: int, scene: Scene, rng: np.random.
 
 
 def compare(source: WorldSource, left: int, right: int) -> Sample | None:
-    """A statement about two pictures, true or false (as in NLVR2): texts = (statement,), answers = (("true" or "false", 1),).
+    """A statement about two pictures, true or false (as in NLVR2).
 
-    Says that both pictures, or the left one only, show a colour or a shape, or that the left one shows more objects of a size.
+    texts = (statement,), answers = (("true" or "false", 1),), pictures = (left, right).
+    Says that both pictures, or the left one only, show a colour or a shape, or that the left one shows more objects of
+    a size.
     """
     scenes, language = (source.scene(left), source.scene(right)), source.language(left)
     rng = _rng(source, left, 100, right)
@@ -138,10 +144,12 @@ def refer(source: WorldSource, index: int) -> Sample:
 
 
 def choose(source: WorldSource, index: int) -> Sample | None:
-    """A four-choice item (as in VCR): texts = (question, four answers), answers = ((number of the right one "0" .. "3", 1),).
+    """A four-choice item (as in VCR).
 
-    Asks what stands in a relation to an object. One wrong answer names another object of the scene where the scene has one; the others mix
-    its colours and shapes to pairs that it does not show. The object of the question is linked to its region; answers are not, which would tell them apart.
+    texts = (question, four answers), answers = ((number of the right one, "0" .. "3", 1),).
+    Asks what stands in a relation to an object. One wrong answer names another object of the scene where the scene has
+    one; the others mix its colours and shapes to pairs that it does not show. The object of the question is linked to
+    its region; answers are not, which would tell them apart.
     """
     scene, language, rng = source.scene(index), source.language(index), _rng(source, index, 300)
     options = [

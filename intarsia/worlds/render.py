@@ -46,7 +46,7 @@ class RegionSet(NamedTuple):
 
 
 def draw_regions(rng: np.random.Generator, scene: Scene, background_boxes: int) -> RegionSet:
-    """Boxes of all objects, each side moved by up to a hundredth of the picture, and random background boxes, in random order."""
+    """Boxes of all objects, each side moved by up to .01, and random background boxes, in random order."""
     boxes = np.array([x.box for x in scene.objects]).reshape(-1, 4)
     boxes = boxes + rng.uniform(-_BOX_JITTER, _BOX_JITTER, boxes.shape)
     sides = rng.uniform(*_BACKGROUND_SIDES, (background_boxes, 2))
@@ -58,7 +58,7 @@ def draw_regions(rng: np.random.Generator, scene: Scene, background_boxes: int) 
 
 
 def soft_labels(rng: np.random.Generator, classes: Array) -> Array:
-    """(R, 9) float32 soft labels of regions of the given classes (0 = background, 1 + shape): softmax(4 * one-hot + N(0, .7))."""
+    """(R, 9) float32 soft labels of regions of given classes (0 = background): softmax(4 * one-hot + N(0, .7))."""
     logits = 4.0 * np.eye(1 + len(SHAPES))[classes] + rng.normal(0, 0.7, (len(classes), 1 + len(SHAPES)))
     weights = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float32)
@@ -87,7 +87,7 @@ def render(rng: np.random.Generator, scene: Scene, side: int) -> Array:
 
 @cache
 def _grain() -> Array:
-    """(256) float32 equally likely values of the pixel noise: the normal distribution in 256 steps, ten times as fast to draw."""
+    """(256) float32 equally likely values of the pixel noise: a normal distribution in 256 steps, faster to draw."""
     normal = NormalDist(0, _NOISE)
     return np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)
 
@@ -140,7 +140,7 @@ def _outlines(shape: int) -> tuple[Array, ...]:
 
 
 def _textured(thing: SceneObject, ink: Array, side: int, x: int, y: int, shape: tuple[int, ...]) -> Array:
-    """The ink of every pixel of a patch: a pattern of three periods across the object, in the ink (3, 1, 1) and a paler tone of it."""
+    """(3, h, w) the ink of every pixel of a patch: three periods of a pattern in the ink (3, 1, 1) and a paler tone."""
     x1, y1, x2, y2 = (v * side for v in thing.box)
     u = 3 * (np.arange(shape[1]) + x + 0.5 - x1) / (x2 - x1)
     v = 3 * (np.arange(shape[0]) + y + 0.5 - y1) / (y2 - y1)
@@ -165,7 +165,7 @@ def slot_regions(rng: np.random.Generator, scene: Scene) -> RegionSet:
 def slot_features(rng: np.random.Generator, scene: Scene, members: Array) -> Array:
     """(R, 32) float32 level-0 features: tanh(one-hot attributes . M1) . M2 + N(0, .15), with fixed random M1, M2.
 
-    Source: as detectors entangle attributes; an empty slot's one attribute is the kind of background.
+    The maps mix the attributes as a detector's features do. An empty slot's one attribute is the kind of background.
     """
     first, second = _maps()
     hot = np.zeros((len(members), len(first)))
@@ -177,7 +177,7 @@ def slot_features(rng: np.random.Generator, scene: Scene, members: Array) -> Arr
             row[[thing.colour, len(COLOURS) + thing.shape, len(COLOURS) + len(SHAPES) + thing.size]] = 1
     clean = np.tanh(
         (hot[:, :, None] * first).sum(1)
-    )  # (R, 64): sums in a fixed order, so every machine gives the same bits
+    )  # (R, 64); no matrix product, whose order of sums may depend on the number of threads
     return np.asarray(
         (clean[:, :, None] * second).sum(1) + rng.normal(0, 0.15, (len(members), WIDTH)), dtype=np.float32
     )

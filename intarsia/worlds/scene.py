@@ -1,7 +1,7 @@
 """Scenes of a generated world: objects with attributes, boxes and relations, drawn from a generator of random numbers.
 
-One rule splits the world for tests of systematic generalisation: the eight colour-shape pairs of `HELD_OUT` (shape = 3 * colour + 1 mod 8) occur in no
-training scene, although each of their words does.
+One rule splits the world for tests of systematic generalisation: the eight colour-shape pairs of `HELD_OUT` (shape = 3
+* colour + 1 mod 8) occur in no training scene, although each of their words does.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SceneGraph(NamedTuple):
 
 
 def related(a: SceneObject, b: SceneObject, relation: int) -> bool:
-    """Whether `a` stands in a relation (a number into RELATIONS) to `b`: their centres differ by more than a tenth of the picture that way."""
+    """Whether `a` stands in a relation (a number into RELATIONS) to `b`: its centre is more than .1 that way."""
     axis = relation // 2
     step = b.centre[axis] - a.centre[axis]
     return step > _APART if relation % 2 == 0 else -step > _APART

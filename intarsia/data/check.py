@@ -1,0 +1,293 @@
+"""What is in a data set (`inspect`) and whether it can be used (`check`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.batch import Picture, Sample
+from intarsia.data.decode import decode_image
+from intarsia.data.formats.files import sha256_of
+from intarsia.data.formats.index import LineSource, OnError
+from intarsia.data.formats.lines import Entry
+from intarsia.data.formats.regions import check_shapes
+from intarsia.data.formats.shards import ShardSource, check_fractions, check_shard
+from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance, Source
+from intarsia.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Least, mean and greatest of some numbers."""
+
+    least: float = 0.0
+    mean: float = 0.0
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, values: list[int]) -> Spread:
+        """The spread of a list; zeros if it is empty."""
+        return cls(float(min(values)), float(np.mean(values)), float(max(values))) if values else cls()
+
+    def __str__(self) -> str:
+        return f"{self.least:g} to {self.most:g}, mean {self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a data set holds."""
+
+    spec: str
+    kind: str
+    """Class of the reader."""
+    samples: int
+    """Image-text pairs: one a caption."""
+    pictures: int | None
+    """Different pictures; None when the reader cannot say without reading everything."""
+    looked_at: int
+    """Samples, spread evenly, that everything below but `splits`, `ignored`, `skipped` and `sizes` was measured on."""
+    words: Spread
+    """Words a caption (characters where a caption has no spaces)."""
+    regions: Spread
+    """Regions a picture."""
+    languages: dict[str, int]
+    widths: dict[int, int]
+    """Feature width: in how many pictures."""
+    with_pixels: int
+    """Pictures whose pixels can be found."""
+    links: int
+    provenance: Provenance | None
+    splits: dict[str, int] = field(default_factory=dict)
+    """Lines of each split, all of them."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Fields that are not used: on how many lines."""
+    skipped: tuple[str, ...] = ()
+    """Lines that cannot be used, and samples of those looked at that cannot be read."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of the files at the path, by suffix."""
+    first: tuple[str, ...] = ()
+    """The first samples in words."""
+
+    def lines(self) -> list[str]:
+        """The report, a line a fact."""
+        made = self.provenance
+        facts = {
+            "data": f"{self.spec} ({self.kind})",
+            "pairs": f"{self.samples:,}",
+            "pictures": "not counted" if self.pictures is None else f"{self.pictures:,}",
+            "splits (lines)": _counts(self.splits),
+            "looked at": f"{self.looked_at:,} of {self.samples:,} pairs",
+            "words a caption": str(self.words),
+            "languages": _counts(self.languages),
+            "regions a picture": str(self.regions),
+            "feature width": _counts(self.widths),
+            "with pixels": f"{self.with_pixels:,} pictures",
+            "gold links": f"{self.links:,}",
+            "features from": "not said" if made is None else f"{made.extractor}, {made.width} wide, {len(made.classes)} classes",
+            "files": ", ".join(f"{suffix} {_bytes(size)}" for suffix, size in sorted(self.sizes.items())) or "none",
+            "unused fields": _counts(self.ignored),
+            "cannot be used": f"{len(self.skipped):,}",
+        }
+        listed = [f"{name:<18} {value}" for name, value in facts.items()]
+        return [*listed, *(f"  {x}" for x in self.skipped[:10]), *(f"{'':<18} {x}" for x in self.first)]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What `check` found."""
+
+    spec: str
+    samples: int
+    """Image-text pairs of lines that can be read."""
+    usable: int
+    """Those of them with nothing wrong."""
+    pictures: int
+    """Different pictures looked at."""
+    decoded: int
+    """Pictures whose pixels were decoded."""
+    problems: tuple[str, ...]
+    """One line for every problem, naming file, sample and value."""
+
+    def lines(self) -> list[str]:
+        """The counts and every problem."""
+        total = f"{self.spec}: {self.usable:,} of {self.samples:,} pairs can be used"
+        seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {len(self.problems):,} problems"
+        return [total, seen, *self.problems]
+
+
+# ----------------------------------------------------------------------------------------------------------------- inspect
+
+
+def inspect(spec: str, limit: int = 1000) -> Report:
+    """Describes a data set; lines that cannot be used are left out and listed.
+
+    Args:
+        spec: as `open_source` takes it.
+        limit: how many samples, spread evenly, to measure captions and regions on.
+
+    Raises:
+        BadInput: nothing there can be opened.
+    """
+    source = open_source(spec, on_error="skip")
+    places = sorted({int(x) for x in np.linspace(0, len(source) - 1, min(limit, len(source)))}) if len(source) else []
+    samples, unreadable = [], []
+    for place in places:
+        try:
+            samples.append(source[place])
+        except BadInput as error:
+            unreadable.append(str(error))
+    pictures = list({x.name: x for sample in samples for x in sample.pictures}.values())
+    lined = source if isinstance(source, LineSource) else None
+    return Report(
+        spec=str(spec),
+        kind=type(source).__name__,
+        samples=len(source),
+        pictures=lined.picture_count if lined else None,
+        looked_at=len(places),
+        words=Spread.of([_length(text) for sample in samples for text in sample.texts]),
+        regions=Spread.of([len(x.boxes) for x in pictures]),
+        languages=dict(Counter(x.language for x in samples)),
+        widths=dict(Counter(x.features.shape[1] for x in pictures if x.features.shape[1])),
+        with_pixels=sum(bool(x.path) for x in pictures),
+        links=sum(len(x.links) for x in samples),
+        provenance=source.provenance,
+        splits=lined.index.splits if lined else {},
+        ignored=lined.index.ignored if lined else {},
+        skipped=(*(lined.skipped if lined else ()), *unreadable),
+        sizes=_sizes(Path(spec)),
+        first=tuple(_in_words(x) for x in samples[:3]),
+    )
+
+
+def _length(text: str) -> int:
+    words = text.split()
+    return len(words) if len(words) > 1 or text.isascii() else len(text.strip())
+
+
+def _in_words(sample: Sample) -> str:
+    pictures = "; ".join(f"{x.name} {x.width}x{x.height}, {len(x.boxes)} regions" for x in sample.pictures)
+    return f"{sample.key} [{sample.language}] {sample.texts[0]!r} | {pictures}"
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = [path] if path.is_file() else (x for x in path.rglob("*") if x.is_file()) if path.is_dir() else []
+    sizes: Counter[str] = Counter()
+    for file in files:
+        sizes[file.suffix or file.name] += file.stat().st_size
+    return dict(sizes)
+
+
+def _counts(counts: dict[str, int] | dict[int, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"
+
+
+# ------------------------------------------------------------------------------------------------------------------- check
+
+
+@dataclass
+class _Findings:
+    on_error: OnError
+    problems: list[str] = field(default_factory=list)
+    width: tuple[int, str] | None = None
+    """Feature width of the first picture that has features, and its name."""
+    seen: dict[str, bool] = field(default_factory=dict)
+    """Pictures looked at: whether they are good."""
+    decoded: int = 0
+
+    def holds(self, test: Callable[[], object]) -> bool:
+        """Whether a test raises nothing; what it raises is noted, or raised again if the check stops at the first."""
+        try:
+            test()
+        except BadInput as error:
+            if self.on_error == "stop":
+                raise
+            self.problems.append(str(error))
+            return False
+        return True
+
+    def look_at(self, picture: Picture, where: str) -> None:
+        """Checks one picture.
+
+        Raises:
+            BadInput: the first thing wrong with it.
+        """
+        arrays = {"features": picture.features, "boxes": picture.boxes}
+        arrays |= {x: getattr(picture, x) for x in ("scores", "probs", "labels") if getattr(picture, x) is not None}
+        if picture.features.shape[1]:
+            check_shapes(arrays, where)
+            if self.width is None:
+                self.width = picture.features.shape[1], picture.name
+            if picture.features.shape[1] != self.width[0]:
+                found = picture.features.shape[1]
+                raise BadInput(f"{where}: features are {found} wide, those of {self.width[1]} are {self.width[0]} wide")
+        check_fractions(picture.boxes, where)
+        if picture.path:
+            pixels = decode_image(picture.path)
+            self.decoded += 1
+            if picture.width and picture.height and pixels.shape[:2] != (picture.height, picture.width):
+                size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+                raise BadInput(f"{where}: {size} pixels, the data set says {picture.width}x{picture.height}")
+
+
+def check(spec: str, on_error: OnError = "stop") -> Counts:
+    """Looks at every line, every picture (decoding it where its pixels are at hand) and every region of a data set.
+
+    Finds: lines that cannot be read, keys given twice, empty captions, missing, cut or undecodable pictures, pictures of
+    another size than said, boxes without area or outside the picture, features that are not finite or differ in width,
+    links out of range, one picture described in two ways, and shards whose bytes have changed.
+
+    Args:
+        spec: as `open_source` takes it.
+        on_error: "stop" raises the first problem; "skip" counts and lists all of them.
+
+    Raises:
+        BadInput: the first problem ("stop"), or nothing there can be opened.
+    """
+    source = open_source(spec, on_error=on_error)
+    findings = _Findings(on_error)
+    if isinstance(source, ShardSource):
+        for shard in source.shards.shards:
+            findings.holds(lambda x=shard: check_shard(source.root, x, verify=True))  # type: ignore[misc]
+    if isinstance(source, LineSource):
+        findings.problems.extend(source.skipped)
+        usable = _check_lines(source, findings)
+    else:
+        usable = _check_samples(source, findings)
+    return Counts(str(spec), len(source), usable, len(findings.seen), findings.decoded, tuple(findings.problems))
+
+
+def _check_lines(source: LineSource, findings: _Findings) -> int:
+    usable = 0
+    described: dict[str, tuple[Entry, str]] = {}
+    for number in range(len(source.index.lines)):
+        line = source.line(number)
+        found: list[Picture] = []
+        good = True
+        for slot, entry in enumerate(line.entries):
+            if entry.name not in findings.seen:
+                described[entry.name] = entry, line.where
+                pictures = [] if findings.on_error == "stop" else found
+
+                def look(at: int = slot, name: str = entry.name) -> None:
+                    found.append(source.picture_of(line, at, number))  # noqa: B023
+                    findings.look_at(found[-1], f"{line.where}: {name}")  # noqa: B023
+
+                findings.seen[entry.name] = findings.holds(look)
+        usable += 0
+    return usable
+
+
+def _check_samples(source: Source, findings: _Findings) -> int:
+    return 0

@@ -1,0 +1,68 @@
+"""From what a user types to a Source: looks at the path and opens the format found there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from intarsia.data.formats.index import OnError
+from intarsia.data.formats.pairs import LINES, PairsFolder
+from intarsia.data.formats.shards import INDEX, ShardSource
+from intarsia.data.formats.tar import TarSource
+from intarsia.data.source import Source
+from intarsia.errors import BadInput
+
+WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
+ACCEPTED = (
+    f"a folder with {INDEX} (region shards), {LINES} or *.tar; a .jsonl file of pairs; a .tar file; or worlds:COUNT[:SEED]"
+)
+
+
+def open_source(spec: str | Path, split: str | None = None, on_error: OnError = "stop") -> Source:
+    """Opens a data set.
+
+    Args:
+        spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar` file, or
+            "worlds:COUNT[:SEED]", generated worlds.
+        split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do not say
+            are "train".
+        on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
+
+    Raises:
+        BadInput: no such path, or nothing in it that can be opened (lists what can be), or what the format's reader raises.
+    """
+    world = WORLDS.fullmatch(str(spec))
+    if world is not None:
+        return _open_world(int(world["count"]), int(world["seed"] or 0), split)
+    path = Path(spec)
+    if path.is_dir():
+        if (path / INDEX).exists():
+            return ShardSource(path, split, on_error=on_error)
+        if (path / LINES).exists():
+            return PairsFolder(path, split, on_error)
+        if any(path.glob("*.tar")):
+            return TarSource(path, split, on_error)
+        found = sorted(x.name for x in path.iterdir())
+        holds = ", ".join(found[:5]) + (", .." if len(found) > 5 else "") if found else "nothing"
+        raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
+    if not path.exists():
+        raise BadInput(f"{spec}: no such file or folder; expected {ACCEPTED}")
+    if path.suffix == ".jsonl":
+        return PairsFolder(path, split, on_error)
+    if path.suffix == ".tar":
+        return TarSource(path, split, on_error)
+    raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def _open_world(count: int, seed: int, split: str | None) -> Source:
+    from intarsia.worlds import WorldConfig, WorldSource
+
+    match split:
+        case None | "train":
+            return WorldSource(WorldConfig(), "train", count, seed)
+        case "val":
+            return WorldSource(WorldConfig(), "validation", count, seed)
+        case "test":
+            return WorldSource(WorldConfig(), "test", count, seed)
+        case _:
+            raise BadInput(f"split {split!r} is not one of train, val, test")

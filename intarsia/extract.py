@@ -1,0 +1,312 @@
+"""Runs a region extractor over a data folder once and writes region shards, which is what training reads.
+
+A few threads decode pictures ahead of the network. Batches are cut by a picture's number, not by what is left to do, so a run that was killed and
+started again writes the same shards as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from os.path import relpath
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from safetensors import safe_open
+
+from intarsia.batch import Picture
+from intarsia.boxes import iou
+from intarsia.data.decode import decode_image
+from intarsia.data.formats.files import write_whole
+from intarsia.data.formats.index import LineSource, OnError
+from intarsia.data.formats.pairs import LINES, PairsFolder
+from intarsia.data.formats.shards import ShardIndex, ShardWriter
+from intarsia.data.formats.tar import TarSource
+from intarsia.errors import BadInput
+from intarsia.features.extractor import Extractor, Found
+
+Array = NDArray[Any]
+Boxes = Literal["found", "given"]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SKIPPED = "skipped.txt"
+AHEAD = 3
+"""Batches decoded before they are needed."""
+SAME = 0.5
+"""A gold link moves to the region that overlaps its box most, if by at least this (IoU)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an extraction did."""
+
+    pictures: int
+    """Pictures stored now, those of earlier runs included."""
+    resumed: int
+    """Pictures that earlier runs had stored."""
+    regions: int
+    """Regions this run made."""
+    skipped: tuple[str, ...]
+    """One message for every picture or line that could not be used; also in `skipped.txt`."""
+    lines_left_out: int
+    """Lines of captions not written because a picture of theirs has no regions."""
+    links_lost: int
+    """Gold links whose box no region matches."""
+    seconds: float
+
+
+def extract(
+    source: str | Path,
+    out: str | Path,
+    extractor: Extractor,
+    batch: int = 8,
+    on_error: OnError = "stop",
+    boxes: Boxes = "found",
+    workers: int = 2,
+    pictures_per_shard: int = 1024,
+    show: bool = True,
+) -> Report:
+    """Extracts the regions of all pictures of a data set; run again after a kill, it goes on where whole shards end.
+
+    Args:
+        source: a folder with `pairs.jsonl`, a tar or folder of tars, or a folder with nothing but pictures (in folders or not).
+        out: folder of the shards.
+        extractor: what finds and describes regions.
+        batch: pictures at once.
+        on_error: "stop" at the first picture or line that cannot be used, or "skip" it and report it.
+        boxes: "found" by the extractor, or those "given" by the lines.
+        workers: threads that decode.
+        pictures_per_shard: pictures a file; what a kill may cost.
+        show: draws a progress bar on standard error.
+
+    Raises:
+        BadInput: no pictures, one that cannot be used ("stop"), no boxes ("given"), or `out` was begun with another extractor or other settings.
+    """
+    began = time.monotonic()
+    if boxes not in ("found", "given") or on_error not in ("stop", "skip"):
+        raise BadInput(f"extract: boxes {boxes!r} (found or given), on_error {on_error!r} (stop or skip)")
+    source, out = Path(source), Path(out)
+    pictures = _open(source, on_error)
+    images = relpath(pictures.root, out) if isinstance(pictures, PairsFolder | PictureFolder) else ""
+    writer = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
+    done = writer.done()
+    skipped = list(pictures.skipped)
+    regions = stored = 0
+    with _bar(pictures.picture_count, show) as bar:
+        for members, failed in _decoded(pictures, done, batch, workers, boxes):
+            if failed and on_error == "stop":
+                raise failed[0]
+            skipped += map(str, failed)
+            found = _describe(extractor, members, boxes)
+            for (picture, pixels), region in zip(members, found, strict=True):
+                if picture.name not in done:
+                    writer.add(_filled(picture, pixels, region))
+                    regions += len(region.boxes)
+                    stored += 1
+            bar.advance(len(members) + len(failed))
+    lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
+    left_out = writer.finish(iter(lines) if lines else (), on_missing=on_error)
+    _note(out / SKIPPED, skipped)
+    return Report(
+        pictures=len(done) + stored,
+        resumed=len(done),
+        regions=regions,
+        skipped=tuple(skipped),
+        lines_left_out=left_out,
+        links_lost=lines.lost if lines else 0,
+        seconds=time.monotonic() - began,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ what to read
+
+
+class PictureFolder:
+    """Pictures with no captions, by the order of their names."""
+
+    skipped: tuple[str, ...] = ()
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names = sorted(x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
+        if not self.names:
+            raise BadInput(f"{root}: no {LINES}, no .tar and no picture ({', '.join(SUFFIXES)}) in it")
+        self.picture_count = len(self.names)
+
+    def picture(self, number: int) -> Picture:
+        """A picture by number, without regions."""
+        name = self.names[number]
+        return Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), path=str(self.root / name))
+
+
+def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | PictureFolder:
+    if not source.exists():
+        raise BadInput(f"{source}: no such file or folder")
+    if source.suffix == ".tar" or (source.is_dir() and not (source / LINES).exists() and any(source.glob("*.tar"))):
+        return TarSource(source, on_error=on_error)
+    if source.is_file() or (source / LINES).exists():
+        return PairsFolder(source, on_error=on_error)
+    return PictureFolder(source)
+
+
+Member = tuple[Picture, Array]
+
+
+def _decoded(
+    pictures: PairsFolder | TarSource | PictureFolder, done: frozenset[str], batch: int, workers: int, boxes: Boxes
+) -> Iterator[tuple[list[Member], list[BadInput]]]:
+    """The batches with a picture still to do, decoded ahead by threads: (picture, pixels) of the good ones, errors of the others."""
+
+    def load(number: int) -> Member | BadInput:
+        try:
+            picture = pictures.picture(number)
+            if boxes == "given" and len(picture.boxes) == 0:
+                raise BadInput(f"picture {picture.name}: no boxes are given for it")
+            return picture, decode_image(picture.path, picture.path or picture.name)
+        except BadInput as error:
+            return error
+
+    def ready(jobs: Sequence[Future[Member | BadInput]]) -> tuple[list[Member], list[BadInput]]:
+        results = [job.result() for job in jobs]
+        return [x for x in results if not isinstance(x, BadInput)], [x for x in results if isinstance(x, BadInput)]
+
+    def finished(number: int) -> bool:
+        try:
+            return pictures.picture(number).name in done
+        except BadInput:
+            return False
+
+    waiting: deque[list[Future[Member | BadInput]]] = deque()
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            for start in range(0, pictures.picture_count, batch):
+                numbers = range(start, min(start + batch, pictures.picture_count))
+                if done and all(finished(x) for x in numbers):
+                    continue
+                waiting.append([pool.submit(load, x) for x in numbers])
+                if len(waiting) > AHEAD:
+                    yield ready(waiting.popleft())
+            while waiting:
+                yield ready(waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- what to write
+
+
+def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
+    pixels = [x for _, x in members]
+    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+
+
+def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
+    high, wide = pixels.shape[:2]
+    return Picture(picture.name, found.features, found.boxes, wide, high, found.scores, found.probs, found.labels, picture.path)
+
+
+class _Lines:
+    """The caption lines of a data set, made to speak of the stored regions: gold links follow their boxes."""
+
+    def __init__(self, source: LineSource, out: Path, boxes: Boxes) -> None:
+        self.source, self.out, self.boxes = source, out, boxes
+        self.lost = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        index = ShardIndex.read(self.out)
+        places = {}
+        for shard in index.shards:
+            names = _names(self.out / f"{shard.name}.json")
+            places.update({name: (shard.name, row) for row, name in enumerate(names)})
+        load = lru_cache(4)(lambda name: _stored_boxes(self.out / f"{name}.safetensors"))
+        for number, record in enumerate(self.source.records()):
+            line = self.source.line(number)
+            if not line.links and self.boxes == "found":
+                yield _plain(record, [])
+                continue
+            if not all(x.name in places for x in line.entries):
+                yield record  # the writer says what is missing
+                continue
+            kept = []
+            for slot, entry in enumerate(line.entries):
+                name, row = places[entry.name]
+                cu, flat = load(name)
+                kept.append(flat[cu[row] : cu[row + 1]])
+                gold = self.source.picture_of(line, slot, number).boxes
+                if self.boxes == "given" and (gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)):
+                    raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
+            yield {k: v for k, v in record.items() if k != "regions"} if self.boxes == "given" else self._moved(number, record, kept)
+
+    def _moved(self, number: int, record: Mapping[str, Any], stored: Sequence[Array]) -> dict[str, Any]:
+        line = self.source.line(number)
+        gold = [self.source.picture_of(line, slot, number).boxes for slot in range(len(line.entries))]
+        links = []
+        for link in line.links:
+            overlap = iou(torch.from_numpy(gold[link.picture][link.region : link.region + 1]), torch.from_numpy(stored[link.picture]))[0]
+            if len(overlap) and float(overlap.max()) >= SAME:
+                links.append([link.text, link.start, link.end, int(overlap.argmax()), link.picture])
+            else:
+                self.lost += 1
+        return _plain(record, links)
+
+
+def _plain(record: Mapping[str, Any], links: list[list[int]]) -> dict[str, Any]:
+    """A line without what it says of boxes; its labels become tags, as they are to readers of the line."""
+    out = {k: v for k, v in record.items() if k not in ("boxes", "labels", "regions", "width", "height", "links")}
+    if "labels" in record and "tags" not in record:
+        several = isinstance(record["image"], list)
+        out["tags"] = [x for row in record["labels"] for x in row] if several else record["labels"]
+    return out | ({"links": links} if links else {})
+
+
+def _names(path: Path) -> list[str]:
+    names: list[str] = json.loads(path.read_bytes())["names"]
+    return names
+
+
+def _stored_boxes(path: Path) -> tuple[Array, Array]:
+    with safe_open(path, framework="numpy") as arrays:
+        return arrays.get_tensor("cu_regions"), arrays.get_tensor("boxes")
+
+
+def _note(path: Path, skipped: Sequence[str]) -> None:
+    if skipped:
+        with write_whole(path) as temporary:
+            temporary.write_text("".join(f"{x}\n" for x in skipped), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- progress bar
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.1f} pictures/s")
+
+
+class _bar:
+    def __init__(self, total: int, show: bool) -> None:
+        columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), disable=not show)
+        self.task = self.progress.add_task("", total=total)
+
+    def __enter__(self) -> _bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def advance(self, count: int) -> None:
+        self.progress.advance(self.task, count)

@@ -1,0 +1,252 @@
+"""A system ready for raw pictures: weights, vocabulary and the extractor its features come from.
+
+    model = intarsia.open("uniter", weights="runs/demo")
+    match = model.match("photo.jpg", "a red cup")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from intarsia.attend import watch
+from intarsia.batch import Array, Picture, Sample, pack
+from intarsia.data.decode import decode_image
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+from intarsia.features.extractor import Extractor, open_extractor
+from intarsia.recipe import Recipe, from_json, to_json
+from intarsia.system import System
+from intarsia.systems import find
+from intarsia.text import SPECIALS, Vocab
+from intarsia.weights.files import fill, read_weights, write_weights
+from intarsia.weights.signatures import whose
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a text fits a picture, and which word looks at which region."""
+
+    score: float
+    """Log odds that they belong together."""
+    words: tuple[str, ...]
+    """T pieces of the text, special tokens left out."""
+    boxes: Array
+    """(R, 4) float32, xyxy fractions."""
+    attention: Array
+    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1."""
+
+    @property
+    def probability(self) -> float:
+        """The score as a probability."""
+        return float(1 / (1 + np.exp(-self.score)))
+
+
+class Model:
+    """A system with the preparation that its weights expect.
+
+    Args:
+        system: the system, on its device, in evaluation mode.
+        provenance: where its region features came from; None = unknown, then only `Sample`s can be given.
+        device: where it runs.
+    """
+
+    def __init__(self, system: System, provenance: Provenance | None, device: str = "cpu") -> None:
+        self.system, self.provenance, self.device = system.to(device).eval(), provenance, torch.device(device)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """The extractor the weights were trained with.
+
+        Raises:
+            BadInput: it is not known, or what it needs is missing.
+        """
+        if self.provenance is None:
+            raise BadInput("the weights do not say which extractor their region features came from; give regions, not pictures")
+        return open_extractor(self.provenance.extractor)
+
+    def sample(self, image: Path | str | Array, text: str) -> Sample:
+        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample with regions."""
+        pixels = decode_image(image) if isinstance(image, str | Path) else np.asarray(image)
+        found = self.extractor([pixels])[0]
+        name = str(image) if isinstance(image, str | Path) else "picture"
+        picture = Picture(
+            name, found.features, found.boxes, pixels.shape[1], pixels.shape[0], found.scores, found.probs, found.labels, name
+        )
+        return Sample(name, (text,), (picture,))
+
+    @torch.inference_mode()
+    def match(self, image: Path | str | Array | Sample, text: str = "") -> Match:
+        """Scores a text against a picture (a raw one, or a Sample with regions)."""
+        sample = image if isinstance(image, Sample) else self.sample(image, text)
+        example = self.system.lay_out(sample)
+        batch = pack([example]).to(self.device)
+        with watch() as seen:
+            encoded = self.system.encode(batch)
+        assert example.text is not None, "the system reads text"
+        rows = np.flatnonzero(example.text.words >= 0)
+        words, count = len(example.text), len(sample.pictures[0].boxes)
+        mean = torch.stack([x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]).mean(0)
+        weights = mean[rows][:, words : words + count].cpu().numpy()
+        return Match(
+            score=float(self.system.match_scores(encoded)[0]),
+            words=tuple(self.system.vocab.tokens[i] for i in example.text.ids[rows]),
+            boxes=sample.pictures[0].boxes,
+            attention=weights / np.maximum(weights.sum(1, keepdims=True), 1e-9),
+        )
+
+
+def open(  # the name users type: intarsia.open
+    name: str, size: str = "base", weights: Path | str | None = None, vocab: Path | str | None = None, device: str = "cpu"
+) -> Model:
+    """Opens a system.
+
+    Args:
+        name: as in `intarsia list`.
+        size: the recipe whose numbers to use, where the weights do not bring their own.
+        weights: a run folder, our .safetensors, or the authors' file; None = random.
+        vocab: a vocab.txt; needed unless `weights` is a run folder.
+        device: "cpu", "cuda", ..
+
+    Raises:
+        BadInput: anything missing, of another system, or that does not fit together.
+    """
+    cls = find(name)
+    path = None if weights is None else Path(weights)
+    if path is not None and path.is_dir():
+        return _open_run(cls, name, path, device)
+    if vocab is None:
+        raise BadInput(f"{name}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
+    words = Vocab.read(vocab)
+    if path is None:
+        config = dataclasses.replace(_recipe(cls, name, size).config, vocab_size=len(words))
+        return Model(cls(config, words), None, device)
+    state, config = read_ours(cls, name, path, size)
+    if len(words) != config.vocab_size:
+        raise BadInput(f"{vocab}: {len(words)} pieces, the weights {path} have {config.vocab_size}: not the vocabulary they were trained with")
+    return Model(build(cls, config, words, state, str(path)), None, device)
+
+
+def _open_run(cls: type[System], name: str, run: Path, device: str) -> Model:
+    recipe = read_recipe(cls, name, run)
+    vocab = Vocab.read(run / "vocab.txt")
+    state = read_weights(run / "model.safetensors")
+    about = run / "provenance.json"
+    provenance = from_json(Provenance, about.read_text(), str(about)) if about.is_file() else None
+    return Model(build(cls, recipe.config, vocab, state, str(run / "model.safetensors")), provenance, device)
+
+
+def read_recipe(cls: type[System], name: str, run: Path) -> Recipe[Any]:
+    """The resolved recipe of a run folder, or of a recipe.json.
+
+    Raises:
+        BadInput: there is none, it is damaged, or it is of another system.
+    """
+    path = run / "recipe.json" if run.is_dir() else run
+    try:
+        tree = json.loads(path.read_text())
+        if tree.get("system") != name:
+            raise BadInput(f"{path}: a run of {tree.get('system')!r}, not of {name!r}")
+        return from_json(Recipe[cls.Config], json.dumps(tree["recipe"]), str(path))  # type: ignore[no-any-return, name-defined]
+    except OSError:
+        raise BadInput(f"{path}: no such recipe; is this the folder of a run?") from None
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tensor], where: str) -> System:
+    """A system with weights, loaded strictly but for heads that were never published."""
+    if len(vocab) != config.vocab_size:
+        raise BadInput(f"{where}: the vocabulary has {len(vocab)} pieces, the config says {config.vocab_size}")
+    with torch.device("meta"):
+        system = cls(config, vocab)
+    system.to_empty(device="cpu")
+    fill(system, state, where)
+    return system
+
+
+def read_ours(cls: type[System], name: str, path: Path, size: str) -> tuple[dict[str, Tensor], Any]:
+    """A weights file, ours or the authors', as our state dict and its config.
+
+    Raises:
+        BadInput: the file is of another system (names the nearest), or does not fit the size.
+    """
+    config = None
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+        if "config" in about:
+            if about.get("system") != name:
+                raise BadInput(f"{path}: weights of {about.get('system')}, not of {name}")
+            return read_weights(path), from_json(cls.Config, about["config"], str(path))
+    state = read_weights(path)
+    owner = whose(state)
+    if owner not in (None, "bert", name) and set(cls(_smallest(cls), Vocab(SPECIALS)).state_dict()).isdisjoint(state):
+        raise BadInput(f"{path}: these look like weights of {owner}, not of {name} (keys like {next(iter(state))})")
+    ours = cls.keys.to_ours(state, str(path))
+    config = _fit(cls, _recipe(cls, name, size).config, ours, path)
+    return ours, config
+
+
+def _smallest(cls: type[System]) -> Any:
+    return dataclasses.replace(cls.recipes["tiny"].config, vocab_size=len(SPECIALS))
+
+
+def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path) -> Any:
+    """The config with the numbers that the shapes of the weights say."""
+    found: dict[str, int] = {}
+    for field, (key, axis) in cls.sizes.items():
+        if key not in state:
+            continue
+        found[field] = state[key].shape[axis]
+    layers = [int(m[1]) for key in state if (m := re.match(r"encoder\.layers\.(\d+)\.", key))]
+    if layers:
+        found["num_hidden_layers"] = max(layers) + 1
+    if found.get("hidden_size", config.hidden_size) != config.hidden_size:
+        raise BadInput(f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size")
+    return dataclasses.replace(config, **found)
+
+
+def _recipe(cls: type[System], name: str, size: str) -> Recipe[Any]:
+    if size not in cls.recipes:
+        raise BadInput(f"{name} has no size {size!r} (it has {', '.join(cls.recipes)})")
+    return cls.recipes[size]
+
+
+def convert(name: str, source: Path, target: Path, size: str = "base", to: str = "ours") -> int:
+    """Converts a weights file between the authors' layout and ours, strictly.
+
+    Args:
+        name: the system.
+        source: weights to read, in either layout.
+        target: file to write.
+        size: recipe that gives what shapes cannot say (the number of heads).
+        to: "ours" or "authors".
+
+    Returns:
+        Tensors written.
+    """
+    cls = find(name)
+    state, config = read_ours(cls, name, source, size)
+    if to == "authors":
+        theirs = cls.keys.to_theirs(state)
+        write_weights(target, theirs)
+        return len(theirs)
+    if target.suffix != ".safetensors":
+        raise BadInput(f"{target}: our own format is .safetensors")
+    write_weights(target, state, {"system": name, "config": to_json(config)})
+    return len(state)
