@@ -6,6 +6,7 @@ A command is a dataclass of options and a function. What a user got wrong is tol
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
 out = Console()
-Positional = tyro.conf.Positional
 
 
 # ----------------------------------------------------------------------------------------------------------------- list
@@ -75,8 +75,10 @@ class Pretrain(Generic[C]):
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How ranks share the work under torchrun."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """What ranks under torchrun do with the weights: copy them or share them out."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """skip = samples that cannot be used are counted and left out."""
 
 
 def pretrain(args: Sequence[str]) -> None:
@@ -121,12 +123,15 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.opening import open_source
     from intarsia.model import read_ours
     from intarsia.text import Vocab
+    from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
     from intarsia.weights.files import fill
 
     source = open_source(options.data, options.split)
     if source.provenance is None:
-        raise BadInput(f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first")
+        raise BadInput(
+            f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
+        )
     kept = options.out / "vocab.txt"
     if options.vocab or kept.is_file():
         vocab = Vocab.read(options.vocab or kept)
@@ -137,9 +142,13 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if options.weights:
         state, config = read_ours(cls, name, options.weights, size)
         if len(vocab) != config.vocab_size:
-            raise BadInput(f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab")
+            raise BadInput(
+                f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
+            )
         if source.provenance.width != config.feature_size:
-            raise BadInput(f"{options.data}: features of width {source.provenance.width}, the weights take {config.feature_size}")
+            raise BadInput(
+                f"{options.data}: features of width {source.provenance.width}, the weights take {config.feature_size}"
+            )
     else:
         config = dataclasses.replace(
             config,
@@ -148,11 +157,13 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             classes=max(len(source.provenance.classes), 2),
         )
     recipe = _without_classes(dataclasses.replace(options.recipe, config=config), source)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - options.workers))  # leave the loader's workers a core each
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
     if state is not None:
         fill(system, state, str(options.weights), cls.keys.optional)
-    train(
+    outcome = train(
         system,
         source,
         recipe,
@@ -160,9 +171,16 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         valid=open_source(options.valid) if options.valid else None,
         workers=options.workers,
         device=options.device,
-        parallel=options.parallel,
+        sharding=options.sharding,
         size=size,
+        on_error=options.on_error,
+        pace=Pace(log_every=25, save_every=500, valid_every=250),
     )
+
+    if not outcome.finished:
+        out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
+        return
+    out.print(f"trained: {options.out}")
 
 
 def _without_classes(recipe: Any, source: Any) -> Any:
@@ -182,7 +200,7 @@ def _without_classes(recipe: Any, source: Any) -> Any:
 class Evaluate:
     """Measures a trained system on held-out pairs."""
 
-    system: Positional[str]
+    system: tyro.conf.Positional[str]
     weights: Path
     """Folder of a run."""
     data: str
@@ -233,7 +251,7 @@ def evaluate(args: Sequence[str]) -> None:
 class Predict:
     """Does a text fit a picture, and which word looks at which region?"""
 
-    system: Positional[str]
+    system: tyro.conf.Positional[str]
     weights: Path
     """Folder of a run, or weights with --vocab."""
     image: Path
@@ -249,16 +267,19 @@ def predict(args: Sequence[str]) -> None:
     options = tyro.cli(Predict, args=args, prog="intarsia predict")
     from intarsia.data.decode import decode_image
     from intarsia.model import open as open_model
-    from intarsia.viz.regions import draw_match
+    from intarsia.viz.match import draw_match
 
     model = open_model(options.system, weights=options.weights, vocab=options.vocab, device=options.device)
     pixels = decode_image(options.image)
     found = model.match(pixels, options.text)
-    draw_match(pixels, found.words, found.boxes, found.attention, options.text, found.probability, options.out)
+    title = f"{options.text}\nmatch probability {found.probability:.3f}"
+    draw_match(pixels, found.words, found.boxes, found.attention, title, options.out)
     out.print(f"match {found.score:+.2f} (probability {found.probability:.3f})")
     for word, row in zip(found.words, found.attention, strict=True):
         x1, y1, x2, y2 = found.boxes[row.argmax()]
-        out.print(f"  {word:<14} region {int(row.argmax())} at {x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f}, {100 * row.max():.0f} % of its attention")
+        out.print(
+            f"  {word:<14} region {int(row.argmax())} at {x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f}, {100 * row.max():.0f} % of its attention"
+        )
     out.print(f"picture: {options.out}")
 
 
@@ -266,8 +287,8 @@ def predict(args: Sequence[str]) -> None:
 class Show:
     """Draws a system from its live code."""
 
-    what: Positional[Literal["system"]]
-    system: Positional[str]
+    what: tyro.conf.Positional[Literal["system"]]
+    system: tyro.conf.Positional[str]
     out: Path = Path("system.svg")
     """.svg or .png"""
 
@@ -287,9 +308,9 @@ def show(args: Sequence[str]) -> None:
 class Convert:
     """Converts weights between the authors' layout and ours; strict both ways."""
 
-    system: Positional[str]
-    source: Positional[Path]
-    target: Positional[Path]
+    system: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Path]
+    target: tyro.conf.Positional[Path]
     size: str = "base"
     to: Literal["ours", "authors"] = "ours"
 
@@ -310,7 +331,7 @@ def convert(args: Sequence[str]) -> None:
 class Fetch:
     """Gets real parts through the package client of this machine; sizes and licences are said first."""
 
-    part: Positional[str]
+    part: tyro.conf.Positional[str]
     """stamps, light, emoji, text or vocab."""
     path: Path | None = None
     """A copy you already have, instead of a download."""
@@ -320,14 +341,14 @@ class Fetch:
 class Inspect:
     """Says what a data set holds."""
 
-    path: Positional[str]
+    path: tyro.conf.Positional[str]
 
 
 @dataclass
 class Check:
     """Validates every sample of a data set."""
 
-    path: Positional[str]
+    path: tyro.conf.Positional[str]
     on_error: Literal["stop", "skip"] = "stop"
     """skip = count and list the bad samples instead of stopping at the first."""
 
@@ -336,7 +357,7 @@ class Check:
 class Scenes:
     """Writes generated scenes as pictures and pairs.jsonl."""
 
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     count: int = 100
     split: Literal["train", "validation", "test", "held_out"] = "train"
     seed: int = 0
@@ -346,7 +367,7 @@ class Scenes:
 class Stamps:
     """Builds a picture-caption set from fetched stamps: alone and composed into scenes, split by stamp."""
 
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     scenes: int = 3000
     languages: tuple[str, ...] = ("en", "zh")
     seed: int = 0
@@ -402,7 +423,9 @@ def _stamps(options: Stamps) -> None:
     from intarsia.data.fetch import fetched
     from intarsia.data.stamps import compose
 
-    compose(fetched("stamps", "stamps"), options.out, languages=options.languages, scenes=options.scenes, seed=options.seed)
+    compose(
+        fetched("stamps", "stamps"), options.out, languages=options.languages, scenes=options.scenes, seed=options.seed
+    )
     out.print(f"stamps: {options.out}")
 
 
@@ -410,7 +433,7 @@ def _stamps(options: Stamps) -> None:
 class Extract:
     """Finds and describes the regions of pictures, once; writes region shards with their provenance."""
 
-    source: Positional[str]
+    source: tyro.conf.Positional[str]
     """Folder with pairs.jsonl, a folder of pictures, or tars."""
     out: Path
     extractor: str = "light"
@@ -427,7 +450,13 @@ def extract(args: Sequence[str]) -> None:
     from intarsia.features.extractor import open_extractor
 
     chosen: dict[str, Any] = {} if options.extractor == "pixels" else {"device": options.device}
-    run(Path(options.source), options.out, open_extractor(options.extractor, **chosen), batch=options.batch, on_error=options.on_error)
+    run(
+        Path(options.source),
+        options.out,
+        open_extractor(options.extractor, **chosen),
+        batch=options.batch,
+        on_error=options.on_error,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- main

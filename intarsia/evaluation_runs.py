@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
@@ -28,7 +27,9 @@ def evaluate_world(model: Model, count: int) -> tuple[Evaluation, WorldSource]:
         BadInput: the model was trained on other features.
     """
     if model.provenance is None or model.provenance.extractor != "pixels":
-        raise BadInput(f"the weights were trained on {model.provenance and model.provenance.extractor} features, generated scenes have pixels")
+        raise BadInput(
+            f"the weights were trained on {model.provenance and model.provenance.extractor} features, generated scenes have pixels"
+        )
     test = WorldSource(split="test", count=count)
     validation = WorldSource(split="validation", count=100)
     (candidates,) = candidate_sets(test, min(100, count // 2))
@@ -69,5 +70,7 @@ def evaluate_pairs(model: Model, spec: str, split: str, train: str | None, langu
     found = measure(model.system, samples, candidates=chosen)
     if train is not None:
         known = open_source(train, "train")
-        found = replace(found, baselines=baseline_retrieval((known[i] for i in range(len(known))), *pairs(samples, chosen)))
+        found = replace(
+            found, baselines=baseline_retrieval((known[i] for i in range(len(known))), *pairs(samples, chosen))
+        )
     return found

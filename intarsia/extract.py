@@ -138,7 +138,9 @@ class PictureFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names = sorted(x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
+        self.names = sorted(
+            x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file()
+        )
         if not self.names:
             raise BadInput(f"{root}: no {LINES}, no .tar and no picture ({', '.join(SUFFIXES)}) in it")
         self.picture_count = len(self.names)
@@ -212,7 +214,9 @@ def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
     high, wide = pixels.shape[:2]
-    return Picture(picture.name, found.features, found.boxes, wide, high, found.scores, found.probs, found.labels, picture.path)
+    return Picture(
+        picture.name, found.features, found.boxes, wide, high, found.scores, found.probs, found.labels, picture.path
+    )
 
 
 class _Lines:
@@ -243,16 +247,25 @@ class _Lines:
                 cu, flat = load(name)
                 kept.append(flat[cu[row] : cu[row + 1]])
                 gold = self.source.picture_of(line, slot, number).boxes
-                if self.boxes == "given" and (gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)):
+                if self.boxes == "given" and (
+                    gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)
+                ):
                     raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
-            yield {k: v for k, v in record.items() if k != "regions"} if self.boxes == "given" else self._moved(number, record, kept)
+            yield (
+                {k: v for k, v in record.items() if k != "regions"}
+                if self.boxes == "given"
+                else self._moved(number, record, kept)
+            )
 
     def _moved(self, number: int, record: Mapping[str, Any], stored: Sequence[Array]) -> dict[str, Any]:
         line = self.source.line(number)
         gold = [self.source.picture_of(line, slot, number).boxes for slot in range(len(line.entries))]
         links = []
         for link in line.links:
-            overlap = iou(torch.from_numpy(gold[link.picture][link.region : link.region + 1]), torch.from_numpy(stored[link.picture]))[0]
+            overlap = iou(
+                torch.from_numpy(gold[link.picture][link.region : link.region + 1]),
+                torch.from_numpy(stored[link.picture]),
+            )[0]
             if len(overlap) and float(overlap.max()) >= SAME:
                 links.append([link.text, link.start, link.end, int(overlap.argmax()), link.picture])
             else:

@@ -1,7 +1,7 @@
 """A system ready for raw pictures: weights, vocabulary and the extractor its features come from.
 
-    model = intarsia.open("uniter", weights="runs/demo")
-    match = model.match("photo.jpg", "a red cup")
+model = intarsia.open("uniter", weights="runs/demo")
+match = model.match("photo.jpg", "a red cup")
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Model:
             BadInput: it is not known, or what it needs is missing.
         """
         if self.provenance is None:
-            raise BadInput("the weights do not say which extractor their region features came from; give regions, not pictures")
+            raise BadInput(
+                "the weights do not say which extractor their region features came from; give regions, not pictures"
+            )
         return open_extractor(self.provenance.extractor)
 
     def sample(self, image: Path | str | Array, text: str) -> Sample:
@@ -82,7 +84,15 @@ class Model:
         found = self.extractor([pixels])[0]
         name = str(image) if isinstance(image, str | Path) else "picture"
         picture = Picture(
-            name, found.features, found.boxes, pixels.shape[1], pixels.shape[0], found.scores, found.probs, found.labels, name
+            name,
+            found.features,
+            found.boxes,
+            pixels.shape[1],
+            pixels.shape[0],
+            found.scores,
+            found.probs,
+            found.labels,
+            name,
         )
         return Sample(name, (text,), (picture,))
 
@@ -108,7 +118,11 @@ class Model:
 
 
 def open(  # the name users type: intarsia.open
-    name: str, size: str = "base", weights: Path | str | None = None, vocab: Path | str | None = None, device: str = "cpu"
+    name: str,
+    size: str = "base",
+    weights: Path | str | None = None,
+    vocab: Path | str | None = None,
+    device: str = "cpu",
 ) -> Model:
     """Opens a system.
 
@@ -134,7 +148,9 @@ def open(  # the name users type: intarsia.open
         return Model(cls(config, words), None, device)
     state, config = read_ours(cls, name, path, size)
     if len(words) != config.vocab_size:
-        raise BadInput(f"{vocab}: {len(words)} pieces, the weights {path} have {config.vocab_size}: not the vocabulary they were trained with")
+        raise BadInput(
+            f"{vocab}: {len(words)} pieces, the weights {path} have {config.vocab_size}: not the vocabulary they were trained with"
+        )
     return Model(build(cls, config, words, state, str(path)), None, device)
 
 
@@ -217,7 +233,9 @@ def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path
     if layers:
         found["num_hidden_layers"] = max(layers) + 1
     if found.get("hidden_size", config.hidden_size) != config.hidden_size:
-        raise BadInput(f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size")
+        raise BadInput(
+            f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size"
+        )
     return dataclasses.replace(config, **found)
 
 

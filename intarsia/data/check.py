@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
-from intarsia.data.formats.files import sha256_of
 from intarsia.data.formats.index import LineSource, OnError
-from intarsia.data.formats.lines import Entry
 from intarsia.data.formats.regions import check_shapes
 from intarsia.data.formats.shards import ShardSource, check_fractions, check_shard
 from intarsia.data.opening import open_source
@@ -88,7 +88,9 @@ class Report:
             "feature width": _counts(self.widths),
             "with pixels": f"{self.with_pixels:,} pictures",
             "gold links": f"{self.links:,}",
-            "features from": "not said" if made is None else f"{made.extractor}, {made.width} wide, {len(made.classes)} classes",
+            "features from": "not said"
+            if made is None
+            else f"{made.extractor}, {made.width} wide, {len(made.classes)} classes",
             "files": ", ".join(f"{suffix} {_bytes(size)}" for suffix, size in sorted(self.sizes.items())) or "none",
             "unused fields": _counts(self.ignored),
             "cannot be used": f"{len(self.skipped):,}",
@@ -120,7 +122,7 @@ class Counts:
         return [total, seen, *self.problems]
 
 
-# ----------------------------------------------------------------------------------------------------------------- inspect
+# -------------------------------------------------------------------------------------------------------------- inspect
 
 
 def inspect(spec: str, limit: int = 1000) -> Report:
@@ -193,7 +195,17 @@ def _bytes(size: int) -> str:
     return f"{size} B"
 
 
-# ------------------------------------------------------------------------------------------------------------------- check
+# ---------------------------------------------------------------------------------------------------------------- check
+
+
+class _Seen(NamedTuple):
+    """What is remembered of a picture."""
+
+    good: bool
+    regions: int
+    description: int
+    """Hash of what the line says of its regions."""
+    where: str
 
 
 @dataclass
@@ -202,8 +214,7 @@ class _Findings:
     problems: list[str] = field(default_factory=list)
     width: tuple[int, str] | None = None
     """Feature width of the first picture that has features, and its name."""
-    seen: dict[str, bool] = field(default_factory=dict)
-    """Pictures looked at: whether they are good."""
+    seen: dict[str, _Seen] = field(default_factory=dict)
     decoded: int = 0
 
     def holds(self, test: Callable[[], object]) -> bool:
@@ -223,43 +234,66 @@ class _Findings:
         Raises:
             BadInput: the first thing wrong with it.
         """
-        arrays = {"features": picture.features, "boxes": picture.boxes}
-        arrays |= {x: getattr(picture, x) for x in ("scores", "probs", "labels") if getattr(picture, x) is not None}
-        if picture.features.shape[1]:
+        if picture.features.shape[-1]:
+            arrays = {"features": picture.features, "boxes": picture.boxes}
+            arrays |= {x: getattr(picture, x) for x in ("scores", "probs", "labels") if getattr(picture, x) is not None}
             check_shapes(arrays, where)
+            width = picture.features.shape[1]
             if self.width is None:
-                self.width = picture.features.shape[1], picture.name
-            if picture.features.shape[1] != self.width[0]:
-                found = picture.features.shape[1]
-                raise BadInput(f"{where}: features are {found} wide, those of {self.width[1]} are {self.width[0]} wide")
+                self.width = width, picture.name
+            if width != self.width[0]:
+                raise BadInput(f"{where}: features are {width} wide, those of {self.width[1]} are {self.width[0]} wide")
         check_fractions(picture.boxes, where)
         if picture.path:
-            pixels = decode_image(picture.path)
+            pixels = decode_image(picture.path, f"{where}: {picture.path}")
             self.decoded += 1
             if picture.width and picture.height and pixels.shape[:2] != (picture.height, picture.width):
                 size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-                raise BadInput(f"{where}: {size} pixels, the data set says {picture.width}x{picture.height}")
+                raise BadInput(f"{where}: is {size} pixels, the data set says {picture.width}x{picture.height}")
+
+    def meet(self, name: str, where: str, description: int, read: Callable[[], Picture]) -> bool:
+        """Checks a picture where it is first named, and that it is described alike wherever else it is.
+
+        Returns:
+            Whether it is good.
+        """
+        before = self.seen.get(name)
+        if before is None:
+            regions = 0
+
+            def look() -> None:
+                nonlocal regions
+                picture = read()
+                regions = len(picture.boxes)
+                self.look_at(picture, f"{where}: picture {name}")
+
+            good = self.holds(look)
+            self.seen[name] = _Seen(good, regions, description, where)
+            return good
+
+        def alike() -> None:
+            if description != before.description:
+                raise BadInput(f"{where}: picture {name} has other boxes or regions than in {before.where}")
+
+        return self.holds(alike) and before.good
 
 
 def check(spec: str, on_error: OnError = "stop") -> Counts:
     """Looks at every line, every picture (decoding it where its pixels are at hand) and every region of a data set.
 
-    Finds: lines that cannot be read, keys given twice, empty captions, missing, cut or undecodable pictures, pictures of
-    another size than said, boxes without area or outside the picture, features that are not finite or differ in width,
-    links out of range, one picture described in two ways, and shards whose bytes have changed.
+    Finds: lines that cannot be read, keys given twice, empty captions, missing, cut or undecodable pictures, pictures
+    of another size than said, boxes without area or outside the picture, features that are not finite or differ in
+    width, links out of range, one picture described in two ways, and shards whose bytes have changed.
 
     Args:
         spec: as `open_source` takes it.
-        on_error: "stop" raises the first problem; "skip" counts and lists all of them.
+        on_error: "stop" raises the first problem; "skip" lists all of them.
 
     Raises:
         BadInput: the first problem ("stop"), or nothing there can be opened.
     """
     source = open_source(spec, on_error=on_error)
     findings = _Findings(on_error)
-    if isinstance(source, ShardSource):
-        for shard in source.shards.shards:
-            findings.holds(lambda x=shard: check_shard(source.root, x, verify=True))  # type: ignore[misc]
     if isinstance(source, LineSource):
         findings.problems.extend(source.skipped)
         usable = _check_lines(source, findings)
@@ -269,25 +303,48 @@ def check(spec: str, on_error: OnError = "stop") -> Counts:
 
 
 def _check_lines(source: LineSource, findings: _Findings) -> int:
+    if isinstance(source, ShardSource):
+        for shard in source.shards.shards:
+            findings.holds(partial(check_shard, source.root, shard, True))
     usable = 0
-    described: dict[str, tuple[Entry, str]] = {}
     for number in range(len(source.index.lines)):
         line = source.line(number)
-        found: list[Picture] = []
         good = True
         for slot, entry in enumerate(line.entries):
-            if entry.name not in findings.seen:
-                described[entry.name] = entry, line.where
-                pictures = [] if findings.on_error == "stop" else found
-
-                def look(at: int = slot, name: str = entry.name) -> None:
-                    found.append(source.picture_of(line, at, number))  # noqa: B023
-                    findings.look_at(found[-1], f"{line.where}: {name}")  # noqa: B023
-
-                findings.seen[entry.name] = findings.holds(look)
-        usable += 0
+            boxes = b"" if entry.boxes is None else entry.boxes.tobytes()
+            description = 0 if isinstance(source, ShardSource) else hash((entry.regions, boxes))
+            read = partial(source.picture_of, line, slot, number)
+            good = findings.meet(entry.name, line.where, description, read) and good
+        if good:
+            counts = [findings.seen[entry.name].regions for entry in line.entries]
+            good = findings.holds(partial(line.check_links, counts))
+        usable += good * len(line.texts)
     return usable
 
 
 def _check_samples(source: Source, findings: _Findings) -> int:
-    return 0
+    usable = 0
+    keys: set[str] = set()
+    for number in range(len(source)):
+        sample = source[number]
+        where = f"sample {sample.key}"
+        good = True
+        for picture in sample.pictures:
+            boxes = hash(picture.boxes.tobytes())
+            good = findings.meet(picture.name, where, boxes, lambda x=picture: x) and good  # type: ignore[misc]
+        usable += findings.holds(partial(_check_sample, sample, where, sample.key in keys)) and good
+        keys.add(sample.key)
+    return usable
+
+
+def _check_sample(sample: Sample, where: str, known: bool) -> None:
+    if known:
+        raise BadInput(f"{where}: its key was already given")
+    if not all(text.strip() for text in sample.texts):
+        raise BadInput(f"{where}: a text is empty")
+    for link in sample.links:
+        length = len(sample.texts[link.text])
+        if not 0 <= link.start < link.end <= length:
+            raise BadInput(f"{where}: a link spans characters {link.start} to {link.end} of a text of {length}")
+        if not 0 <= link.region < len(sample.pictures[link.picture].boxes):
+            raise BadInput(f"{where}: a link names region {link.region} of {len(sample.pictures[link.picture].boxes)}")

@@ -1,7 +1,7 @@
 """Pixels: picture files to uint8 arrays, and resizing by the short side.
 
-JPEGs go through libjpeg-turbo (simplejpeg), everything else through Pillow. A picture inside a tar shard has an address of its own, made by
-`tar_address`; `decode_image` and `read_bytes` take it wherever they take a path.
+JPEGs go through libjpeg-turbo (simplejpeg), everything else through Pillow. A picture inside a tar shard has an
+address of its own, made by `tar_address`; `decode_image` and `read_bytes` take it wherever they take a path.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def read_bytes(path: str | Path) -> bytes:
 def decode_image(source: str | Path | bytes, name: str = "") -> Pixels:
     """Decodes a picture, turned upright by its EXIF orientation.
 
-    Transparency is laid on white, grey becomes three equal channels, 16 bits become 8, an animation gives its first frame.
+    Transparency is laid on white, grey becomes three equal channels, 16 bits become 8, an animation gives its first
+    frame.
 
     Args:
         source: path, tar address (see `tar_address`) or the bytes of the file.
@@ -103,7 +104,8 @@ def image_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
 def resize_short(image: Pixels, side: int) -> Pixels:
     """Resizes a picture so that its short side is `side` pixels, by antialiased bicubic interpolation in integers.
 
-    Within 1/255 of Pillow's bicubic on average, and faster because torch keeps RGB pixels together. The long side is rounded to the nearest pixel.
+    Within 1/255 of Pillow's bicubic on average, and faster because torch keeps RGB pixels together. The long side is
+    rounded to the nearest pixel.
 
     Args:
         image: (H, W, 3) uint8.

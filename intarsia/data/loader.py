@@ -155,21 +155,16 @@ class _Chunks(Dataset[Any]):
 
 
 def _fingerprint(source: Source, spec: str) -> str:
-    some = (
-        [source[int(i)] for i in np.linspace(0, len(source) - 1, min(16, len(source)))]
-        if not _unreadable(source)
-        else []
-    )
-    return f"{zlib.crc32(repr((len(source), source.provenance, spec, [(x.key, x.texts) for x in some])).encode()):08x}-{len(source)}"
+    some = [_probe(source, int(i)) for i in np.linspace(0, len(source) - 1, min(16, len(source)))]
+    return f"{zlib.crc32(repr((len(source), source.provenance, spec, some)).encode()):08x}-{len(source)}"
 
 
-def _unreadable(source: Source) -> bool:
+def _probe(source: Source, number: int) -> tuple[str, ...]:
     try:
-        for i in np.linspace(0, len(source) - 1, min(16, len(source))):
-            source[int(i)]
-    except Exception:
-        return True
-    return False
+        sample = source[number]
+    except BadInput as error:
+        return (str(error),)
+    return (sample.key, *sample.texts)
 
 
 def _read_lengths(path: Path, mark: str, count: int) -> Lengths | None:

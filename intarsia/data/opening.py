@@ -13,23 +13,22 @@ from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
-ACCEPTED = (
-    f"a folder with {INDEX} (region shards), {LINES} or *.tar; a .jsonl file of pairs; a .tar file; or worlds:COUNT[:SEED]"
-)
+ACCEPTED = f"a folder with {INDEX}, {LINES} or *.tar; a .jsonl file; a .tar file; or worlds:COUNT[:SEED]"
 
 
 def open_source(spec: str | Path, split: str | None = None, on_error: OnError = "stop") -> Source:
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar` file, or
-            "worlds:COUNT[:SEED]", generated worlds.
-        split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do not say
-            are "train".
+        spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar`
+            file, or "worlds:COUNT[:SEED]", generated worlds.
+        split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
+            not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
 
     Raises:
-        BadInput: no such path, or nothing in it that can be opened (lists what can be), or what the format's reader raises.
+        BadInput: no such path, or nothing in it that can be opened (lists what can be), or what the format's reader
+            raises.
     """
     world = WORLDS.fullmatch(str(spec))
     if world is not None:

@@ -32,13 +32,13 @@ MIRRORED = ("_mirror", "_flip", "_mirror_flip")
 LOCALES = {"zh": "zh_CN", "zh-hant": "zh_TW", "pt": "pt_PT"}
 """Language -> locale of the caption files, where they differ."""
 ARTICLES = ("a", "an", "the", "some", "two", "our")
-VERBS = frozenset("is are was has means lets resembles".split())
+VERBS = frozenset(["is", "are", "was", "has", "means", "lets", "resembles"])
 LONGEST = 6
 """Words (in Chinese, pairs of characters) of the longest caption that takes part in scenes; longer ones tell facts."""
 JOIN = {"en": (", ", " and "), "zh": ("、", "和"), "zh-hant": ("、", "和")}
 """Language -> what stands between the parts of a scene's caption, and before the last one."""
-OPAQUE = 128
-"""Alpha (of 255) from which a pixel belongs to the object."""
+VISIBLE = 32
+"""Alpha (of 255) from which a pixel belongs to the object; faint shadows do not."""
 SIZES = ((320, 240), (240, 320), (288, 288))
 """Pixels wide and high of scenes."""
 LARGEST = 224
@@ -124,9 +124,9 @@ def phrase(caption: str, language: str) -> str:
     """A caption as part of a sentence: first letter small, no final stop; "" when it is not the short name of an object."""
     body = caption.rstrip("。！.!").strip()
     if language.startswith(("zh", "ja")):
-        return body if body and len(body) <= 2 * LONGEST and not set(body) & set("，。！？；：,.!?:;“”\"") else ""
+        return body if body and len(body) <= 2 * LONGEST and not set(body) & set('，。！？；：,.!?:;“”"') else ""
     words = body.split()
-    if not 1 < len(words) <= LONGEST or set(body) & set(".!?;:,—–()“”\"") or VERBS & {x.lower() for x in words}:
+    if not 1 < len(words) <= LONGEST or set(body) & set('.!?;:,—–()“”"') or VERBS & {x.lower() for x in words}:
         return ""
     if language == "en" and words[0].lower() not in ARTICLES:
         return ""
@@ -158,12 +158,19 @@ def compose(
     if out.exists():
         raise BadInput(f"{out}: is already there")
     if not languages or scenes < 0 or seed < 0:
-        raise BadInput(f"stamps: languages {list(languages)}, scenes {scenes}, seed {seed}: expected a language, and no number below 0")
+        raise BadInput(
+            f"stamps: languages {list(languages)}, scenes {scenes}, seed {seed}: expected a language, and no number below 0"
+        )
     stamps = read_stamps(stamps_root, languages)
     tested = held_out(stamps, seed)
-    able = {split: [x for x in stamps if languages[0] in x.phrases and (x.digest in tested) == (split == "test")] for split in ("train", "test")}
+    able = {
+        split: [x for x in stamps if languages[0] in x.phrases and (x.digest in tested) == (split == "test")]
+        for split in ("train", "test")
+    }
     if scenes and min(len({x.phrases[languages[0]] for x in pool}) for pool in able.values()) < 4:
-        raise BadInput(f"{stamps_root}: {sum(map(len, able.values()))} stamps can take part in scenes, too few for {scenes} scenes")
+        raise BadInput(
+            f"{stamps_root}: {sum(map(len, able.values()))} stamps can take part in scenes, too few for {scenes} scenes"
+        )
     of_test = round(scenes * TESTED)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -172,7 +179,11 @@ def compose(
             (made / "images" / folder).mkdir(parents=True)
         records = []
         for number, stamp in enumerate(stamps):
-            records.append(_alone(stamp, made, np.random.default_rng([seed, 1, number]), "test" if stamp.digest in tested else "train"))
+            records.append(
+                _alone(
+                    stamp, made, np.random.default_rng([seed, 1, number]), "test" if stamp.digest in tested else "train"
+                )
+            )
             _tell(show, len(records), len(stamps) + scenes)
         for number in range(scenes):
             split = "test" if number >= scenes - of_test else "train"
@@ -231,22 +242,24 @@ def _cut_out(file: Path) -> Image.Image:
         raise BadInput(f"{file}: cannot be decoded: {error}") from None
     box = _extent(image)
     if box is None:
-        raise BadInput(f"{file}: has no opaque pixel")
+        raise BadInput(f"{file}: has no visible pixel")
     image = image.crop(box)
     scale = min(1.0, LARGEST / max(image.size))
     return _scaled(image, scale) if scale < 1 else image
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+    return image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
 
 
 def _extent(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """x1 y1 x2 y2 of the opaque pixels, x2 and y2 excluded."""
-    opaque = np.asarray(image)[:, :, 3] >= OPAQUE
-    if not opaque.any():
+    """x1 y1 x2 y2 of the visible pixels, x2 and y2 excluded."""
+    seen = np.asarray(image)[:, :, 3] >= VISIBLE
+    if not seen.any():
         return None
-    columns, rows = np.flatnonzero(opaque.any(0)), np.flatnonzero(opaque.any(1))
+    columns, rows = np.flatnonzero(seen.any(0)), np.flatnonzero(seen.any(1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
@@ -259,7 +272,7 @@ def _background(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 
 def _paste(canvas: Image.Image, image: Image.Image, left: int, top: int) -> list[int]:
-    """Pastes and gives the box of the opaque pixels."""
+    """Pastes and gives the box of the visible pixels."""
     canvas.paste(image, (left, top), image)
     x1, y1, x2, y2 = _extent(image) or (0, 0, image.width, image.height)
     return [left + x1, top + y1, left + x2, top + y2]
@@ -270,7 +283,9 @@ def _alone(stamp: Stamp, made: Path, rng: np.random.Generator, split: str) -> di
     image = _cut_out(stamp.file)
     wide, high = (max(48, round(x * float(rng.uniform(1.1, 1.5)))) for x in image.size)
     canvas = _background((wide, high), rng)
-    box = _paste(canvas, image, int(rng.integers(0, wide - image.width + 1)), int(rng.integers(0, high - image.height + 1)))
+    box = _paste(
+        canvas, image, int(rng.integers(0, wide - image.width + 1)), int(rng.integers(0, high - image.height + 1))
+    )
     file = f"images/alone/{stamp.name.replace('/', '-')}.jpg"
     canvas.save(made / file, quality=QUALITY, subsampling=0)
     captions = [{"text": text, "language": language} for language, text in stamp.captions.items()]
@@ -311,7 +326,9 @@ def _place(canvas: Image.Image, stamp: Stamp, boxes: Sequence[Sequence[int]], rn
     while True:
         small = _scaled(image, side / max(image.size))
         for _ in range(TRIES):
-            left, top = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(canvas.size, small.size, strict=True))
+            left, top = (
+                int(rng.integers(0, whole - part + 1)) for whole, part in zip(canvas.size, small.size, strict=True)
+            )
             new = (left, top, left + small.width, top + small.height)
             if all(_covered(new, old) <= OVERLAP for old in boxes):
                 return _paste(canvas, small, left, top)

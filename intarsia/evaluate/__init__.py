@@ -2,7 +2,6 @@
 
 from intarsia.evaluate.baseline import baseline_retrieval
 from intarsia.evaluate.evaluation import Evaluation, evaluate
-from intarsia.evaluate.matching import Choice, Recall, Retrieval, choice, match, rank, retrieval
 from intarsia.evaluate.grounding import (
     Look,
     Pointing,
@@ -13,8 +12,9 @@ from intarsia.evaluate.grounding import (
     pointing,
     word_region_maps,
 )
+from intarsia.evaluate.matching import Choice, Recall, Retrieval, choice, match, rank, retrieval
 from intarsia.evaluate.running import Inference, Share
-from intarsia.evaluate.words import ChosenWord, Hidden, MaskedWords, Word, every_word, masked_words
+from intarsia.evaluate.words import ChosenWord, Hidden, MaskedWords, Word, every_word, guess_words, masked_words
 
 __all__ = [
     "Choice",
@@ -35,6 +35,7 @@ __all__ = [
     "choose_look",
     "evaluate",
     "every_word",
+    "guess_words",
     "linked_words",
     "masked_words",
     "match",

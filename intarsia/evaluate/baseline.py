@@ -45,7 +45,9 @@ def baseline_retrieval(
     features = np.stack([_feature(x) for x in shown.values()])
     asked = [_feature(x) for x in pictures]
     if any(x.shape != features[0].shape for x in asked):
-        raise BadInput(f"baseline: the candidates' features have another width than the {features.shape[1] // 2} numbers of training")
+        raise BadInput(
+            f"baseline: the candidates' features have another width than the {features.shape[1] // 2} numbers of training"
+        )
     centre, spread = features.mean(0), features.std(0) + 1e-6
     features, wanted = (features - centre) / spread, (np.stack(asked) - centre) / spread
     bags = [Counter(w for text in said[name] for w in _words(text)) for name in shown]

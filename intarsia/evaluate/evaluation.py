@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from rich.console import Group
 
 from intarsia.batch import Picture, Sample
-from intarsia.evaluate.matching import Choice, Retrieval, choice, retrieval
 from intarsia.evaluate.grounding import Pointing, pointing
+from intarsia.evaluate.matching import Choice, Retrieval, choice, retrieval
 from intarsia.evaluate.running import FP32, Inference, first_picture, plain
 from intarsia.evaluate.words import ChosenWord, MaskedWords, masked_words
 from intarsia.system import System

@@ -102,7 +102,7 @@ def word_region_maps(
         own = {name: x.float().cpu().numpy() for name, x in system.alignments(encoded, batch).items()}
         texts, shown = (x.packing.lengths.cpu().numpy() for x in (batch.text, batch.regions))
         maps = [x.cpu().numpy() for x in seen.maps]
-        kinds = [_kind(x, texts, shown, batch.keys[0]) for x in maps]
+        kinds = [streams_of(x, texts, shown, batch.keys[0]) for x in maps]
         for place, i in enumerate(numbers):
             t, r = int(texts[place]), int(shown[place])
             to_regions = [x[place, :, :t, t : t + r] for x, kind in zip(maps, kinds, strict=True) if kind == "joined"]
@@ -119,7 +119,7 @@ def word_region_maps(
     return [x for x in found if x is not None]
 
 
-def _kind(block: Array, texts: Array, shown: Array, key: str) -> str:
+def streams_of(block: Array, texts: Array, shown: Array, key: str) -> str:
     """Which streams a recorded (B, heads, Lq, Lk) block lies between: "joined", "words" (to regions), "regions" (to words) or neither."""
     queries = (block.sum((1, 3)) > 0).sum(1)
     keys = (block.max((1, 2)) > 0).sum(1)
@@ -289,9 +289,7 @@ def pointing(
     return Pointing(ways, chance, objects, look, learnt, len(samples) - len(numbers))
 
 
-def choose_look(
-    system: System, validation: Sequence[Sample], how: Inference = FP32
-) -> tuple[Look, Share | None]:
+def choose_look(system: System, validation: Sequence[Sample], how: Inference = FP32) -> tuple[Look, Share | None]:
     """The attention map that points best on samples with links, and how well; the mean of all without such samples. The first wins a tie."""
     numbers, examples = fitting(system, validation)
     words = linked_words(system, [validation[i] for i in numbers], examples)

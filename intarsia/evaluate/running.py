@@ -168,7 +168,7 @@ class Share:
 
     @property
     def share(self) -> float:
-        """right / of; NaN of none."""
+        """Right / of; NaN of none."""
         return self.right / self.of if self.of else float("nan")
 
     @classmethod

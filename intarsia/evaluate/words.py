@@ -147,9 +147,13 @@ def masked_words(
         raise BadInput(f"hidden words: none in {len(samples)} samples")
     none = np.zeros(0, np.int64)
     blank = [system.lay_out(keep_regions(samples[i], none)) for i in kept]
+    rows = [x.rows for x in items]
     seeing, blind = (
-        _guess(system, [hide_rows(source[x.document], x.rows, system.vocab.mask) for x in items], items, what, how)
-        for source, what in ((examples, "hidden words"), (blank, "hidden words, no picture"))
+        np.array([guess in item.answers for guess, item in zip(guesses, items, strict=True)])
+        for guesses in (
+            guess_words(system, [examples[x.document] for x in items], rows, how),
+            guess_words(system, [blank[x.document] for x in items], rows, how, "hidden words, no picture"),
+        )
     )
     kinds = sorted({x.kind for x in items})
     return MaskedWords(
@@ -177,22 +181,25 @@ def _items(
     return found
 
 
-def _guess(system: System, examples: list[Example], items: list[_Item], what: str, how: Inference) -> Array:
-    """(items) bool: whether each hidden word was found."""
-    right = np.zeros(len(items), np.bool_)
+def guess_words(
+    system: System, examples: Sequence[Example], rows: Sequence[Array], how: Inference = FP32, what: str = "hidden words"
+) -> list[tuple[int, ...]]:
+    """Hides some text rows of each example, all at once, and asks for them: the likeliest piece at each."""
+    hidden = [hide_rows(x, r, system.vocab.mask) for x, r in zip(examples, rows, strict=True)]
+    found: list[tuple[int, ...]] = [()] * len(hidden)
 
     def read(numbers: Array, batch: Batch) -> None:
         assert batch.text is not None
         start = batch.text.packing.cu_seqlens.cpu().numpy()
-        rows = [start[place] + items[i].rows for place, i in enumerate(numbers)]
-        logits = system.word_logits(system.encode(batch), batch.text.ids.new_tensor(np.concatenate(rows)))
+        asked = [start[place] + rows[i] for place, i in enumerate(numbers)]
+        logits = system.word_logits(system.encode(batch), batch.text.ids.new_tensor(np.concatenate(asked)))
         best = logits.argmax(-1).cpu().numpy()
-        ends = np.cumsum([len(x) for x in rows])[:-1]
-        for i, guess in zip(numbers, np.split(best, ends), strict=True):
-            right[i] = tuple(guess.tolist()) in items[i].answers
+        ends = np.cumsum([len(x) for x in asked])[:-1]
+        for i, part in zip(numbers, np.split(best, ends), strict=True):
+            found[i] = tuple(part.tolist())
 
-    run(system, np.array([x.rows for x in examples]), lambda i: examples[i], read, what, how)
-    return right
+    run(system, np.array([x.rows for x in hidden]), lambda i: hidden[i], read, what, how)
+    return found
 
 
 def _tell(items: list[_Item], seeing: Array, blind: Array, kind: str | None) -> Hidden:

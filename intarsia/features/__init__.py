@@ -1,5 +1,5 @@
 """Pixels to vectors: region extractors and the networks inside them."""
 
-from intarsia.features.extractor import EXTRACTORS, Extractor, Found, open_extractor
+from intarsia.features.extractor import EXTRACTORS, Extractor, Found, open_extractor, reopen
 
-__all__ = ["EXTRACTORS", "Extractor", "Found", "open_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "Found", "open_extractor", "reopen"]

@@ -24,12 +24,32 @@ SIDE = 512
 STEP = 4
 CLASSES = (
     "background",
-    *"person bicycle car motorcycle airplane bus train truck boat".split(),
+    *["person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"],
     "traffic light",
     "fire hydrant",
     "stop sign",
     "parking meter",
-    *"bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard".split(),
+    *[
+        "bench",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "backpack",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+        "skis",
+        "snowboard",
+    ],
     "sports ball",
     "kite",
     "baseball bat",
@@ -39,15 +59,15 @@ CLASSES = (
     "tennis racket",
     "bottle",
     "wine glass",
-    *"cup fork knife spoon bowl banana apple sandwich orange broccoli carrot".split(),
+    *["cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot"],
     "hot dog",
-    *"pizza donut cake chair couch".split(),
+    *["pizza", "donut", "cake", "chair", "couch"],
     "potted plant",
     "bed",
     "dining table",
-    *"toilet tv laptop mouse remote keyboard".split(),
+    *["toilet", "tv", "laptop", "mouse", "remote", "keyboard"],
     "cell phone",
-    *"microwave oven toaster sink refrigerator book clock vase scissors".split(),
+    *["microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors"],
     "teddy bear",
     "hair drier",
     "toothbrush",
@@ -132,7 +152,9 @@ def detect(heat: Tensor, reach: Tensor, score: float, overlap: float, least: int
 
 
 def soft_labels(heat: Tensor) -> Tensor:
-    """One distribution a region out of independent class scores: the best class's score m is shared among the classes in proportion to their
+    """One distribution a region out of independent class scores.
+
+    The best class's score m is shared among the classes in proportion to their
     scores, and 1 - m goes to the background.
 
     Args:

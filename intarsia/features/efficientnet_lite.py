@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from intarsia.errors import BadInput
+from intarsia.features.roi import conv_same
 
 STAGES = (  # repeats, kernel, first stride, expansion, channels
     (1, 3, 1, 1, 16),
@@ -39,11 +40,7 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
-        pads: list[int] = []
-        for side in (x.shape[3], x.shape[2]):
-            total = max((-(-side // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - side, 0)
-            pads += [total // 2, total - total // 2]
-        return functional.conv2d(functional.pad(x, pads), self.weight, None, self.stride, groups=self.groups)
+        return conv_same(x, self.weight, None, (self.stride[0], self.stride[1]), (1, 1), self.groups)
 
 
 class Block(nn.Module):
@@ -64,8 +61,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W')."""
-        y = functional.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
-        y = functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = functional.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.widens else x
+        y = functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         return x + y if self.adds else y
 
@@ -119,4 +116,4 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
         net.load_state_dict(state, strict=True)
     except Exception as error:  # torch raises many kinds on a damaged file
         raise BadInput(f"{path}: not EfficientNet-Lite0 weights: {error}") from None
-    return net.eval().to(memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -22,14 +22,14 @@ WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 
 @dataclass(frozen=True)
 class Found:
-    """The regions of one picture. The whole picture is always the first region when the extractor chose the boxes, so there is at least one."""
+    """The regions of one picture. An extractor that chooses the boxes gives at least one region a picture: the whole picture comes first (of blobs: only when there is none)."""
 
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
     features: Array
     """(R, F) float32"""
     scores: Array | None = None
-    """(R) float32, 1 for the whole picture and for boxes that were given."""
+    """(R) float32, 0..1; 1 for the whole picture and for boxes that were given."""
     probs: Array | None = None
     """(R, C) float32 soft labels, background first."""
     labels: Array | None = None
@@ -81,6 +81,33 @@ def open_extractor(name: str, **options: Any) -> Extractor:
         if option not in known:
             raise BadInput(f"extractor {name} has no option {option!r} (known: {', '.join(known)})")
     extractor: Extractor = made(**options)
+    return extractor
+
+
+def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Extractor:
+    """The extractor that made some features, with the same settings: what a trained system needs for raw pictures.
+
+    Args:
+        provenance: as the features' files or the system's weights say it.
+        device: where it runs, if it can be chosen.
+        cache: folder of fetched parts; the default one when empty.
+
+    Raises:
+        BadInput: there is no such extractor, or the one there is makes other features (names the difference).
+    """
+    if provenance.extractor not in EXTRACTORS:
+        raise BadInput(
+            f"features were made by {provenance.extractor!r}, which cannot be run here (known: {', '.join(EXTRACTORS)})"
+        )
+    module, _, kind = EXTRACTORS[provenance.extractor].partition(":")
+    known = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+    options: dict[str, Any] = {"device": device, "cache": cache}
+    options |= {k: type(known[k].default)(v) for k, v in provenance.settings.items() if k in known}
+    extractor = open_extractor(provenance.extractor, **{k: v for k, v in options.items() if k in known})
+    for field in ("width", "weights", "settings"):
+        then, now = getattr(provenance, field), getattr(extractor.provenance, field)
+        if then != now:
+            raise BadInput(f"features were made by {provenance.extractor} with {field} {then!r}, here it has {now!r}")
     return extractor
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,8 @@ class Light:
 
     def _describe(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Array]:
         """(R, 1280) float32 for each picture."""
-        cut = np.concatenate([crops(image, b, self.crop) for image, b in zip(images, boxes, strict=True)])
+        with ThreadPoolExecutor(min(8, len(images))) as pool:  # Pillow lets other threads run while it resizes
+            cut = np.concatenate(list(pool.map(crops, images, boxes, [self.crop] * len(images))))
         rows: list[Tensor] = [torch.zeros(0, FEATURES)]
         for start in range(0, len(cut), self.crop_batch):
             pixels = torch.from_numpy(cut[start : start + self.crop_batch]).to(self.device)

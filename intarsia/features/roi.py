@@ -94,7 +94,28 @@ def crops(image: Array, boxes: Array, size: int) -> Array:
 
 def stretched(image: Array, size: int) -> Array:
     """The whole picture (H, W, 3) uint8 stretched to (size, size, 3) uint8, bilinear."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def conv_same(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], spread: tuple[int, int], groups: int
+) -> Tensor:
+    """A convolution padded as TensorFlow's SAME: (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
+    pads = same_pads(x, (weight.shape[2], weight.shape[3]), stride, spread)
+    if pads[0] != pads[1] or pads[2] != pads[3]:
+        return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, spread, groups)
+    return functional.conv2d(x, weight, bias, stride, (pads[2], pads[0]), spread, groups)
+
+
+def same_pads(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], spread: tuple[int, int] = (1, 1)
+) -> list[int]:
+    """What SAME adds left, right, above and below (B, C, H, W); the odd pixel goes to the right and below."""
+    pads: list[int] = []
+    for side, k, s, d in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], spread[::-1], strict=True):
+        total = max((-(-side // s) - 1) * s + (k - 1) * d + 1 - side, 0)
+        pads += [total // 2, total - total // 2]
+    return pads
 
 
 def _at_least_a_pixel(low: float, high: float, limit: int) -> tuple[float, float]:

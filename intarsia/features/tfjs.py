@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from intarsia.errors import BadInput
+from intarsia.features.roi import conv_same, same_pads
 
 Value = Tensor | tuple[Tensor, ...]
 Node = Mapping[str, Any]
@@ -201,43 +202,33 @@ def _ints(value: Tensor) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------------------------- operators
 
 
-def _same(
-    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], spread: tuple[int, int], fill: float = 0.0
-) -> Tensor:
-    """Pads (B, C, H, W) as TensorFlow's SAME does: the odd pixel goes to the right and the bottom."""
-    pads: list[int] = []
-    for side, k, s, d in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], spread[::-1], strict=True):
-        total = max((-(-side // s) - 1) * s + (k - 1) * d + 1 - side, 0)
-        pads += [total // 2, total - total // 2]
-    return functional.pad(x, pads, value=fill) if any(pads) else x
-
-
 def _conv(attr: Mapping[str, Any], values: Sequence[Tensor], depthwise: bool) -> Tensor:
     x, kernel = values[0].permute(0, 3, 1, 2), values[1]
     if _text(attr, "data_format", "NHWC") != "NHWC":
         raise BadInput(f"a convolution is laid out {_text(attr, 'data_format', '')}, only NHWC is supported")
     stride, spread = _sides(attr, "strides"), _sides(attr, "dilations")
-    if _text(attr, "padding", "VALID") == "SAME":
-        x = _same(x, (kernel.shape[0], kernel.shape[1]), stride, spread)
     if depthwise:  # (h, w, C, m) -> (C m, 1, h, w)
         weight, groups = kernel.permute(2, 3, 0, 1).reshape(-1, 1, *kernel.shape[:2]), kernel.shape[2]
     else:
         weight, groups = kernel.permute(3, 2, 0, 1), 1
     fused = [base64.b64decode(s).decode() for s in attr.get("fused_ops", {}).get("list", {}).get("s", ())]
     bias = values[2] if "BiasAdd" in fused else None
-    y = functional.conv2d(x, weight, bias, stride, dilation=spread, groups=groups).permute(0, 2, 3, 1)
+    if _text(attr, "padding", "VALID") == "SAME":
+        y = conv_same(x, weight, bias, stride, spread, groups)
+    else:
+        y = functional.conv2d(x, weight, bias, stride, dilation=spread, groups=groups)
     for name in fused:
         if name != "BiasAdd":
             if name not in ("Relu", "Relu6"):
                 raise BadInput(f"a convolution is fused with {name}, which is not supported")
-            y = torch.relu(y) if name == "Relu" else y.clamp(0, 6)
-    return y
+            y = y.relu_() if name == "Relu" else y.clamp_(0, 6)
+    return y.permute(0, 2, 3, 1)
 
 
 def _max_pool(attr: Mapping[str, Any], values: Sequence[Tensor]) -> Tensor:
     x, kernel, stride = values[0].permute(0, 3, 1, 2), _sides(attr, "ksize"), _sides(attr, "strides")
     if _text(attr, "padding", "VALID") == "SAME":
-        x = _same(x, kernel, stride, (1, 1), -math.inf)
+        x = functional.pad(x, same_pads(x, kernel, stride), value=-math.inf)
     return functional.max_pool2d(x, kernel, stride).permute(0, 2, 3, 1)
 
 

@@ -1,1 +1,5 @@
-"""Training: one loop, its optimizer, how ranks share the work, what is saved, what is logged. Knows no system by name."""
+"""Training: the loop, its optimizer, processes, checkpoints and telling. It is handed a system and knows none by name."""
+
+from intarsia.train.loop import Outcome, Pace, pretrain
+
+__all__ = ["Outcome", "Pace", "pretrain"]

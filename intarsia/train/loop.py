@@ -1,242 +1,379 @@
-"""The training loop. It knows a system by its losses only; there are no callbacks, and inside a step the host never waits for the device."""
+"""The training loop: forward, backward, step; told, checked and saved at its own pace.
+
+It knows no objective and no system: a recipe's mix names the goal of a step, the system hides for it and gives its losses. Nothing inside a step
+waits for the device. A loss that is not finite is noticed on the device at once, which freezes the weights there, and by the host when it next
+looks: the run then stops with the weights of before that step saved, and names the samples.
+"""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import signal
+import threading
 import time
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import AdamW
 
 from intarsia.batch import Batch, Sample
-from intarsia.data.loader import Plan, Prepare, load, measure, requests
+from intarsia.data.formats.files import write_whole
+from intarsia.data.loader import Layout, Lengths, Loaded, Plan, Prepare, load, measure, requests
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import System, TooLong
-from intarsia.train import state
+from intarsia.train import optim
 from intarsia.train.log import Log
-from intarsia.train.optim import adamw, clip
-from intarsia.train.parallel import Ranks, autocast, join_ranks, micro_step, share
+from intarsia.train.parallel import Sharding, World, autocast, enter_world, key_dropout, micro_batch, reshard, spread, weightless
+from intarsia.train.state import Checkpoints, Position
+from intarsia.train.window import Seen, Trouble, Window
 from intarsia.weights.files import write_weights
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a run logs, validates and saves, in steps."""
+    """How often a run does what is not training, in optimizer steps."""
 
-    log: int = 25
-    valid: int = 250
-    save: int = 500
-    keep: int = 2
-    """Checkpoints kept."""
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 3
+    """Checkpoints kept, the newest; 0 = all."""
+    valid_every: int = 1000
+    valid_batches: int = 4
+    """Held-out micro-batches a goal."""
+    tensorboard: bool = True
 
 
-@dataclass
-class _Window:
-    """What happened since the last log line; losses stay on the device until then."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
 
-    losses: list[tuple[int, dict[str, Tensor], tuple[str, ...]]] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-    pairs: int = 0
-    rows: int = 0
-    since: float = field(default_factory=time.perf_counter)
+    out: Path
+    step: int
+    """Optimizer steps done."""
+    finished: bool
+    """False when a signal stopped it; run it again to go on."""
+    stopped_by: str = ""
+    """Name of that signal."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Samples left out of training, by the kind of error."""
 
 
 def pretrain(
     system: System,
     source: Source,
     recipe: Recipe[Any],
-    out: Path,
+    out: Path | str,
     *,
     valid: Source | None = None,
-    workers: int = 1,
+    resume: bool = True,
+    workers: int = 2,
     device: str = "auto",
-    parallel: Literal["ddp", "fsdp"] = "ddp",
-    size: str = "",
+    sharding: Sharding = "ddp",
+    compile: bool = False,
+    on_error: Literal["stop", "skip"] = "stop",
     pace: Pace | None = None,
-) -> None:
-    """Trains a system; goes on from the latest checkpoint in `out` if there is one, to the same bits as if it had never stopped.
+    lr_factors: Mapping[str, float] | None = None,
+    name: str = "",
+    size: str = "",
+) -> Outcome:
+    """Trains a system on pairs, as a recipe says, into a run folder; goes on where an earlier run in that folder stopped.
 
-    Writes recipe.json, vocab.txt, provenance.json, metrics.jsonl, tensorboard/, checkpoints/ and at the end model.safetensors.
+    Under `torchrun` every process calls it; see `train.parallel`. The folder gets `model.safetensors`, `recipe.json`, `vocab.txt`,
+    `provenance.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+
+    Args:
+        system: trained in place.
+        source: the pairs.
+        recipe: what to do.
+        out: the run folder.
+        valid: held-out pairs: their loss is told per goal, always on the same batches with the same parts hidden.
+        resume: go on from the newest checkpoint; False = the folder must hold none.
+        workers: processes that make batches, for each process that trains.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        sharding: what several processes do with the weights: copy them ("ddp") or share them out ("fsdp").
+        compile: compile the repeated layers; pays on CUDA only.
+        on_error: what a sample that cannot be read does: stop the run, or be left out and counted. Texts that are too long are always left out.
+        pace: how often to log, save and validate.
+        lr_factors: factor on the learning rate of parameters whose name starts so, such as a new head's.
+        name: the system's name for `recipe.json`; its card's unless given.
+        size: the recipe's name for `recipe.json`.
 
     Raises:
-        BadInput: unusable data, another recipe than that of the run in `out`, a loss that is not finite (names goal, step and samples; the
-            weights before it are saved), or a full disk.
+        BadInput: data, folder or disk cannot be used; or a loss is not finite.
     """
-    pace = pace or Pace()
-    ranks = join_ranks(device)
-    layout = twin(system)
-    lengths = measure(source, _Rows(layout), spec=f"{system.card.name} {recipe.config}", leave_out=(TooLong,), progress=ranks.first)
-    if ranks.first:
-        _describe(out, system, source, recipe, size)
-        for kind, count in lengths.left_out.items():
-            print(f"{count} of {len(source)} samples are left out ({kind}): {lengths.examples[0]}")
-    ranks.wait()
-    model = share(system, ranks, parallel, recipe.precision)
-    optimizer = adamw(system, recipe.optim)
-    at = state.restore(out, system, optimizer, ranks) or state.Position(0, 0, ranks.world)
-    plan = Plan(lengths.rows, recipe.batching, recipe.seed)
-    wanted = requests(
-        plan,
-        lambda step: recipe.mix.goal(recipe.seed, step, recipe.schedule.steps),
-        range(at.step, recipe.schedule.steps),
-        number=at.number,
-        accumulate=recipe.batching.accumulate,
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-    loaded = load(wanted, Prepare(source, layout, lengths.kept, recipe.seed), workers=workers, pin=ranks.device.type == "cuda")
-    held_out = [] if valid is None else _held_out(valid, layout, recipe)
-    run = _Run(model, system, optimizer, recipe, ranks, out, pace, held_out, time.perf_counter() - at.seconds)
-    with Log(out, recipe.schedule.steps, at.step, ranks.first) as log:
-        run.go(loaded, at, log)
-    if ranks.first:
-        folder = out / state.FOLDER / (out / state.FOLDER / state.LATEST).read_text()
-        weights = state.load_file(folder / "model.safetensors")
-        write_weights(out / "model.safetensors", weights, {"system": system.card.name, "config": to_json(recipe.config)})
-    ranks.wait()
+    out, pace = Path(out), pace or Pace()
+    with ExitStack() as stack:
+        world = stack.enter_context(enter_world(device))
+        stack.enter_context(torch.random.fork_rng([world.device] if world.device.type == "cuda" else []))
+        signals = stack.enter_context(Signals())
+        layout = weightless(system)
+        data = _Data(source, layout, system, recipe, world, out / "lengths.safetensors", on_error, workers)
+        held = _Data(valid, layout, system, recipe, world, out / "lengths-valid.safetensors", on_error, workers) if valid is not None else None
+        module = spread(system, world, sharding, compile)
+        optimizer = optim.adamw(system, recipe.optim, lr_factors)
+        identity = {"recipe": json.loads(to_json(recipe)), "data": data.lengths.fingerprint, "lr_factors": dict(lr_factors or {})}
+        checkpoints = Checkpoints(out, world, identity, pace.keep)
+        start = _resume(checkpoints, system, optimizer, resume)
+        world.on_first(partial(_write_about, out, system, source, recipe, name, size))
+        log = stack.enter_context(Log(out, recipe.schedule.steps, start.step, speak=world.first, tensorboard=pace.tensorboard))
+        for part in filter(None, (data, held)):
+            log.say(part.told)
+        if start.step:
+            log.say(f"goes on at step {start.step} of {recipe.schedule.steps}")
+        held_out = held.fixed(pace.valid_batches) if held else {}
+        plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts)
+        run = _Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
+        outcome = run.go(start, data.prepare, workers, signals)
+        if outcome.finished:
+            weights = checkpoints.whole_weights(system)
+            world.on_first(lambda: write_weights(out / "model.safetensors", weights))
+        else:
+            log.say(f"stopped by {outcome.stopped_by} at step {outcome.step} of {recipe.schedule.steps}, saved; run again to go on")
+        return Outcome(out, outcome.step, outcome.finished, outcome.stopped_by, data.lengths.left_out)
 
 
-@dataclass
+def _resume(checkpoints: Checkpoints, system: nn.Module, optimizer: AdamW, resume: bool) -> Position:
+    latest = checkpoints.latest()
+    if latest is None:
+        return Position()
+    if not resume:
+        raise BadInput(f"{checkpoints.folder}: holds checkpoints of a run ({latest.name}); go on with it or choose another folder")
+    return checkpoints.load(latest, system, optimizer)
+
+
+def _write_about(out: Path, system: System, source: Source, recipe: Recipe[Any], name: str, size: str) -> None:
+    about = {"system": name or system.card.name, "size": size, "recipe": json.loads(to_json(recipe))}
+    provenance = None if source.provenance is None else asdict(source.provenance)
+    try:
+        for file, value in (("recipe.json", about), ("provenance.json", provenance)):
+            with write_whole(out / file) as temporary:
+                temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        with write_whole(out / "vocab.txt") as temporary:
+            system.vocab.write(temporary)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written: {error}") from None
+
+
+class Signals:
+    """While it is entered, the first SIGINT or SIGTERM is noted instead of obeyed; a second SIGINT interrupts at once. Main thread only."""
+
+    def __init__(self) -> None:
+        self.caught = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = signal.Signals(number).name
+
+
+def _rows_of(layout: Layout, sample: Sample) -> int:
+    return layout.lay_out(sample).rows
+
+
+class _Data:
+    """A source with its lengths, measured once by the first process."""
+
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        system: System,
+        recipe: Recipe[Any],
+        world: World,
+        cache: Path,
+        on_error: Literal["stop", "skip"],
+        workers: int,
+    ) -> None:
+        spec = f"{type(system).__qualname__} {to_json(recipe.config)} {zlib.crc32(chr(10).join(system.vocab.tokens).encode())}"
+        leave_out = (TooLong, BadInput) if on_error == "skip" else (TooLong,)
+        work = partial(measure, source, partial(_rows_of, layout), spec=spec, leave_out=leave_out, cache=cache, workers=workers, progress=True)
+        self.lengths: Lengths = world.on_first(work)
+        self.world, self.recipe, self.name = world, recipe, cache.stem
+        self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed)
+
+    @property
+    def told(self) -> str:
+        """One line on how many samples take part and which do not."""
+        lengths = self.lengths
+        line = f"{'held-out' if self.name.endswith('valid') else 'training'} samples: {len(lengths.kept)}, rows a sample: {lengths.rows.sum() / len(lengths.kept):.1f}"
+        if lengths.left_out:
+            line += f"; left out: {', '.join(f'{count} {kind}' for kind, count in lengths.left_out.items())} (e.g. {lengths.examples[0]})"
+        return line
+
+    def fixed(self, count: int) -> dict[str, list[tuple[Batch, float]]]:
+        """Per goal this process's share of the first batches, each with its weight; all processes get as many, spare ones with weight 0."""
+        batches = Plan(self.lengths.rows, self.recipe.batching, self.recipe.seed).epoch(0)[:count]
+        mine = range(self.world.rank, -(-len(batches) // self.world.size) * self.world.size, self.world.size)
+        goals = [goal for goal, share in self.recipe.mix.share.items() if share > 0]
+        return {goal: [(self.prepare(batches[i % len(batches)], goal, 0), float(i < len(batches))) for i in mine] for goal in goals}
+
+
 class _Run:
-    model: torch.nn.Module
-    system: System
-    optimizer: torch.optim.AdamW
-    recipe: Recipe[Any]
-    ranks: Ranks
-    out: Path
-    pace: Pace
-    held_out: list[tuple[str, Batch]]
-    started: float
-    stopped: bool = False
+    """One call of `pretrain` once everything is in place."""
 
-    def go(self, loaded: Any, at: state.Position, log: Log) -> None:
-        """All steps that are left."""
-        self.model.train()
-        steps, window = self.recipe.schedule.steps, _Window()
-        before = {x: signal.signal(x, self._stop) for x in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            for step in range(at.step, steps):
-                self._step(loaded, step, window)
-                done = step + 1
-                log.advance(done)
-                last = done == steps or self.stopped
-                at = self._position(done)
-                if done % self.pace.log == 0 or last:
-                    window = self._tell(log, at, window)
-                if self.held_out and (done % self.pace.valid == 0 or last):
-                    log.write(done, valid=self._validate())
-                    window.since = time.perf_counter()
-                if done % self.pace.save == 0 or last:
-                    state.save(self.out, self.system, self.optimizer, at, self.ranks, self.pace.keep)
-                if self.stopped and done < steps:
-                    raise SystemExit(f"stopped at step {done}; run the same command again to go on")
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def __init__(
+        self,
+        system: System,
+        module: nn.Module,
+        optimizer: AdamW,
+        recipe: Recipe[Any],
+        world: World,
+        log: Log,
+        checkpoints: Checkpoints,
+        pace: Pace,
+        plan: Plan,
+        held_out: dict[str, list[tuple[Batch, float]]],
+    ) -> None:
+        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = system, module, optimizer, recipe, world, log
+        self.checkpoints, self.pace, self.plan, self.held_out = checkpoints, pace, plan, held_out
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.bad = torch.zeros((), device=world.device)
+        self.window = Window()
+        self.epoch = 0
 
-    def _position(self, step: int) -> state.Position:
-        micro = step * self.recipe.batching.accumulate * self.ranks.world
-        return state.Position(step, micro, self.ranks.world, time.perf_counter() - self.started)
-
-    def _stop(self, number: int, frame: object) -> None:
-        self.stopped = True
-
-    def _step(self, loaded: Any, step: int, window: _Window) -> None:
-        batching, recipe, device = self.recipe.batching, self.recipe, self.ranks.device
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.optim.lr * recipe.schedule.scale(step)
-        for micro in range(batching.accumulate):
-            batch = next(loaded).batch.to(device, non_blocking=True)
-            with micro_step(self.model, device, recipe.precision, micro == batching.accumulate - 1):
-                losses = self.model(batch)
-                total = recipe.mix.weigh(losses)
-            (total / batching.accumulate if batching.reduce == "mean" else total).backward()
-            window.losses.append((step, {k: v.detach() for k, v in losses.items()}, batch.keys))
-            window.pairs += len(batch.keys) * self.ranks.world
-            window.rows += batch.rows * self.ranks.world
-        norm = clip(self.system, recipe.optim.max_norm)
-        window.norms.append(norm.detach())
-        # A step whose gradient is not finite leaves the weights as they are; the fused optimizer looks at this on the device.
-        self.optimizer.found_inf = (~torch.isfinite(norm.detach() if not hasattr(norm, "full_tensor") else norm.full_tensor())).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _tell(self, log: Log, at: state.Position, window: _Window) -> _Window:
-        """Fetches what the device holds, once for many steps; a loss that is not finite ends the run."""
-        found: dict[str, list[float]] = {}
-        for step, losses, keys in window.losses:
-            for name, value in losses.items():
-                number = float(value)
-                if not np.isfinite(number):
-                    state.save(self.out, self.system, self.optimizer, at, self.ranks, self.pace.keep)
-                    raise BadInput(f"the loss {name} is {number} at step {step + 1}, samples {', '.join(keys[:8])}; the weights before it are saved")
-                found.setdefault(name, []).append(number)
-        spent = time.perf_counter() - window.since
-        log.write(
-            at.step,
-            loss={name: float(np.mean(x)) for name, x in found.items()},
-            lr=self.optimizer.param_groups[0]["lr"],
-            norm=float(torch.stack([x.full_tensor() if hasattr(x, "full_tensor") else x for x in window.norms]).mean()),
-            pairs_per_second=window.pairs / spent,
-            rows_per_second=window.rows / spent,
-            seconds=at.seconds,
+    def go(self, start: Position, prepare: Prepare, workers: int, signals: Signals) -> Outcome:
+        """Trains from a position to the end of the schedule, or until a signal."""
+        recipe, world, pace = self.recipe, self.world, self.pace
+        steps, accumulate = recipe.schedule.steps, recipe.batching.accumulate
+        wanted = requests(
+            self.plan,
+            lambda step: recipe.mix.goal(recipe.seed, step, steps),
+            range(start.step, steps),
+            number=start.number,
+            accumulate=accumulate,
+            rank=world.rank,
+            world=world.size,
         )
-        return _Window()
+        self.module.train()
+        items = load(wanted, prepare, workers=workers, pin=world.device.type == "cuda")
+        self.window = Window()
+        done, stop = start.step, False
+        try:
+            while done < steps and not stop:
+                self._step(done, items)
+                done += 1
+                self.log.step(done)
+                stop = world.any(bool(signals.caught))
+                save = stop or done == steps or done % pace.save_every == 0
+                if save or done % pace.log_every == 0:
+                    self._look(done, start)
+                began = time.perf_counter()
+                if self.held_out and (done == steps or done % pace.valid_every == 0):
+                    self._validate(done)
+                if save:
+                    self._save(self._position(done, start))
+                self.window.skip(time.perf_counter() - began)
+        finally:
+            items.close()  # type: ignore[attr-defined]  # a generator: ends the workers
+        return Outcome(self.checkpoints.folder.parent, done, done == steps, next(filter(None, world.gather(signals.caught)), "") if stop else "")
+
+    def _step(self, step: int, items: Iterator[Loaded]) -> None:
+        recipe, device = self.recipe, self.world.device
+        accumulate = recipe.batching.accumulate
+        share = 1.0 / accumulate if recipe.batching.reduce == "mean" else 1.0
+        bad = self.bad
+        for micro in range(accumulate):
+            item = next(items).to(device, non_blocking=True)
+            key_dropout(device, recipe.seed, item.number)
+            with micro_batch(self.module, last=micro == accumulate - 1):
+                with autocast(device, recipe.precision):
+                    losses, _ = self.module(item.batch)
+                    if not losses:
+                        raise BadInput(f"step {step}, goal {item.goal}: the system gave no loss")
+                    total: Tensor = recipe.mix.weigh(losses)
+                (total * share).backward()  # type: ignore[no-untyped-call]
+            bad = torch.maximum(bad, _not_finite(total.detach()))
+            self.epoch = item.epoch
+            self.window.micro_batch(Seen(step, item.goal, item.batch.keys, item.batch.rows, losses))
+        norm = optim.clip(self.parameters, recipe.optim.max_norm)
+        bad = torch.maximum(bad, _not_finite(norm))
+        if self.world.size > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        optim.set_lr(self.optimizer, recipe.optim, recipe.schedule, step)
+        optim.step_if(self.optimizer, bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.bad = bad
+        self.window.step(step, norm, bad)
+
+    def _position(self, done: int, start: Position) -> Position:
+        taken = (done - start.step) * self.recipe.batching.accumulate * self.world.size
+        number = start.number + taken
+        return Position(done, number, tuple(first for first in self.plan.starts if first <= number))
+
+    def _look(self, done: int, start: Position) -> None:
+        """Fetches the numbers since the last look, tells them, and stops the run if they are not finite."""
+        summary = self.window.fetch(self.world)
+        if summary.trouble is not None:
+            self._give_up(summary.trouble, self._position(summary.trouble.step, start))
+        self.log.write(
+            "train",
+            done,
+            summary.losses,
+            epoch=self.epoch,
+            lr=self.recipe.optim.lr * self.recipe.schedule.scale(done - 1),
+            norm=summary.norm,
+            pairs_per_second=summary.pairs_per_second,
+            rows_per_second=summary.rows_per_second,
+        )
+
+    def _give_up(self, trouble: Trouble, position: Position) -> None:
+        self._save(position)
+        path = self.checkpoints.folder.parent / "trouble.json"
+
+        def write() -> None:
+            with write_whole(path) as temporary:
+                temporary.write_text(json.dumps(asdict(trouble), indent=1) + "\n", encoding="utf-8")
+
+        self.world.on_first(write)
+        some = ", ".join(trouble.keys[:8]) + (f" and {len(trouble.keys) - 8} more" if len(trouble.keys) > 8 else "")
+        raise BadInput(
+            f"goal {trouble.goal}, step {trouble.step}: {trouble.found}; samples {some} (all in {path}); "
+            f"the weights before that step are in {self.checkpoints.folder}/step-{position.step:08d}"
+        )
+
+    def _save(self, position: Position) -> None:
+        reshard(self.module)
+        self.checkpoints.save(self.system, self.optimizer, position)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Held-out losses, on the same hidden words and regions every time."""
-        self.model.eval()
-        found: dict[str, list[float]] = {}
-        for _, batch in self.held_out:
-            with autocast(self.ranks.device, self.recipe.precision):
-                losses = self.system(batch.to(self.ranks.device))[0]
-            for name, value in losses.items():
-                found.setdefault(name, []).append(float(value))
-        self.model.train()
-        return {name: float(np.mean(x)) for name, x in found.items()}
+    def _validate(self, done: int) -> None:
+        self.system.eval()
+        sums: dict[str, list[Tensor]] = {}
+        for batches in self.held_out.values():
+            for batch, weight in batches:
+                with autocast(self.world.device, self.recipe.precision):
+                    losses, _ = self.system(batch.to(self.world.device))
+                for name, loss in losses.items():
+                    sums.setdefault(name, []).append(torch.stack([loss.float() * weight, loss.new_tensor(weight, dtype=torch.float32)]))
+        self.system.train()
+        reshard(self.module)
+        told = self.world.gather({name: torch.stack(pairs).sum(0).tolist() for name, pairs in sums.items()})
+        names = dict.fromkeys(name for one in told for name in one)
+        whole = {name: [sum(one[name][i] for one in told if name in one) for i in (0, 1)] for name in names}
+        self.log.write("valid", done, {name: total / count for name, (total, count) in whole.items() if count})
 
 
-class _Rows:
-    """Rows of a sample once laid out; what the plan needs to know."""
-
-    def __init__(self, layout: System) -> None:
-        self.layout = layout
-
-    def __call__(self, sample: Sample) -> int:
-        return self.layout.lay_out(sample).rows
-
-
-def twin(system: System) -> System:
-    """The same system without weights: what the loader's workers hold."""
-    with torch.device("meta"):
-        return type(system)(copy.deepcopy(system.config), system.vocab)
-
-
-def _held_out(valid: Source, layout: System, recipe: Recipe[Any], batches: int = 4) -> list[tuple[str, Batch]]:
-    lengths = measure(valid, _Rows(layout), leave_out=(TooLong,))
-    plan = Plan(lengths.rows, dataclasses.replace(recipe.batching, accumulate=1), recipe.seed)
-    prepare = Prepare(valid, layout, lengths.kept, recipe.seed)
-    return [(goal, prepare(samples, goal, 0)) for goal in recipe.mix.share for samples in plan.epoch(0)[:batches]]
-
-
-def _describe(out: Path, system: System, source: Source, recipe: Recipe[Any], size: str) -> None:
-    """Writes what the run is, before it runs; a run of another recipe in the folder is an error."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"system": system.card.name, "size": size, "recipe": json.loads(to_json(recipe))}, indent=2) + "\n"
-    path = out / "recipe.json"
-    if path.is_file() and path.read_text() != text and (out / state.FOLDER / state.LATEST).is_file():
-        raise BadInput(f"{path}: the run in this folder has another recipe; choose another --out, or remove the folder")
-    path.write_text(text)
-    system.vocab.write(out / "vocab.txt")
-    if source.provenance is not None:
-        (out / "provenance.json").write_text(to_json(source.provenance))
+def _not_finite(value: Tensor) -> Tensor:
+    """1 where a scalar is not finite, else 0, on its device."""
+    return (~torch.isfinite(value)).float()

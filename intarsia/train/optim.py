@@ -1,30 +1,69 @@
-"""The optimizer of a recipe."""
+"""AdamW, its groups, the learning rate of a step, and clipping; nothing here waits for the device."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
 
-from intarsia.recipe import Optim
+from intarsia.recipe import Optim, Schedule
 
 
-def groups(module: nn.Module, optim: Optim) -> list[dict[str, object]]:
-    """Parameters in two groups, decayed and not: a name that any pattern of `no_decay` matches is not decayed."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+def adamw(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> AdamW:
+    """Fused AdamW over the parameters that train; those without a gradient in a step are left alone by it.
+
+    Args:
+        module: its parameters may be sharded.
+        recipe: the numbers. `no_decay` is compared without regard to case.
+        lr_factors: factor on the learning rate of parameters whose name starts so; the longest start counts, 1 where none fits.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        (spared if any(re.search(pattern, name) for pattern in optim.no_decay) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            decays = not any(part.lower() in name.lower() for part in recipe.no_decay)
+            groups.setdefault((decays, _factor(name, lr_factors or {})), []).append(parameter)
+    if not groups:
+        raise ValueError(f"{type(module).__name__} has no parameter that trains")
+    options: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": recipe.weight_decay if decays else 0.0, "lr_factor": factor}
+        for (decays, factor), params in groups.items()
+    ]
+    return AdamW(options, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
-def adamw(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW with decoupled decay. Decay is applied before the step, where some authors apply it after: they differ by lr * decay * update."""
-    return torch.optim.AdamW(groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    return factors[max(fits, key=len)] if (fits := [start for start in factors if name.startswith(start)]) else 1.0
 
 
-def clip(module: nn.Module, max_norm: float) -> Tensor:
-    """Scales all gradients down to a norm; gives the norm before, without a host sync. 0 = no clipping."""
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm if max_norm > 0 else float("inf"))
+def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> float:
+    """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1."""
+    lr = recipe.lr * schedule.scale(step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+    return lr
+
+
+def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales the gradients down to a joint 2-norm of `max_norm` (0 = leaves them) and gives their norm before, over all shards, as a scalar tensor."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm > 0:
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_([_local(grad) for grad in grads], factor)
     return norm
+
+
+def _local(grad: Tensor) -> Tensor:
+    return grad.to_local() if isinstance(grad, DTensor) else grad
+
+
+def step_if(optimizer: AdamW, bad: Tensor) -> None:
+    """Steps unless `bad` is 1 (a scalar float tensor on the device, 0 or 1), without the host looking at it; the step counts stay too."""
+    optimizer.found_inf = bad  # type: ignore[attr-defined]  # what a gradient scaler tells the fused kernels
+    optimizer.step()

@@ -1,106 +1,234 @@
-"""How ranks share the work, and precision: decided here and nowhere else. torchrun starts the ranks."""
+"""Where a run happens: one process, or many that copy (DDP) or shard (FSDP2) the weights; and the one place that chooses precision.
+
+Processes are started by `torchrun`; gloo connects CPUs, nccl GPUs. Unusual here: a step trains one goal, so the heads of the other goals get no
+gradient. DDP is told to look for such parameters (`find_unused_parameters`); FSDP2 reduces only what has a gradient, which is the same on all
+ranks because they share the goal. Both leave the optimizer with no gradient there, as in one process.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from intarsia.batch import Batch
 from intarsia.errors import BadInput
-from intarsia.system import System
 
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
+Sharding = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16"]
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among the others."""
+# ----------------------------------------------------------------------------------------------------------------------------- processes
 
-    rank: int
-    world: int
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them."""
+
     device: torch.device
+    rank: int = 0
+    size: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until every rank is here."""
-        if self.world > 1:
-            dist.barrier()
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in order of rank, on every process. All must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Does something in the first process only and gives its result to all; where it raises BadInput, all raise it. All must call it."""
+        if self.size == 1:
+            return work()
+        told: list[Any] = [None, ""]
+        if self.first:
+            try:
+                told[0] = work()
+            except BadInput as error:
+                told[1] = str(error)
+        dist.broadcast_object_list(told, 0)
+        if told[1]:
+            raise BadInput(told[1])
+        result: T = told[0]
+        return result
 
-def join_ranks(device: str = "auto") -> Ranks:
-    """Joins the group that torchrun started, or stands alone; gloo on the CPU, nccl on CUDA.
-
-    Raises:
-        BadInput: CUDA was asked for and is not there.
-    """
-    cuda = torch.cuda.is_available()
-    if device.startswith("cuda") and not cuda:
-        raise BadInput(f"device {device!r}: CUDA is not available here")
-    use_cuda = cuda and device != "cpu"
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(place)
-    return Ranks(dist.get_rank() if world > 1 else 0, world, place)
-
-
-class Losses(nn.Module):
-    """A system as the loop calls it: a batch in, its losses out."""
-
-    def __init__(self, system: System) -> None:
-        super().__init__()
-        self.system = system
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The unweighted losses."""
-        losses: dict[str, Tensor] = self.system(batch)[0]
-        return losses
-
-
-def share(system: System, ranks: Ranks, how: Literal["ddp", "fsdp"], precision: Precision) -> nn.Module:
-    """The system wrapped for its ranks. DDP looks for unused parameters, since a step trains one goal and leaves other heads alone."""
-    system.to(ranks.device)
-    if how == "fsdp" and ranks.world > 1:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
-        for block in [x for part in system.modules() if isinstance(part, nn.ModuleList) for x in part]:
-            fully_shard(block, mp_policy=policy)
-        fully_shard(system, mp_policy=policy)
-        return Losses(system)
-    whole = Losses(system)
-    if ranks.world == 1:
-        return whole
-    return DistributedDataParallel(whole, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None, find_unused_parameters=True)
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process. All must call it."""
+        if self.size == 1:
+            return flag
+        up = torch.tensor([int(flag)])
+        dist.all_reduce(up, dist.ReduceOp.MAX)
+        return bool(up.item())
 
 
 @contextlib.contextmanager
-def micro_step(module: nn.Module, device: torch.device, precision: Precision, last: bool) -> Iterator[None]:
-    """Around the forward and backward pass of a micro-batch: precision, and gradients exchanged only on the last."""
-    with contextlib.ExitStack() as stack:
-        if isinstance(module, DistributedDataParallel) and not last:
-            stack.enter_context(module.no_sync())
-        inner: Any = getattr(module, "system", None)
-        if isinstance(inner, FSDPModule):
-            inner.set_requires_gradient_sync(last)
-        stack.enter_context(autocast(device, precision))
+def enter_world(device: str = "auto") -> Iterator[World]:
+    """Joins the processes that torchrun started (its environment says how many), or is alone; leaves them again at the end.
+
+    Args:
+        device: "auto" takes CUDA where there is one; "cpu", "cuda", "cuda:1".
+
+    Raises:
+        BadInput: no such device.
+    """
+    size, rank, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
+    if dist.is_initialized():
+        size, rank = dist.get_world_size(), dist.get_rank()
+    own = size > 1 and not dist.is_initialized()
+    here = _device(device, local)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    if own:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2)
+        )
+    try:
+        yield World(here, rank, size)
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"device {name}: no such kind of device") from None
+    if device.type == "cuda":
+        device = torch.device("cuda", local if device.index is None else device.index)
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise BadInput(f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- modules
+
+
+def weightless(module: M) -> M:
+    """A copy of a module without its weights (they are on the meta device): light enough to send to the loader's workers."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
+    }
+    memo |= {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a module: the members of its outermost ModuleLists that have parameters."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            found.extend(block for block in child if next(block.parameters(), None) is not None)
+        else:
+            found.extend(blocks(child))
+    return found
+
+
+def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile: bool = False) -> nn.Module:
+    """Puts a module on its device and over the processes, all with the first one's weights; what it returns is to be called in its stead.
+
+    Args:
+        module: changed in place; with "fsdp" its parameters become shards.
+        world: the processes.
+        sharding: every process holds all weights ("ddp"), or each a share ("fsdp").
+        compile: compile the repeated layers; pays on CUDA only.
+    """
+    module.to(world.device)
+    if compile:
+        for block in blocks(module):
+            block.compile(dynamic=True)
+    if world.size == 1:
+        return module
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+    if sharding == "ddp":
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, ids, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # Weights are gathered in fp32 and autocast, as everywhere else, so that sharding changes no number; gradients are summed in fp32.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    return fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+@contextlib.contextmanager
+def micro_batch(module: nn.Module, last: bool) -> Iterator[None]:
+    """Around forward and backward of a micro-batch: processes put their gradients together in the last one of a step only."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+    else:
         yield
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """bf16 = matrix products in bfloat16 over fp32 weights; norms, softmax and losses stay in fp32."""
+    """The precision of a forward pass: "bf16" multiplies matrices in bfloat16 and keeps weights and gradients in fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def key_dropout(device: torch.device, seed: int, number: int) -> None:
+    """Seeds the device's default generator for one micro-batch, so that its dropout depends on (seed, number) alone.
+
+    It is the only generator that dropout layers take, hence the only global one touched; a run puts it back when it ends.
+    """
+    key = int(np.random.SeedSequence([seed, 0xD0, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
+    else:
+        torch.default_generator.manual_seed(key)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- whole tensors
+
+
+def whole(tensor: Tensor, world: World) -> Tensor | None:
+    """A tensor of the run, gathered from its shards, on the CPU of the first process; None elsewhere. All must call it."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu() if world.first else None
+
+
+@torch.no_grad()
+def refill(tensor: Tensor, value: Tensor) -> None:
+    """Copies a whole CPU tensor into one of the run, or this process's share of it into a shard."""
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(value)
+
+
+def reshard(module: nn.Module) -> None:
+    """Drops the gathered weights that a forward pass without backward leaves behind; needed before weights are read by name."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()

@@ -150,7 +150,7 @@ def _textured(thing: SceneObject, ink: Array, side: int, x: int, y: int, shape: 
         pale = (u[None, :] % 1 - 0.5) ** 2 + (v[:, None] % 1 - 0.5) ** 2 < 0.09
     else:
         pale = (u[None, :] % 1 < 0.5) ^ (v[:, None] % 1 < 0.5)
-    return np.where(pale, ink + 0.6 * (255 - ink), ink).astype(np.float32)
+    return np.where(pale, ink + 0.4 * (255 - ink), ink).astype(np.float32)
 
 
 def slot_regions(rng: np.random.Generator, scene: Scene) -> RegionSet:

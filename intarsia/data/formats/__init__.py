@@ -1,1 +1,4 @@
-"""How image-text pairs lie on disk, one file a format; `intarsia.data.opening.open_source` finds out which one a path holds."""
+"""How image-text pairs lie on disk, one file a format.
+
+`intarsia.data.opening.open_source` finds out which one a path holds.
+"""

@@ -14,7 +14,9 @@ from intarsia.errors import BadInput
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to; on leaving without an error the file is flushed to disk and takes its real name in one step.
+    """Gives a temporary name to write to, and makes the file whole or absent.
+
+    On leaving without an error the file is flushed to disk and takes its real name in one step.
 
     Args:
         path: the real name; its folder is made if it is not there.
@@ -48,7 +50,10 @@ def sha256_of(path: Path) -> str:
 
 
 class RandomAccess:
-    """A file read at any place. Pickles without its handle and opens a fresh one in every process that reads, so it survives fork and spawn."""
+    """A file read at any place.
+
+    Pickles without its handle and opens a fresh one in every process that reads, so it survives fork and spawn.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,7 +80,8 @@ class RandomAccess:
             data += more
         if len(data) != size:
             raise BadInput(
-                f"{self.path}: ends after {os.fstat(self._handle).st_size} bytes, {offset + size} expected (changed since it was indexed?)"
+                f"{self.path}: ends after {os.fstat(self._handle).st_size} bytes, {offset + size} expected "
+                "(changed since it was indexed?)"
             )
         return data
 

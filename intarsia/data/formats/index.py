@@ -103,8 +103,18 @@ def build_index(
         lines.append(number)
         texts.append(texts[-1] + len(line.texts))
         slots.append(len(pictures))
-    columns = (np.array(x, dtype=np.int64) for x in (lines, texts, first_line, first_slot, pictures, slots))
-    return LineIndex(*columns, dict(splits), dict(ignored), tuple(skipped)), tuple(names)
+    index = LineIndex(
+        lines=np.array(lines, dtype=np.int64),
+        texts=np.array(texts, dtype=np.int64),
+        first_line=np.array(first_line, dtype=np.int64),
+        first_slot=np.array(first_slot, dtype=np.int64),
+        pictures=np.array(pictures, dtype=np.int64),
+        slots=np.array(slots, dtype=np.int64),
+        splits=dict(splits),
+        ignored=dict(ignored),
+        skipped=tuple(skipped),
+    )
+    return index, tuple(names)
 
 
 class LineSource(ABC):
@@ -152,7 +162,7 @@ class LineSource(ABC):
         return self.parse(int(self.index.lines[number]))
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The usable lines as JSON objects, key included; fields whose name starts with a dot are a format's own and left out."""
+        """The usable lines as JSON objects, key included; a reader's own fields (they start with a dot) left out."""
         for number in self.index.lines.tolist():
             record, _, key = self.read(number)
             yield {"key": key, **{name: value for name, value in record.items() if not name.startswith(".")}}
@@ -167,7 +177,7 @@ class LineSource(ABC):
 
     @abstractmethod
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
-        """A line by its number in the file or files: the JSON object, its name in errors, and its key unless the object gives one."""
+        """A line by its number in the files: the JSON object, its name in errors, its key by default."""
 
     @abstractmethod
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:

@@ -1,13 +1,15 @@
 """What one line of `pairs.jsonl` may say, checked field by field.
 
-    {"key": "a1", "image": "images/a.jpg", "captions": ["a dog", {"text": "ein Hund", "language": "de"}], "width": 640, "height": 480,
-     "boxes": [[10, 20, 200, 300]], "labels": ["dog"], "links": [[0, 2, 5, 0]], "tags": ["dog"], "false_captions": ["a cat"], "split": "train"}
+    {"key": "a1", "image": "images/a.jpg", "captions": ["a dog", {"text": "ein Hund", "language": "de"}],
+     "width": 640, "height": 480, "boxes": [[10, 20, 200, 300]], "labels": ["dog"], "links": [[0, 2, 5, 0]],
+     "tags": ["dog"], "false_captions": ["a cat"], "split": "train"}
 
-Fields: key (text or number; the line number unless given), image (text; or a list for several pictures, and then boxes, labels, regions, width
-and height are lists with one entry a picture), caption or captions, question, answers ([[answer, score]], of the question if there is one, else of
-every caption), language ("en"), boxes (xyxy in absolute pixels), labels (a name per box), regions (a .npz or .safetensors file, instead of boxes),
-links ([text number, first character, end, box number] and, with several pictures, the picture number), tags (object names; the labels unless given),
-false_captions, split ("train" unless given), width, height (pixels). Other fields are counted and not used.
+Fields: key (text or number; the line number unless given), image (text; or a list for several pictures, and then
+boxes, labels, regions, width and height are lists with one entry a picture), caption or captions, question, answers
+([[answer, score]], of the question if there is one, else of every caption), language ("en"), boxes (xyxy in absolute
+pixels), labels (a name per box), regions (a .npz or .safetensors file, instead of boxes), links ([text number, first
+character, end, box number] and, with several pictures, the picture number), tags (object names; the labels unless
+given), false_captions, split ("train" unless given), width, height (pixels). Other fields are counted and not used.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from intarsia.errors import BadInput
 Array = NDArray[Any]
 SPLITS = ("train", "val", "test")
 FIELDS = frozenset(
-    "key image caption captions question answers language boxes labels regions links tags false_captions split width height".split()
+    {"key", "image", "caption", "captions", "question", "answers", "language", "boxes", "labels", "regions", "links"}
+    | {"tags", "false_captions", "split", "width", "height"}
 )
 
 
@@ -65,6 +68,20 @@ class Line:
     ignored: tuple[str, ...] = ()
     """Fields of the line that are not used."""
 
+    def check_links(self, regions: Sequence[int]) -> None:
+        """Checks the links against the pictures.
+
+        Args:
+            regions: how many regions each picture of `entries` has.
+
+        Raises:
+            BadInput: a link names a region that a picture does not have.
+        """
+        for link in self.links:
+            if link.region >= regions[link.picture]:
+                name, count = self.entries[link.picture].name, regions[link.picture]
+                raise BadInput(f"{self.where}: a link names region {link.region} of {name}, which has {count}")
+
     def sample(self, number: int, pictures: tuple[Picture, ...]) -> Sample:
         """The Sample of one text.
 
@@ -81,12 +98,8 @@ class Line:
             if self.links
             else ()
         )
-        for link in links:
-            regions = len(pictures[link.picture].boxes)
-            if link.region >= regions:
-                raise BadInput(
-                    f"{self.where}: a link names region {link.region} of {pictures[link.picture].name}, which has {regions}"
-                )
+        if self.links:
+            self.check_links([len(x.boxes) for x in pictures])
         return Sample(
             key=f"{self.key}#{number}",
             texts=(text,),
@@ -127,9 +140,9 @@ def parse_line(record: Mapping[str, Any], where: str, key: str) -> Line:
     Raises:
         BadInput: a field is missing, has a wrong type or a wrong value; names it.
     """
-    key = record.get("key", key)
-    if not isinstance(key, str | int) or isinstance(key, bool) or key == "":
-        raise BadInput(f"{where}: key is {_short(key)}, expected text or a whole number")
+    given: Any = record.get("key", key)
+    if not isinstance(given, str | int) or isinstance(given, bool) or given == "":
+        raise BadInput(f"{where}: key is {_short(given)}, expected text or a whole number")
     texts = _texts(record, where)
     entries = _entries(record, where)
     split = record.get("split", "train")
@@ -137,7 +150,7 @@ def parse_line(record: Mapping[str, Any], where: str, key: str) -> Line:
         raise BadInput(f"{where}: split is {_short(split)}, expected train, val or test")
     return Line(
         where=where,
-        key=str(key),
+        key=str(given),
         entries=entries,
         texts=texts,
         asks="question" in record,
@@ -202,7 +215,7 @@ def _entries(record: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
             column = record[field]
             if not isinstance(column, list) or len(column) != len(names):
                 raise BadInput(
-                    f"{where}: {field} is {_short(column)}, expected a list with one entry for each of {len(names)} images"
+                    f"{where}: {field} is {_short(column)}, expected a list of {len(names)}, one for each image"
                 )
             columns[field] = column
     return tuple(
@@ -250,7 +263,7 @@ def _boxes(values: Any, size: tuple[int, int], where: str) -> Array:
         ):
             raise BadInput(f"{where}: box {number} is {_short(box)}, expected [x1, y1, x2, y2] in pixels")
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
-    # a size not yet known is as large as the boxes need: shape and order are checked now, the borders when the picture is read
+    # a size not yet known is as large as the boxes need: the borders are checked when the picture is read
     known = [side or int(np.nan_to_num(boxes, posinf=0, neginf=0).max(initial=0)) + 1 for side in size]
     to_fractions(boxes, known[0], known[1], where)
     return boxes
@@ -277,7 +290,7 @@ def _links(values: Any, texts: Sequence[tuple[str, str]], entries: Sequence[Entr
             or not all(isinstance(x, int) and not isinstance(x, bool) for x in item)
         ):
             raise BadInput(
-                f"{where}: link {_short(item)} is not [text, first character, end, box] or the same and a picture number"
+                f"{where}: link {_short(item)} is not [text, first character, end, box] or that and a picture"
             )
         text, start, end, region, picture = item if len(item) == 5 else [*item, 0]
         if not 0 <= text < len(texts):

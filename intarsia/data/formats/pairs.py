@@ -1,4 +1,7 @@
-"""A folder of pictures and a file of lines: `pairs.jsonl` beside `images/`. What a user with pictures and captions writes by hand."""
+"""A folder of pictures and a file of lines: `pairs.jsonl` beside `images/`.
+
+What a user with pictures and captions writes by hand.
+"""
 
 from __future__ import annotations
 
@@ -57,19 +60,20 @@ class LineFile:
         key = str(self._numbers.item(number))
         where = f"{self.path}, line {key}"
         raw = self._file.read(self._offsets.item(number), self._sizes.item(number))
-        return parse_json(raw.removeprefix(BOM), where), where, key
+        return parse_json(raw.removeprefix(BOM).rstrip(b"\r\n"), where), where, key
 
 
 class PairsFolder(LineSource):
     """A folder with `pairs.jsonl`, or a file of such lines whose pictures lie beside it.
 
-    Samples carry features only if their line names a regions file; else features has shape (0, 0), and boxes is what the line gives.
+    Samples carry features only if their line names a regions file; else features has shape (0, 0), and boxes is what
+    the line gives.
 
     Args:
         root: the folder, or the file of lines.
         split: "train", "val" or "test"; None = all lines.
-        on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out, and those whose pictures or region files are
-            not there, and keeps the messages in `skipped`.
+        on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out, and those whose
+            pictures or region files are not there, and keeps the messages in `skipped`.
 
     Raises:
         BadInput: no such file, a line that cannot be used, or a key given twice; names file, line and value.
@@ -114,11 +118,10 @@ class PairsFolder(LineSource):
     def _parse_present(self, number: int) -> Line:
         line = self.parse(number)
         for entry in line.entries:
-            for file in (entry.regions,) if entry.regions else (entry.name,):
-                if not (self.root / file).is_file():
-                    raise BadInput(
-                        f"{line.where}: {'regions file' if entry.regions else 'picture'} {self.root / file} does not exist"
-                    )
+            file = self.root / (entry.regions or entry.name)
+            if not file.is_file():
+                what = "regions file" if entry.regions else "picture"
+                raise BadInput(f"{line.where}: {what} {file} does not exist")
         return line
 
 
@@ -158,7 +161,9 @@ def write_pairs(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def to_records(source: Source) -> Iterator[dict[str, Any]]:
-    """The lines of any source as JSON objects: texts that follow one another with keys K#0, K#1, .. over the same pictures are one line.
+    """The lines of any source as JSON objects.
+
+    Texts that follow one another with keys K#0, K#1, .. over the same pictures are one line.
 
     Pictures are named, not described: boxes and features are the region shards' to keep.
     """

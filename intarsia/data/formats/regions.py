@@ -1,6 +1,7 @@
 """The regions of one picture in a file of their own: `.npz` (never unpickled) or `.safetensors`.
 
-Arrays: features (R, F) float16 or float32; boxes (R, 4) xyxy in absolute pixels; optional scores (R), probs (R, C) and labels (R) integers.
+Arrays: features (R, F) float16 or float32; boxes (R, 4) xyxy in absolute pixels; optional scores (R), probs (R, C)
+and labels (R) integers.
 """
 
 from __future__ import annotations
@@ -63,12 +64,11 @@ def check_shapes(arrays: dict[str, Array], where: str) -> None:
     features, boxes = arrays["features"], arrays["boxes"]
     if features.ndim != 2 or features.dtype not in (np.float16, np.float32):
         raise BadInput(
-            f"{where}: features are {features.dtype} of shape {features.shape}, expected float16 or float32 of shape (R, F)"
+            f"{where}: features are {features.dtype} of shape {features.shape}, "
+            "expected float16 or float32 of shape (R, F)"
         )
     if boxes.shape != (len(features), 4):
-        raise BadInput(
-            f"{where}: boxes of shape {boxes.shape}, expected ({len(features)}, 4) as there are {len(features)} features"
-        )
+        raise BadInput(f"{where}: boxes of shape {boxes.shape}, expected ({len(features)}, 4), one for each feature")
     for name, dimensions in (("scores", 1), ("probs", 2), ("labels", 1)):
         array = arrays.get(name)
         if array is not None and (array.ndim != dimensions or len(array) != len(features)):
@@ -86,29 +86,27 @@ def check_shapes(arrays: dict[str, Array], where: str) -> None:
 
 
 def to_fractions(boxes: Array, width: int, height: int, where: str) -> Array:
-    """Boxes (R, 4) xyxy in pixels as float32 fractions of the picture; up to one pixel outside is rounding and is clipped.
+    """Boxes (R, 4) xyxy in pixels as float32 fractions of the picture.
+
+    Up to one pixel outside is rounding and is clipped.
 
     Raises:
-        BadInput: a box has no area or sticks out of the picture (gives its number, its values and the picture's size).
+        BadInput: a box has no area or sticks out of the picture (gives its number, its values and the picture's
+            size).
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    good = (low >= -SLACK) & (high <= np.array([width, height]) + SLACK) & (high > low)
-    if not good.all():
-        bad = int(np.argmin(good.all(axis=1)))
+    size = np.array([width, height, width, height])
+    clipped = np.clip(boxes, 0.0, size)
+    fractions: Array = (clipped / size).astype(np.float32)
+    shorter = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])  # (R) pixels of the shorter side
+    left = np.minimum(fractions[:, 2] - fractions[:, 0], fractions[:, 3] - fractions[:, 1])
+    outside = np.abs(boxes - clipped).max(axis=1, initial=0.0)
+    for bad in np.flatnonzero(~((shorter > 0) & (left > 0) & (outside <= SLACK)))[:1].tolist():
         values = ", ".join(f"{x:g}" for x in boxes[bad])
-        fault = (
-            "has no area (x2 <= x1 or y2 <= y1)"
-            if not (high[bad] > low[bad]).all()
-            else f"is outside the picture of {width}x{height} pixels"
-        )
+        fault = "has no area (x2 <= x1 or y2 <= y1)"
+        if shorter[bad] > 0:
+            fault = f"is outside the picture of {width}x{height} pixels"
         raise BadInput(f"{where}: box {bad} [{values}] {fault}")
-    fractions = np.clip(boxes / np.array([width, height, width, height]), 0.0, 1.0).astype(np.float32)
-    if (fractions[:, 2:] <= fractions[:, :2]).any():
-        bad = int(np.argmax((fractions[:, 2:] <= fractions[:, :2]).any(axis=1)))
-        raise BadInput(
-            f"{where}: box {bad} [{', '.join(f'{x:g}' for x in boxes[bad])}] is outside the picture of {width}x{height} pixels"
-        )
     return fractions
 
 
@@ -150,7 +148,8 @@ def encode_regions(picture: Picture, suffix: str) -> bytes:
         raise BadInput(f"picture {picture.name}: a region file ends in .npz or .safetensors, not .{suffix}")
     if picture.width <= 0 or picture.height <= 0:
         raise BadInput(
-            f"picture {picture.name}: its size is not known ({picture.width}x{picture.height}), needed to give boxes in pixels"
+            f"picture {picture.name}: its size is not known ({picture.width}x{picture.height}), "
+            "needed to give boxes in pixels"
         )
     pixels = picture.boxes * np.array([picture.width, picture.height] * 2, dtype=np.float32)
     arrays = {

@@ -1,10 +1,13 @@
-"""Region shards: the format training reads. A folder with
+"""Region shards, the format training reads.
+
+A folder with
 
     shards.json                what made the features, and every shard with its counts and sha256
-    shard-00000.safetensors    features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64, sizes (n, 2) int64 (wide, high),
-                               and scores (R) float16, probs (R, C) float16, labels (R) int64 where the extractor gives them
+    shard-00000.safetensors    features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64,
+                               sizes (n, 2) int64 (wide, high); scores (R) float16, probs (R, C) float16 and
+                               labels (R) int64 where the extractor gives them
     shard-00000.json           the names of its n pictures
-    pairs.jsonl                the captions: lines as everywhere, `image` names the picture; what they say of boxes is not read
+    pairs.jsonl                the captions: lines as everywhere, `image` names the picture; boxes are not read here
 
 Readers map the shards into memory and slice: a picture's features are never copied before they are packed.
 """
@@ -64,7 +67,7 @@ class ShardIndex:
     """Which of scores, probs and labels the shards hold."""
     shards: tuple[Shard, ...] = ()
     images: str = ""
-    """Folder that picture names are relative to, where the pixels are still at hand; itself relative to the shards' folder."""
+    """Folder that picture names are relative to, itself relative to the shards' folder; "" = pixels not at hand."""
     finished: bool = False
     """Whether `pairs.jsonl` was written."""
     left_out: int = 0
@@ -100,16 +103,19 @@ class ShardIndex:
         )
 
 
-# --------------------------------------------------------------------------------------------------------------------------------------- writing
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 class ShardWriter:
-    """Writes region shards. Killed at any moment it leaves whole shards only, and a new writer on the same folder goes on from them.
+    """Writes region shards.
+
+    Killed at any moment it leaves whole shards only, and a new writer on the same folder goes on from them.
 
     Args:
         root: the folder; made if it is not there.
         provenance: what makes the features; a folder begun with another is refused.
-        images: folder that picture names are relative to, relative to `root`; "" when the pixels are not to be found later.
+        images: folder that picture names are relative to, relative to `root`; "" when the pixels are not to be found
+            later.
         pictures_per_shard: how many pictures go into one file; at most so many are lost when the writer is killed.
 
     Raises:
@@ -148,8 +154,9 @@ class ShardWriter:
         """Takes a picture; every `pictures_per_shard` of them one shard is written.
 
         Raises:
-            BadInput: given before; features not as wide as the provenance says, not finite or too large for float16; a box without area or outside
-                the picture; labels that the provenance has no class for; or scores, probs, labels present in some pictures only.
+            BadInput: given before; features not as wide as the provenance says, not finite or too large for float16;
+                a box without area or outside the picture; labels that the provenance has no class for; or scores,
+                probs, labels present in some pictures only.
         """
         if picture.name in self._done:
             raise BadInput(f"picture {picture.name}: already stored in {self.root}")
@@ -170,7 +177,8 @@ class ShardWriter:
 
         Args:
             records: JSON objects as in `lines.py`; `image` names stored pictures.
-            on_missing: what to do with a line that names a picture that was not stored: "stop" raises, "skip" leaves it out and counts it.
+            on_missing: what to do with a line that names a picture that was not stored: "stop" raises, "skip" leaves
+                it out and counts it.
 
         Returns:
             How many lines were left out.
@@ -248,7 +256,8 @@ def _stored(picture: Picture, provenance: Provenance) -> Picture:
     where = f"picture {picture.name}"
     if picture.features.ndim != 2 or picture.features.shape[1] != provenance.width:
         raise BadInput(
-            f"{where}: features of shape {picture.features.shape}, expected (R, {provenance.width}) from {provenance.extractor}"
+            f"{where}: features of shape {picture.features.shape}, "
+            f"expected (R, {provenance.width}) from {provenance.extractor}"
         )
     with np.errstate(over="ignore"):
         arrays: dict[str, Array] = {
@@ -268,13 +277,23 @@ def _stored(picture: Picture, provenance: Provenance) -> Picture:
         and not 0 <= labels.min() <= labels.max() < len(provenance.classes)
     ):
         raise BadInput(
-            f"{where}: labels from {labels.min()} to {labels.max()}, but {provenance.extractor} has {len(provenance.classes)} classes"
+            f"{where}: labels from {labels.min()} to {labels.max()}, "
+            f"but {provenance.extractor} has {len(provenance.classes)} classes"
         )
     if provenance.classes and probs is not None and probs.shape[1] != len(provenance.classes):
         raise BadInput(
             f"{where}: probs of {probs.shape[1]} classes, but {provenance.extractor} has {len(provenance.classes)}"
         )
-    return Picture(name=picture.name, width=picture.width, height=picture.height, **arrays)
+    return Picture(
+        name=picture.name,
+        features=arrays["features"],
+        boxes=arrays["boxes"],
+        width=picture.width,
+        height=picture.height,
+        scores=arrays.get("scores"),
+        probs=probs,
+        labels=labels,
+    )
 
 
 def check_fractions(boxes: Array, where: str) -> None:
@@ -287,9 +306,7 @@ def check_fractions(boxes: Array, where: str) -> None:
     if not good.all():
         bad = int(np.argmin(good))
         values = ", ".join(f"{x:g}" for x in boxes[bad])
-        raise BadInput(
-            f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions of its width and height, 0 to 1)"
-        )
+        raise BadInput(f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions from 0 to 1)")
 
 
 def _read_names(root: Path, shard: Shard) -> list[str]:
@@ -305,11 +322,13 @@ def _read_names(root: Path, shard: Shard) -> list[str]:
     return names
 
 
-# --------------------------------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def map_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file, mapped into memory: nothing is read until it is used, and no file handle stays open.
+    """The arrays of a safetensors file, mapped into memory.
+
+    Nothing is read until it is used, and no file handle stays open, however many shards there are.
 
     Raises:
         BadInput: not a safetensors file, or cut short.
@@ -348,13 +367,15 @@ class Mapped:
 class ShardSource(LineSource):
     """Region shards as a data set. Pictures are views into mapped files: read them, do not write to them.
 
-    Samples whose line gives neither tags nor labels get the names of the detector's labels as tags.
+    Samples whose line gives neither tags nor labels get the names of the detector's labels as tags,
+    background (class 0) left out.
 
     Args:
         root: the folder.
         split: "train", "val" or "test"; None = all lines.
         verify: compares the sha256 of every file first (reads all of it).
-        on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps the message in `skipped`.
+        on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps the message in
+            `skipped`.
 
     Raises:
         BadInput: an unfinished folder, a missing, cut or (`verify`) changed file, or a line that cannot be used.
@@ -401,9 +422,8 @@ class ShardSource(LineSource):
         classes = self.shards.provenance.classes
         if sample.tags or not classes:
             return sample
-        return replace(
-            sample, tags=tuple(classes[x] for p in sample.pictures if p.labels is not None for x in p.labels.tolist())
-        )
+        found = (x for picture in sample.pictures if picture.labels is not None for x in picture.labels.tolist())
+        return replace(sample, tags=tuple(classes[x] for x in found if x > 0))
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A line of `pairs.jsonl`."""
@@ -415,7 +435,9 @@ class ShardSource(LineSource):
         return self._view(int(self._stored[unique]), line.entries[slot].name)
 
     def gather(self, pictures: Sequence[int]) -> Regions:
-        """The regions of pictures by number, packed, in one copy from the mapped files; what `intarsia.batch.pack` would make of them unhidden.
+        """The regions of pictures by number, packed, in one copy from the mapped files.
+
+        What `intarsia.batch.pack` makes of the pictures when nothing is hidden.
 
         Args:
             pictures: picture numbers as `picture` takes them; repeats are allowed.

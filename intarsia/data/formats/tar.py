@@ -1,10 +1,12 @@
 """Tar shards as webdataset and img2dataset write them, read at random.
 
-The members of one sample lie behind one another and share a key, the path up to the first dot of the base name: `key.jpg` (or .jpeg, .png, .webp,
-.gif, .bmp; several as `key.0.jpg`, `key.1.jpg`), `key.txt` (the caption) or `key.json` (fields of a `pairs.jsonl` line; img2dataset's "caption" is one
-of them), and perhaps `key.regions.npz` or `key.regions.safetensors` (`key.0.regions.npz`, .. for several pictures). Other members are counted as unused fields.
+The members of one sample lie behind one another and share a key, the path up to the first dot of the base name:
+`key.jpg` (or .jpeg, .png, .webp, .gif, .bmp; several as `key.0.jpg`, `key.1.jpg`), `key.txt` (the caption) or
+`key.json` (fields of a `pairs.jsonl` line; img2dataset's "caption" is one of them), and perhaps `key.regions.npz` or
+`key.regions.safetensors` (`key.0.regions.npz`, .. for several pictures). Other members are counted as unused fields.
 
-Headers are walked once per tar; what was found is kept beside it as `NAME.tar.index.npz` where the folder can be written, else in memory.
+Headers are walked once per tar; what was found is kept beside it as `NAME.tar.index.npz` where the folder can be
+written, else in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,13 +73,16 @@ def walk_tar(path: Path) -> Members:
     """
     keys: list[bytes] = []
     seen: set[str] = set()
-    starts, offsets, sizes, kinds = [], [], [], []
+    kinds: list[bytes] = []
+    starts: list[int] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
     last = ""
     length = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                archive.members = []  # headers already read are not kept
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # headers already read are not kept
                 key, kind = split_name(member.name)
                 if (
                     not member.isfile()
@@ -91,7 +96,7 @@ def walk_tar(path: Path) -> Members:
                 if key != last or not starts:
                     if key in seen:
                         raise BadInput(
-                            f"{path}: key {key!r} comes back at member {member.name}; the members of a sample must lie together"
+                            f"{path}: key {key!r} comes back at {member.name}; members of a sample must lie together"
                         )
                     seen.add(key)
                     keys.append(key.encode())
@@ -100,14 +105,26 @@ def walk_tar(path: Path) -> Members:
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
                 kinds.append(kind.encode())
+            # the walk ends at an empty block, or where a header is cut or broken
+            with open(path, "rb") as handle:
+                handle.seek(archive.offset)
+                if handle.read(512) != bytes(512):
+                    raise BadInput(f"{path}: cut short or broken at byte {archive.offset}")
     except (tarfile.TarError, EOFError) as error:
         raise BadInput(f"{path}: not a whole, uncompressed tar: {error}") from None
-    table = (np.array(x, dtype=np.int64) for x in ([*starts, len(offsets)], offsets, sizes))
-    return Members(np.array(keys, dtype=np.bytes_), *table, np.array(kinds, dtype=np.bytes_))
+    return Members(
+        keys=np.array(keys, dtype=np.bytes_),
+        samples=np.array([*starts, len(offsets)], dtype=np.int64),
+        offsets=np.array(offsets, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int64),
+        kinds=np.array(kinds, dtype=np.bytes_),
+    )
 
 
 def members_of(path: Path) -> Members:
-    """The members of a tar: from the index beside it if that was made for this very file, else by walking it (and leaving an index).
+    """The members of a tar.
+
+    From the index beside it if that was made for this very file, else by walking it (and leaving an index).
 
     Raises:
         BadInput: as `walk_tar`, or the file is missing.
@@ -117,16 +134,15 @@ def members_of(path: Path) -> Members:
     beside = path.with_name(path.name + ".index.npz")
     stamp = np.array([INDEX_VERSION, path.stat().st_size, path.stat().st_mtime_ns], dtype=np.int64)
     names = ("keys", "samples", "offsets", "sizes", "kinds")
-    with suppress(
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
-    ):  # absent, broken or of another version: walk
-        with np.load(beside, allow_pickle=False) as kept:
-            if np.array_equal(kept["stamp"], stamp):
-                return Members(*(kept[name] for name in names))
+    # an index that is absent, broken or of another version is made anew
+    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with suppress(*broken), np.load(beside, allow_pickle=False) as kept:
+        if np.array_equal(kept["stamp"], stamp):
+            return Members(*(kept[name] for name in names))
     members = walk_tar(path)
-    with suppress(OSError):  # a folder that cannot be written: the index lives in memory only
-        with write_whole(beside) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, stamp=stamp, **{name: getattr(members, name) for name in names})
+    # in a folder that cannot be written the index lives in memory only
+    with suppress(OSError), write_whole(beside) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, stamp=stamp, **{name: getattr(members, name) for name in names})
     return members
 
 
@@ -136,7 +152,8 @@ class TarSource(LineSource):
     Args:
         paths: a folder of tars, one tar, or several.
         split: "train", "val" or "test"; None = all samples.
-        on_error: "stop" raises at the first sample whose text cannot be used; "skip" leaves such samples out and keeps the messages in `skipped`.
+        on_error: "stop" raises at the first sample whose text cannot be used; "skip" leaves such samples out and
+            keeps the messages in `skipped`.
 
     Raises:
         BadInput: no tar, a broken one, a sample that cannot be used, or a key in two tars.
@@ -149,13 +166,23 @@ class TarSource(LineSource):
         tars = [tar for path in map(Path, given) for tar in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
         if not tars:
             raise BadInput(f"{', '.join(map(str, given))}: no .tar file")
-        self._members = [members_of(path) for path in tars]
-        self._files = [RandomAccess(path) for path in tars]
+        whole: list[tuple[Path, Members]] = []
+        broken: list[str] = []
+        for tar in tars:
+            try:
+                whole.append((tar, members_of(tar)))
+            except BadInput as error:
+                if on_error == "stop":
+                    raise
+                broken.append(str(error))
+        self._members = [members for _, members in whole]
+        self._files = [RandomAccess(tar) for tar, _ in whole]
         self._starts = np.cumsum([0] + [len(x.keys) for x in self._members])
-        self.index, _ = build_index(int(self._starts[-1]), self.parse, split, on_error)
+        index, _ = build_index(int(self._starts[-1]), self.parse, split, on_error)
+        self.index = replace(index, skipped=(*broken, *index.skipped))
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
-        """A sample as a line: what its .json says, the caption in its .txt, and its pictures and region files by member name."""
+        """A sample as a line: its .json, the caption in its .txt, and its pictures and region files by member name."""
         file, key, members = self._sample(number)
         where = f"{file.path}, sample {key}"
         record: dict[str, Any] = {}
@@ -229,8 +256,9 @@ def write_tar(
 
     Args:
         path: the tar.
-        samples: for each, its key (no dot in its last part), the fields of a `pairs.jsonl` line (without key, image and regions), its pictures as
-            (suffix such as "jpg", bytes of the file), and the regions of the pictures (none, or one for each; their size must be known).
+        samples: for each, its key (no dot in its last part), the fields of a `pairs.jsonl` line (without key, image
+            and regions), its pictures as (suffix such as "jpg", bytes of the file), and the regions of the pictures
+            (none, or one for each; their size must be known).
 
     Returns:
         How many samples were written.
@@ -242,28 +270,39 @@ def write_tar(
 
     path = Path(path)
     seen: set[str] = set()
-    with write_whole(path) as temporary, open(temporary, "wb") as handle:
-        with TarWriter(handle, encoder=False, mtime=0.0, format="PAX_FORMAT", compress=False) as writer:
-            for key, fields, images, regions in samples:
-                where = f"{path}, sample {key}"
-                if split_name(key)[1] or key in seen or not key:
-                    raise BadInput(
-                        f"{where}: {'given twice' if key in seen else 'a key is not empty and has no dot in its last part'}"
-                    )
-                seen.add(key)
-                several = len(images) > 1
-                members = {
-                    f"{number}.{suffix}" if several else suffix: data for number, (suffix, data) in enumerate(images)
-                }
-                if not members or not all(suffix in IMAGES for suffix, _ in images):
-                    raise BadInput(
-                        f"{where}: its pictures are {[suffix for suffix, _ in images]}, expected one or more of {', '.join(IMAGES)}"
-                    )
-                parse_line(
-                    {**fields, "key": key, "image": sorted(members) if several else next(iter(members))}, where, key
-                )
-                for number, picture in enumerate(regions):
-                    members[f"{number}.regions.npz" if several else "regions.npz"] = encode_regions(picture, "npz")
-                members["json"] = json.dumps({**fields, "key": key}, ensure_ascii=False).encode()
-                writer.write({"__key__": key, **members})
+    with (
+        write_whole(path) as temporary,
+        open(temporary, "wb") as handle,
+        TarWriter(handle, encoder=False, mtime=0.0, format="PAX_FORMAT", compress=False) as writer,
+    ):
+        for key, record, images, regions in samples:
+            where = f"{path}, sample {key}"
+            if key in seen:
+                raise BadInput(f"{where}: its key was already given")
+            if not key or split_name(key)[1]:
+                raise BadInput(f"{where}: a key is not empty and has no dot in its last part")
+            seen.add(key)
+            writer.write({"__key__": key, **_members(key, record, images, regions, where)})
     return len(seen)
+
+
+def _members(
+    key: str,
+    record: Mapping[str, Any],
+    images: Sequence[tuple[str, bytes]],
+    regions: Sequence[Picture],
+    where: str,
+) -> dict[str, bytes]:
+    suffixes = [suffix for suffix, _ in images]
+    if not images or not set(suffixes) <= set(IMAGES):
+        raise BadInput(f"{where}: its pictures are {suffixes}, expected one or more of {', '.join(IMAGES)}")
+    if len(regions) not in (0, len(images)):
+        raise BadInput(f"{where}: {len(regions)} region files for {len(images)} pictures")
+    prefixes = [f"{number}." for number in range(len(images))] if len(images) > 1 else [""]
+    members = {prefix + suffix: data for prefix, (suffix, data) in zip(prefixes, images, strict=True)}
+    names = list(members)
+    parse_line({**record, "key": key, "image": names if len(names) > 1 else names[0]}, where, key)
+    for prefix, picture in zip(prefixes, regions, strict=False):
+        members[f"{prefix}regions.npz"] = encode_regions(picture, "npz")
+    members["json"] = json.dumps({**record, "key": key}, ensure_ascii=False).encode()
+    return members

@@ -1,0 +1,1 @@
+"""Data: formats, order, decoding, checks, and the parts that package clients fetch."""

@@ -1,0 +1,426 @@
+"""A system drawn from its live code and real samples: packed rows, streams, who sees whom, what each objective hides.
+
+Nothing in the figure is written down by hand but the captions: rows come from `lay_out`, visibility from the packings that attention is called with,
+hidden and exchanged rows from a comparison of `hide` with `lay_out`, loss names from `losses`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from intarsia.attend import watch
+from intarsia.batch import Array, Batch, Example, Pick, Sample, pack
+from intarsia.data.source import Source
+from intarsia.evaluate.grounding import streams_of
+from intarsia.packed import Packing, join, visible
+from intarsia.system import System
+from intarsia.text import Vocab
+from intarsia.viz import style
+from intarsia.viz.curves import NAMES
+from intarsia.viz.strips import Cell, cells_of, draw_cells, natural_width
+
+WIDTH = 9.2
+_LOOKED_AT = 64  # samples of the source that the figure chooses from
+_TRIES = 60
+_PITCH = 0.58
+_ROWS = 50  # of the strip
+
+
+def draw_system(system: System | type[System], source: Source, out: Path | str) -> None:
+    """Draws a system to an .svg or .png file.
+
+    Args:
+        system: a system, or a class of which a tiny one is built with a vocabulary learnt from the source.
+        source: samples with regions; where it has `image(i)` the regions show their pixels.
+        out: file to write.
+
+    Raises:
+        BadInput: the file has another ending or cannot be written.
+    """
+    samples = [source[i] for i in range(min(len(source), _LOOKED_AT))]
+    live = _tiny(system, samples) if isinstance(system, type) else system
+    pixels = {x.pictures[0].name: i for i, x in enumerate(samples)}
+    render = getattr(source, "image", None)
+    plate = _Plate(live, samples, {} if render is None else {name: render(i) for name, i in pixels.items()})
+    with style.settings("packing"), torch.inference_mode():
+        style.save(plate.draw(), out)
+
+
+def _tiny(cls: type[System], samples: list[Sample]) -> System:
+    recipe = cls.recipes.get("tiny") or next(iter(cls.recipes.values()))
+    vocab = Vocab.learn(text for x in samples for text in x.texts)
+    picture = samples[0].pictures[0]
+    found = {
+        "vocab_size": len(vocab),
+        "feature_size": picture.features.shape[1],
+        "classes": 0 if picture.probs is None else picture.probs.shape[1],
+    }
+    known = {f.name for f in fields(recipe.config)}
+    with torch.random.fork_rng(devices=[]):
+        return cls(replace(recipe.config, **{k: v for k, v in found.items() if k in known}), vocab).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What one objective did to a document."""
+
+    name: str
+    cells: list[Cell]
+    what: str
+    """What changed, in words."""
+    losses: tuple[str, ...]
+    asked: str
+    """What the losses ask: "words", "regions" or "pair"."""
+    question: str
+    """The same, in words."""
+
+
+class _Plate:
+    """The figure, in inches from the top left corner."""
+
+    def __init__(self, system: System, samples: list[Sample], images: dict[str, Array]) -> None:
+        self.system, self.images = system, images
+        self.pool = samples
+        self.samples = _ragged(system, samples)
+        self.examples = [system.lay_out(x) for x in self.samples]
+        self.batch = pack(self.examples)
+        with watch() as seen:
+            self.encoded = system.encode(self.batch)
+        self.maps = [x.cpu().numpy() for x in seen.maps]
+        self.goals = [
+            goal for name in _goals(system) for goal in goals(system, self.samples[0], name, self.pool, self.images)
+        ]
+        self.height = 6.02 + _PITCH * len(self.goals)
+
+    def draw(self) -> Any:
+        figure = style.figure(WIDTH, self.height)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xlim(0, WIDTH)
+        axes.set_ylim(self.height, 0)
+        axes.axis("off")
+        self.axes = axes
+        self._head()
+        self._strip(1.22)
+        self._streams(2.62)
+        self._visibility(figure, 2.62)
+        self._objectives(5.5)
+        self._legend(self.height - 0.26)
+        return figure
+
+    def _head(self) -> None:
+        card = self.system.card
+        self.axes.text(0.3, 0.42, card.title, fontsize=12.5, fontweight="bold", color=style.INK, va="center")
+        self.axes.text(0.3, 0.69, f"{card.venue}  ·  {card.new}", fontsize=8.5, color=style.SOFT, va="center")
+
+    def _title(self, x: float, y: float, text: str, more: str = "") -> None:
+        label = self.axes.text(x, y, text, fontsize=9, fontweight="bold", color=style.INK, va="baseline")
+        if more:
+            self.axes.annotate(
+                f"  {more}", (1, 0), xycoords=label, fontsize=8, color=style.SOFT, va="bottom", annotation_clip=False
+            )
+
+    def _strip(self, y: float) -> None:
+        """The rows of the batch, behind one another."""
+        count = self.batch.rows
+        self._title(
+            0.3, y - 0.18, "One batch", f"{len(self.examples)} documents, {count} rows, no padding between them"
+        )
+        gap = 0.09
+        width = (WIDTH - 0.6 - gap * (len(self.examples) - 1)) / count
+        x = 0.3
+        for i, (sample, example) in enumerate(zip(self.samples, self.examples, strict=True)):
+            cells = cells_of(self.system.vocab, example, sample.pictures[0], self.images)
+            end = draw_cells(self.axes, cells, x, y, [width] * len(cells), 0.72, upright=True)
+            words = sum(c.stream == "words" for c in cells)
+            said = f"document {i + 1}: {words} words, {sum(c.stream == 'regions' for c in cells)} regions"
+            self.axes.plot([x + 0.02, end - 0.02], [y + 0.79] * 2, color=style.SOFT, linewidth=0.8)
+            self.axes.text((x + end) / 2, y + 0.92, said, fontsize=7.5, color=style.SOFT, ha="center", va="center")
+            x = end + gap
+
+    def _streams(self, y: float) -> None:
+        """Inputs, encoder and what comes out, from the live system."""
+        self._title(0.3, y, "Streams")
+        width = self.encoded.pooled.shape[-1]
+        layers, heads = len(self.maps), self.maps[0].shape[1]
+        left, right, top = 0.3, 5.55, y + 0.18
+        self._box(left, top, 2.55, 0.46, "words", "pieces + positions + segments", style.WORDS)
+        self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry + segments", style.REGIONS)
+        size = sum(p.numel() for p in self.system.parameters())
+        if self.system.card.streams == "single":
+            said = f"{layers} attention layers  ·  {heads} heads  ·  width {width}  ·  {size / 1e6:.3g} M parameters in all"
+            self._box(left, top + 0.82, right - left, 0.52, "one encoder over words and regions", said, style.SOFT)
+        else:
+            said = (
+                f"{layers} attention calls in all  ·  {heads} heads  ·  width {width}  ·  {size / 1e6:.3g} M parameters"
+            )
+            self._box(
+                left, top + 0.82, right - left, 0.52, "an encoder a stream, meeting by attention", said, style.SOFT
+            )
+        for x in (left + 1.275, right - 1.275):
+            self._arrow(x, top + 0.48, top + 0.80)
+        names = list(dict.fromkeys((n, g.asked) for g in self.goals for n in g.losses))
+        wide = (right - left - 0.08 * (len(names) - 1)) / len(names)
+        for i, (name, asked) in enumerate(names):
+            x = left + i * (wide + 0.08)
+            colour = {"words": style.WORDS, "regions": style.REGIONS}.get(asked, style.CHANGED)
+            self._arrow(x + wide / 2, top + 1.36, top + 1.68)
+            self._box(x, top + 1.70, wide, 0.46, name, f"asks the {asked}", colour)
+
+    def _box(self, x: float, y: float, width: float, height: float, title: str, more: str, colour: str) -> None:
+        from matplotlib.patches import FancyBboxPatch
+
+        edge = FancyBboxPatch(
+            (x + 0.05, y + 0.05),
+            width - 0.1,
+            height - 0.1,
+            boxstyle="round,pad=0.05,rounding_size=0.06",
+            facecolor=(*style.rgb(colour), 0.11),
+            edgecolor=colour,
+            linewidth=0.9,
+        )
+        self.axes.add_patch(edge)
+        self.axes.text(
+            x + width / 2,
+            y + height * 0.35,
+            title,
+            fontsize=8.5,
+            fontweight="bold",
+            color=style.INK,
+            ha="center",
+            va="center",
+        )
+        small = 7.2 if natural_width(more, 7.2) < width else 6.4
+        self.axes.text(
+            x + width / 2, y + height * 0.71, more, fontsize=small, color=style.INK, ha="center", va="center"
+        )
+
+    def _arrow(self, x: float, start: float, end: float) -> None:
+        look = {
+            "arrowstyle": "-|>",
+            "color": style.SOFT,
+            "linewidth": 0.9,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "mutation_scale": 8,
+        }
+        self.axes.annotate("", (x, end), (x, start), arrowprops=look)
+
+    def _visibility(self, figure: Any, y: float) -> None:
+        """The block of who sees whom over all rows of the batch."""
+        side = 2.42
+        left, top = WIDTH - 0.3 - side, y + 0.32
+        self._title(left - 0.16, y, "Who sees whom")
+        seen, is_region = sees(self.system, self.batch, self.maps)
+        image = np.ones((*seen.shape, 3)) * style.rgb("#f2f4f7")
+        mixed = (np.array(style.rgb(style.WORDS)) + style.rgb(style.REGIONS)) / 2
+        for a, b, colour in (
+            (False, False, style.rgb(style.WORDS)),
+            (True, True, style.rgb(style.REGIONS)),
+            (False, True, mixed),
+            (True, False, mixed),
+        ):
+            image[seen & (is_region[:, None] == a) & (is_region[None] == b)] = 0.25 + 0.75 * np.array(colour)
+        part = figure.add_axes((left / WIDTH, 1 - (top + side) / self.height, side / WIDTH, side / self.height))
+        part.imshow(image, interpolation="nearest", aspect="auto")
+        part.set_xticks(np.arange(len(seen) + 1) - 0.5, minor=True)
+        part.set_yticks(np.arange(len(seen) + 1) - 0.5, minor=True)
+        part.grid(which="minor", color="white", linewidth=0.5)
+        part.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        part.set_xticks([])
+        part.set_yticks([])
+        for spine in part.spines.values():
+            spine.set_visible(False)
+        step = side / len(seen)
+        for i, region in enumerate(is_region):
+            colour = style.REGIONS if region else style.WORDS
+            here = [i * step, (i + 1) * step, (i + 1) * step, i * step]
+            rim = [-0.1, -0.1, -0.04, -0.04]
+            self.axes.fill([left + v for v in here], [top + v for v in rim], color=colour)
+            self.axes.fill([left + v for v in rim], [top + v for v in here], color=colour)
+        self.axes.text(left + side / 2, top - 0.17, "seen", fontsize=7.2, color=style.SOFT, ha="center", va="center")
+        self.axes.text(
+            left - 0.18, top + side / 2, "seer", fontsize=7.2, color=style.SOFT, ha="center", va="center", rotation=90
+        )
+
+    def _objectives(self, y: float) -> None:
+        self._title(0.3, y, "What each objective hides", "document 1, one draw each")
+        y += 0.2
+        left, right = 2.05, WIDTH - 1.5
+        for goal in self.goals:
+            self.axes.text(
+                0.3, y + 0.10, " + ".join(goal.losses), fontsize=8.5, fontweight="bold", color=style.INK, va="center"
+            )
+            self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
+            widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
+            scale = min(1.0, (right - left) / sum(widths))
+            draw_cells(self.axes, goal.cells, left, y, [w * scale for w in widths], 0.30, False, 7.2 * scale)
+            self.axes.text(WIDTH - 0.3, y + 0.15, goal.question, fontsize=7.5, color=style.INK, ha="right", va="center")
+            y += _PITCH
+
+    def _legend(self, y: float) -> None:
+        x = 0.3
+        for colour, strength, text in (
+            (style.WORDS, 0.16, "words"),
+            (style.REGIONS, 0.16, "regions"),
+            (style.SPECIAL, 0.16, "special tokens"),
+            (style.INK, 1.0, "hidden (below it: what was there)"),
+            (style.CHANGED, 0.16, "exchanged"),
+            (style.CHANGED, 0.0, "left, but asked"),
+        ):
+            across, down = [x, x + 0.16, x + 0.16, x], [y - 0.08, y - 0.08, y + 0.08, y + 0.08]
+            self.axes.fill(across, down, facecolor=(*style.rgb(colour), strength), edgecolor=colour, linewidth=0.9)
+            self.axes.text(x + 0.23, y, text, fontsize=7.5, color=style.SOFT, va="center")
+            x += 0.48 + natural_width(text, 7.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ contents
+
+
+def _ragged(system: System, samples: list[Sample]) -> list[Sample]:
+    """Two or three short samples of different lengths."""
+    sizes = [system.lay_out(x).rows for x in samples]
+    order = sorted(range(len(samples)), key=lambda i: (sizes[i], i))
+    chosen, spent = [order[0]], sizes[order[0]]
+    for i in order[1:]:
+        longer = sizes[i] >= sizes[chosen[-1]] + 2 if len(chosen) == 1 else i not in chosen
+        if len(chosen) < 3 and longer and spent + sizes[i] <= _ROWS:
+            chosen.append(i)
+            spent += sizes[i]
+    for i in order:
+        if len(chosen) < 3 and i not in chosen and spent + sizes[i] <= _ROWS:
+            chosen.append(i)
+            spent += sizes[i]
+    return [samples[i] for i in chosen]
+
+
+def _goals(system: System) -> list[str]:
+    recipe = system.recipes.get("tiny") or next(iter(system.recipes.values()))
+    return [name for name, share in recipe.mix.share.items() if share > 0]
+
+
+def sees(system: System, batch: Batch, maps: list[Array]) -> tuple[Array, Array]:
+    """Who may see whom over all rows of a batch, documents behind one another, words before regions.
+
+    Computed with `intarsia.packed.visible` from the packings that the system's attention is called with.
+
+    Args:
+        system: the system.
+        batch: with text and regions.
+        maps: what `intarsia.attend.watch` recorded while the system encoded the batch.
+
+    Returns:
+        (N, N) bool, rows see columns, and (N) bool, True = a region.
+    """
+    assert batch.text is not None and batch.regions is not None, "needs words and regions"
+    text, shown = batch.text.packing, batch.regions.packing
+    both = join(text, shown)
+    is_region = np.zeros(both.packing.rows, np.bool_)
+    is_region[both.rows_b.cpu().numpy()] = True
+    lengths = text.lengths.cpu().numpy(), shown.lengths.cpu().numpy()
+    kinds = {streams_of(x, *lengths, batch.keys[0]) for x in maps}
+    if "joined" in kinds:
+        return _flat(visible(both.packing, both.packing), both.packing, both.packing), is_region
+    found = np.zeros((both.packing.rows,) * 2, np.bool_)
+    a, b = both.rows_a.cpu().numpy(), both.rows_b.cpu().numpy()
+    parts = [(a, a, text, text), (b, b, shown, shown)]
+    parts += [(a, b, text, shown)] if "words" in kinds else []
+    parts += [(b, a, shown, text)] if "regions" in kinds else []
+    for rows, columns, queries, keys in parts:
+        found[np.ix_(rows, columns)] = _flat(visible(queries, keys), queries, keys)
+    return found, is_region
+
+
+def _flat(block: torch.Tensor, queries: Packing, keys: Packing) -> Array:
+    """A padded block (B, Lq, Lk) as one (Nq, Nk) matrix over all documents."""
+    same = queries.doc[:, None] == keys.doc[None]
+    found: Array = (same & block[queries.doc[:, None], queries.pos[:, None], keys.pos[None]]).cpu().numpy()
+    return found
+
+
+def goals(system: System, sample: Sample, name: str, pool: list[Sample], images: dict[str, Array]) -> list[Goal]:
+    """What an objective does to a sample: the richest of some draws; for objectives that break pairs, every way of breaking it that came up.
+
+    Args:
+        system: the system.
+        sample: the sample to hide things of.
+        name: the objective.
+        pool: samples from which another picture or text is drawn.
+        images: pixels of pictures by name.
+    """
+    plain = system.lay_out(sample)
+    others = [x for x in pool if x.pictures[0].name != sample.pictures[0].name]
+    found: dict[str, tuple[int, Goal]] = {}
+    for seed in range(_TRIES):
+        rng = np.random.default_rng([seed, 0xF16])
+        drawn: list[Sample] = []
+
+        def draw(rng: np.random.Generator = rng, drawn: list[Sample] = drawn) -> Sample:
+            drawn.append(others[int(rng.integers(len(others)))])
+            return drawn[-1]
+
+        example = system.hide(sample, name, rng, draw)
+        goal, richness = _compare(system, plain, example, sample, drawn, name, images)
+        if richness and richness > found.get(goal.what, (0, goal))[0]:
+            found[goal.what] = richness, goal
+    return [goal for _, goal in sorted(found.values(), key=lambda x: x[1].what)]
+
+
+def _compare(
+    system: System,
+    plain: Example,
+    example: Example,
+    sample: Sample,
+    drawn: list[Sample],
+    name: str,
+    images: dict[str, Array],
+) -> tuple[Goal, int]:
+    """One draw beside the plain lay-out, and how much it shows; 0 = nothing."""
+    assert (
+        plain.text is not None
+        and example.text is not None
+        and plain.regions is not None
+        and example.regions is not None
+    )
+    losses, _ = system(pack([example]))
+    new_picture = not np.array_equal(plain.regions.boxes, example.regions.boxes)
+    cells = cells_of(system.vocab, example, (drawn[-1] if new_picture and drawn else sample).pictures[0], images)
+    words, regions = ([c for c in cells if (c.stream == "regions") == x] for x in (False, True))
+    picks = [x for x in example.targets.values() if isinstance(x, Pick)]
+    what, richness, asked = NAMES.get(name, name), 0, "pair"
+    if picks and picks[0].stream == "text":
+        for row, label in zip(picks[0].rows, picks[0].labels, strict=True):
+            words[row].below = system.vocab.tokens[int(label)]
+            shown = int(example.text.ids[row])
+            words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
+        kinds = {words[row].state for row in picks[0].rows}
+        asked, richness = "words", 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(picks[0].rows) - 3)
+    elif picks:
+        for row in np.flatnonzero(example.regions.masked):
+            regions[row].state = "hidden"
+        asked, richness = "regions", 10 - abs(len(picks[0].rows) - 2)
+    else:
+        new_text = _mark_text(system, plain, example, words)
+        for c in regions if new_picture else []:
+            c.state = "changed"
+        what = "another picture" if new_picture else "a false caption" if new_text else "the true pair"
+        richness = int(new_picture or new_text)
+    count = len(picks[0].rows) if picks else 0
+    question = f"asks {count} {asked.removesuffix('s') if count == 1 else asked}" if picks else "asks: match? (no)"
+    return Goal(name, cells, what, tuple(losses), asked, question), richness
+
+
+def _mark_text(system: System, plain: Example, example: Example, words: list[Cell]) -> bool:
+    """Marks the words that differ from the plain lay-out's; whether there are any."""
+    assert plain.text is not None and example.text is not None
+    if np.array_equal(plain.text.words, example.text.words):
+        for row in np.flatnonzero(plain.text.ids != example.text.ids):
+            words[row].state, words[row].below = "changed", system.vocab.tokens[int(plain.text.ids[row])]
+    else:
+        for c in words:
+            c.state = "changed" if c.stream == "words" else ""
+    return any(c.state == "changed" for c in words)
