@@ -104,7 +104,9 @@ def padded_inputs(examples: list[Example], text_to: int, regions_to: int) -> dic
     }
     for i, x in enumerate(examples):
         text, regions, pick = x.text, x.regions, x.targets["mlm"]
-        assert text is not None and regions is not None and isinstance(pick, Pick)
+        assert text is not None
+        assert regions is not None
+        assert isinstance(pick, Pick)
         out["input_ids"][i, : len(text)] = torch.from_numpy(text.ids)
         out["attention_mask"][i, : len(text)] = 1
         out["visual_embeds"][i, : len(regions)] = torch.from_numpy(regions.feats)
@@ -153,7 +155,8 @@ class VisualBERT(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The sum of both losses."""
         text, regions = batch.text, batch.regions
-        assert text is not None and regions is not None
+        assert text is not None
+        assert regions is not None
         words = self.word(text.ids) + self.segment(text.segment_ids) + self.position(text.position_ids)
         place = self.region_position(regions.position_ids) + self.region_segment(regions.segment_ids)
         joined = join(text.packing, regions.packing)

@@ -188,8 +188,8 @@ def _spans(queries: Packing, keys: Packing, heads: int) -> list[tuple[slice, sli
     return spans
 
 
-def _noise(count: int, dropout: float) -> Tensor:
-    """(count) float32 dropout factors, 0 or 1 / keep, from 15-bit lanes of 64-bit draws.
+def noise(count: int, dropout: float) -> Tensor:
+    """(count) float32 dropout factors on the CPU, 0 or 1 / keep, from 15-bit lanes of 64-bit draws.
 
     Several times cheaper on a CPU than one draw a number. keep is 1 - dropout, rounded to a multiple of 2^-15.
     """
@@ -208,7 +208,7 @@ class _Loop(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
         spans, scale = _spans(queries, keys, q.shape[1]), q.shape[2] ** -0.5
         count = spans[-1][2].stop if spans else 0
-        probs, noise = torch.empty(count), _noise(count, dropout) if dropout else None
+        probs, factors = torch.empty(count), noise(count, dropout) if dropout else None
         levels = None
         if queries.level is not None or keys.level is not None:
             levels = [torch.zeros_like(x.pos) if x.level is None else x.level for x in (queries, keys)]
@@ -224,17 +224,17 @@ class _Loop(torch.autograd.Function):
                     hidden = levels[1][seen][None] > levels[0][rows][:, None]
                     torch.softmax(block.masked_fill_(hidden, -torch.inf), -1, out=weights)
                     weights.masked_fill_(hidden.all(-1, keepdim=True), 0.0)  # rows that see nothing
-                if noise is not None:
-                    weights = weights * noise[place].view(block.shape)
-                torch.bmm(weights, heads_v[:, seen], out=heads_out[:, rows])
-        ctx.save_for_backward(q, k, v, probs, noise)
+                if factors is not None:
+                    weights = weights * factors[place].view(block.shape)
+                heads_out[:, rows] = torch.bmm(weights, heads_v[:, seen])
+        ctx.save_for_backward(q, k, v, probs, factors)
         ctx.spans = spans
         return out.to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probs, noise = ctx.saved_tensors
+        q, k, v, probs, factors = ctx.saved_tensors
         grads, scale = [torch.zeros(x.shape) for x in (q, k, v)], q.shape[2] ** -0.5
         with torch.autocast("cpu", enabled=False):
             heads_q, heads_k, heads_v, heads_grad = (x.float().transpose(0, 1) for x in (q, k, v, grad))
@@ -243,14 +243,13 @@ class _Loop(torch.autograd.Function):
                 g = heads_grad[:, rows]
                 block = torch.bmm(g, heads_v[:, seen].transpose(1, 2))
                 weights = dropped = probs[place].view(block.shape)
-                if noise is not None:
-                    factors = noise[place].view(block.shape)
-                    block.mul_(factors)
-                    dropped = weights * factors
-                torch.bmm(dropped.transpose(1, 2), g, out=grad_v[:, seen])
+                if factors is not None:
+                    block.mul_(factors[place].view(block.shape))
+                    dropped = weights * factors[place].view(block.shape)
+                grad_v[:, seen] = torch.bmm(dropped.transpose(1, 2), g)
                 block = torch._softmax_backward_data(block, weights, -1, torch.float32).mul_(scale)
-                torch.bmm(block, heads_k[:, seen], out=grad_q[:, rows])
-                torch.bmm(block.transpose(1, 2), heads_q[:, rows], out=grad_k[:, seen])
+                grad_q[:, rows] = torch.bmm(block, heads_k[:, seen])
+                grad_k[:, seen] = torch.bmm(block.transpose(1, 2), heads_q[:, rows])
         return (*(x.to(q.dtype) for x in grads), None, None, None)
 
 

@@ -97,6 +97,8 @@ def extract(
         raise BadInput(f"extract: boxes {boxes!r} (found or given), on_error {on_error!r} (stop or skip)")
     source, out = Path(source), Path(out)
     pictures = _open(source, on_error)
+    if pictures.picture_count == 0:
+        raise BadInput(f"{source}: no picture in it")
     images = relpath(pictures.root, out) if isinstance(pictures, PairsFolder | PictureFolder) else ""
     writer = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
     done = writer.done()
@@ -114,6 +116,8 @@ def extract(
                     regions += len(region.boxes)
                     stored += 1
             bar.advance(len(members) + len(failed))
+    if not done and not stored:
+        raise BadInput(f"{source}: none of its {pictures.picture_count} pictures can be used; the first: {skipped[0]}")
     lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
     left_out = writer.finish(iter(lines) if lines else (), on_missing=on_error)
     _note(out / SKIPPED, skipped)

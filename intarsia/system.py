@@ -1,19 +1,22 @@
-"""The contracts: what a system must say, what a task must say, and nothing else."""
+"""The contracts: what a system must say, what a task must say, and how the two are put together."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
 from intarsia.text import Vocab
+from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
 
@@ -36,6 +39,8 @@ class System(nn.Module, ABC):
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
+    heads: ClassVar[tuple[str, ...]]
+    """Modules that only pre-training needs; fine-tuned weights come without them."""
 
     config: Any
     vocab: Vocab
@@ -95,10 +100,10 @@ class System(nn.Module, ABC):
 
 
 class Task(Protocol):
-    """A benchmark's head and loss; it meets a system only through Encoded and Batch."""
+    """A benchmark's head, scores and loss; it meets a system only through Encoded and Batch."""
 
     def head(self, config: Any) -> nn.Module:
-        """The module put on the system."""
+        """The module put on the system, freshly drawn from torch's default generator."""
 
     def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
         """Logits."""
@@ -108,13 +113,85 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """A task as a paper fine-tuned it."""
+class Tuning:
+    """One published fine-tuning run of one size."""
 
-    task: Task
     optim: Optim
     schedule: Schedule
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
+    samples: int = 0
+    """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """A task as a paper fine-tuned it."""
+
+    task: Task
+    tunings: Mapping[str, Tuning]
+    """By size, as in `System.recipes`."""
+    keys: KeyMap
+    """From the authors' names of the head to ours, which begin with "head."."""
+    keeps: tuple[str, ...] = ()
+    """Pre-training heads that the authors' fine-tuned weights still hold."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that differ from pre-training."""
+    grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
+    """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
+    head_from: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Tensor of the head -> pre-trained tensor and the row of it that it starts from."""
+
+
+class FineTuned(nn.Module):
+    """A system with the head of a task, as fine-tuned weights hold them.
+
+    Args:
+        system: its config is the task's (see `begin` for one that is not yet). It keeps its pre-training heads; this module shares all else.
+        finetune: the task.
+    """
+
+    def __init__(self, system: System, finetune: Finetune) -> None:
+        super().__init__()
+        self.finetune = finetune
+        self.system = copy(system)
+        left_out = set(system.heads) - set(finetune.keeps)
+        self.system._modules = {name: part for name, part in system._modules.items() if name not in left_out}
+        self.head = finetune.task.head(system.config)
+
+    @property
+    def keys(self) -> KeyMap:
+        """The authors' layout of these fine-tuned weights."""
+        return self.system.keys.under("system.") + self.finetune.keys
+
+    def scores(self, batch: Batch) -> Tensor:
+        """The task's logits; needs no targets."""
+        return self.finetune.task.score(self.head, self.system.encode(batch), batch)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The task's loss, a scalar, and its logits."""
+        scores = self.scores(batch)
+        return self.finetune.task.loss(scores, batch), scores
+
+
+def begin(system: System, finetune: Finetune) -> FineTuned:
+    """What fine-tuning starts from: a copy of a pre-trained system, its tables grown as the task needs, with a fresh head."""
+    config, state = system.config, system.state_dict()
+    changes = dict(finetune.config)
+    for name, (table, rows) in finetune.grows.items():
+        old = state[table]
+        new = old.new_empty(len(rows), *old.shape[1:]).normal_(0.0, config.initializer_range)
+        for i, row in enumerate(rows):
+            if row is not None:
+                new[i] = old[row]
+        state[table] = torch.cat([old, new])
+        changes[name] = getattr(config, name) + len(rows)
+    tuned = FineTuned(type(system)(replace(config, **changes), system.vocab), finetune)
+    kept = tuned.system.state_dict()
+    fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
+    with torch.no_grad():
+        for name, (source, row) in finetune.head_from.items():
+            tuned.head.get_parameter(name).copy_(state[source][row : row + 1])
+    return tuned

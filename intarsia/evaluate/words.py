@@ -182,7 +182,11 @@ def _items(
 
 
 def guess_words(
-    system: System, examples: Sequence[Example], rows: Sequence[Array], how: Inference = FP32, what: str = "hidden words"
+    system: System,
+    examples: Sequence[Example],
+    rows: Sequence[Array],
+    how: Inference = FP32,
+    what: str = "hidden words",
 ) -> list[tuple[int, ...]]:
     """Hides some text rows of each example, all at once, and asks for them: the likeliest piece at each."""
     hidden = [hide_rows(x, r, system.vocab.mask) for x, r in zip(examples, rows, strict=True)]

@@ -1,7 +1,7 @@
 """Regions of a raw picture on a plain background: connected patches unlike the colour of its border.
 
-With `pixels` this is the extractor for drawings, icons and product shots; photographs need a detector. A patterned object
-one of whose tones is close to the background comes apart into several regions.
+With `pixels` this is the extractor for drawings, icons and product shots; photographs need a detector. A patterned
+object one of whose tones is close to the background comes apart into several regions.
 """
 
 from __future__ import annotations

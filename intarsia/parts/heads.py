@@ -61,3 +61,18 @@ class ClassHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(M, H) to (M, classes)."""
         return self.out(self.transform(x))  # type: ignore[no-any-return]
+
+
+class AnswerHead(nn.Module):
+    """Linear to twice the width, activation, LayerNorm, Linear: the classifier of downstream tasks. Source: LXMERT's code; UNITER, sec. 4.1."""
+
+    def __init__(self, hidden_size: int, outputs: int, activation: nn.Module, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, 2 * hidden_size)
+        self.activation = activation
+        self.norm = nn.LayerNorm(2 * hidden_size, layer_norm_eps)
+        self.out = nn.Linear(2 * hidden_size, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H) to (B, outputs)."""
+        return self.out(self.norm(self.activation(self.up(x))))  # type: ignore[no-any-return]

@@ -24,7 +24,14 @@ from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import System, TooLong
+from intarsia.system import Finetune, System, TooLong, Tuning
+from intarsia.tasks import refer
+from intarsia.tasks.entail import Entailment
+from intarsia.tasks.nlvr2 import NLVR2, NLVR2Pair
+from intarsia.tasks.refer import Refer
+from intarsia.tasks.retrieval import Retrieval
+from intarsia.tasks.vcr import VCR
+from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
 from intarsia.weights.keymap import KeyMap, Tied
 
@@ -115,6 +122,105 @@ NO_DECAY = ("bias", r"words\.norm", r"regions\.norm", r"layers\.\d+\.(attention_
 """What the authors' rule spares: its LayerNorm substrings miss the norms of features, geometry and of the region heads, which are decayed."""
 
 
+def _tuning(
+    lr: float,
+    steps: int,
+    rows: int,
+    accumulate: int,
+    note: str,
+    warmup: int = 0,
+    head_lr: float = 1.0,
+    samples: int = 0,
+) -> Tuning:
+    """What the authors' downstream configs share; one tenth of the steps warms up unless said otherwise."""
+    return Tuning(
+        optim=Optim(lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=NO_DECAY, max_norm=2.0),
+        schedule=Schedule(steps=steps, warmup=warmup or steps // 10),
+        batching=Batching(rows=rows, window=8192, accumulate=accumulate, reduce="sum"),
+        head_lr=head_lr,
+        samples=samples,
+        note=note,
+    )
+
+
+def _summed(tuning: Tuning) -> Tuning:
+    """The code sums this loss over the batch; Adam cannot tell but for clipping and epsilon, so both are scaled to our mean."""
+    share, optim = 1 / tuning.samples, tuning.optim
+    return replace(tuning, optim=replace(optim, eps=optim.eps * share, max_norm=optim.max_norm * share))
+
+
+def _answer_keys(name: str) -> KeyMap:
+    return KeyMap((f"{name}.0.", "head.up."), (f"{name}.2.", "head.norm."), (f"{name}.3.", "head.out."))
+
+
+def _finetune() -> dict[str, Finetune]:
+    """The downstream tasks with the numbers of the authors' configs, by size."""
+    vqa = {
+        "base": _tuning(8e-5, 6000, 5120, 5, "4 GPUs; train + trainval + Visual Genome questions", head_lr=10.0),
+        "large": _tuning(5e-5, 5000, 3072, 4, "8 GPUs", head_lr=10.0),
+    }
+    ve = {"base": _tuning(8e-5, 4000, 4096, 4, "2 GPUs"), "large": _tuning(3e-5, 4000, 4096, 2, "4 GPUs")}
+    nlvr2 = {"base": _tuning(3e-5, 8000, 10_240, 1, "1 GPU"), "large": _tuning(2e-5, 5000, 5120, 2, "2 GPUs")}
+    vcr = _tuning(
+        6e-5,
+        8000,
+        4000,
+        5,
+        "4 GPUs, from weights pre-trained a second time, on the texts of VCR; regions of its people first",
+    )
+    retrieval = _tuning(
+        5e-5,
+        20_000,
+        10_240,
+        4,
+        "8 GPUs; beside each true pair one with another picture and one with another text",
+        samples=40,
+    )
+    re = _summed(
+        _tuning(1e-4, 24_000, 10_240, 1, "1 GPU; annotated boxes; RefCOCO and RefCOCOg", warmup=1500, samples=128)
+    )
+    re_plus = _summed(_tuning(6e-5, 10_000, 10_240, 1, "1 GPU; annotated boxes; RefCOCO+", warmup=1000, samples=128))
+    third = {"type_vocab_size": ("words.segment.weight", (1,))}
+    attention = [
+        (f"attn{i}.{theirs}", f"head.{side}.{ours}")
+        for i, side in ((1, "left"), (2, "right"))
+        for theirs, ours in (("in_proj_weight", "qkv.weight"), ("in_proj_bias", "qkv.bias"), ("out_proj.", "out."))
+    ]
+    paired = KeyMap(
+        *attention, ("fc.0.", "head.fuse."), ("attn_pool.fc.0.", "head.weigh."), ("nlvr2_output.", "head.out.")
+    )
+    scorer = KeyMap(
+        ("re_output.0.", "head.transform.dense."),
+        ("re_output.2.", "head.transform.norm."),
+        ("re_output.3.", "head.out."),
+    )
+    return {
+        "vqa": Finetune(VQA(), vqa, _answer_keys("vqa_output")),
+        "ve": Finetune(Entailment(), ve, _answer_keys("vqa_output")),
+        "nlvr2": Finetune(NLVR2(), nlvr2, paired, grows=third),
+        "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),
+        "vcr": Finetune(
+            VCR(),
+            {"base": vcr, "large": vcr},
+            _answer_keys("vcr_output"),
+            config={"max_pieces": 220},
+            grows={
+                "type_vocab_size": ("words.segment.weight", (0, 0)),
+                "vocab_size": ("words.word.weight", (None,) * 81),
+            },
+        ),
+        "retrieval": Finetune(
+            Retrieval(),
+            {"base": retrieval},
+            KeyMap(("rank_output.", "head.")),
+            keeps=("match_head",),
+            head_from={"weight": ("match_head.weight", 1), "bias": ("match_head.bias", 1)},
+        ),
+        "re": Finetune(Refer(), {"base": re}, KeyMap(("re_output.", "head."))),
+        "re_plus": Finetune(Refer(refer.two_layers), {"base": re_plus}, scorer),
+    }
+
+
 def _link_rows(sample: Sample, spans: Array) -> Array:
     """Gold links of the first text as (P, 2) text row, region row; [CLS] is row 0."""
     rows = [
@@ -161,7 +267,7 @@ class UNITER(System):
         streams="single",
         new="hides words or regions, never both, and aligns words with regions by optimal transport",
         objectives=("mlm", "mrfr", "mrc", "mrc_kl", "itm", "wra"),
-        tasks=("vqa", "ve", "nlvr2", "nlvr2_pair", "vcr", "retrieval", "re"),
+        tasks=("vqa", "ve", "nlvr2", "nlvr2_pair", "vcr", "retrieval", "re", "re_plus"),
         weights=("ChenRocks/UNITER .pt",),
         unverified=("corpus sizes", "removal of overlapping pictures", "published scores"),
     )
@@ -340,7 +446,12 @@ class UNITER(System):
 
     recipes = _recipes()
 
-    # 5 -- checkpoint -----------------------------------------------------------------------------------------------
+    # 5 -- downstream: heads, and the authors' configs --------------------------------------------------------------
+
+    heads = ("word_head", "feature_head", "class_head", "match_head")
+    finetune = _finetune()
+
+    # 6 -- checkpoint -----------------------------------------------------------------------------------------------
 
     sizes = {  # noqa: RUF012
         "vocab_size": ("words.word.weight", 0),

@@ -1,10 +1,11 @@
 """What a run tells: a bar or lines on the error stream, `metrics.jsonl`, TensorBoard. The first process tells, the others are silent.
 
-    {"kind": "train", "step": 100, "epoch": 0, "losses": {"mlm": 6.3, "itm": 0.7}, "lr": 5e-05, "norm": 1.2,
-     "pairs_per_second": 310.0, "rows_per_second": 15000.0}
-    {"kind": "valid", "step": 100, "losses": {"mlm": 6.4, "itm": 0.7}}
+    {"step": 100, "loss": {"mlm": 6.3, "itm": 0.7}, "epoch": 0, "lr": 5e-05, "norm": 1.2,
+     "pairs_per_second": 310.0, "rows_per_second": 15000.0, "seconds": 210.0}
+    {"step": 100, "valid": {"mlm": 6.4, "itm": 0.7}}
 
-`step` counts the optimizer steps done; the numbers of a training line are means over the steps since the line before it.
+`step` counts the optimizer steps done; the numbers of a training line are means over the steps since the line before it,
+save `seconds`: the time trained so far, with that of earlier parts of the run.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Log:
         """One line of metrics.
 
         Args:
-            kind: "train" or "valid".
+            kind: "loss" (training) or "valid" (held out).
             step: optimizer steps done.
             losses: by name.
             numbers: everything else.
@@ -107,23 +108,23 @@ class Log:
         if not self.speak or self._lines is None:
             return
         try:
-            self._lines.write(json.dumps({"kind": kind, "step": step, "losses": losses, **numbers}) + "\n")
+            self._lines.write(json.dumps({"step": step, kind: losses, **numbers}) + "\n")
             self._lines.flush()
             os.fsync(self._lines.fileno())
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written: {error}") from None
         if self._board is not None:
-            for name, value in {**{f"loss/{name}": value for name, value in losses.items()}, **numbers}.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in {**{f"{kind}/{name}": value for name, value in losses.items()}, **numbers}.items():
+                self._board.add_scalar(name, value, step)
         told = "  ".join(
             f"{name} {value:.4g}"
             for name, value in {**losses, **numbers}.items()
-            if name not in ("lr", "norm", "epoch")
+            if name not in ("lr", "norm", "epoch", "seconds")
         )
-        if self._bar is not None and kind == "train":
+        if self._bar is not None and kind == "loss":
             self._bar.update(self._task, told=told)
         else:
-            self.say(f"{kind} step {step}: {told}")
+            self.say(f"step {step}, {kind}: {told}")
 
 
 def _step(line: str) -> float:
@@ -138,4 +139,4 @@ def _board(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise needs_extra("tensorboard", "tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start + 1)

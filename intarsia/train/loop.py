@@ -34,7 +34,17 @@ from intarsia.recipe import Recipe, to_json
 from intarsia.system import System, TooLong
 from intarsia.train import optim
 from intarsia.train.log import Log
-from intarsia.train.parallel import Sharding, World, autocast, enter_world, key_dropout, micro_batch, reshard, spread, weightless
+from intarsia.train.parallel import (
+    Sharding,
+    World,
+    autocast,
+    enter_world,
+    key_dropout,
+    micro_batch,
+    reshard,
+    spread,
+    weightless,
+)
 from intarsia.train.state import Checkpoints, Position
 from intarsia.train.window import Seen, Trouble, Window
 from intarsia.weights.files import write_weights
@@ -46,7 +56,7 @@ class Pace:
 
     log_every: int = 50
     save_every: int = 1000
-    keep: int = 3
+    keep: int = 2
     """Checkpoints kept, the newest; 0 = all."""
     valid_every: int = 1000
     valid_batches: int = 4
@@ -119,14 +129,24 @@ def pretrain(
         signals = stack.enter_context(Signals())
         layout = weightless(system)
         data = _Data(source, layout, system, recipe, world, out / "lengths.safetensors", on_error, workers)
-        held = _Data(valid, layout, system, recipe, world, out / "lengths-valid.safetensors", on_error, workers) if valid is not None else None
+        held = (
+            _Data(valid, layout, system, recipe, world, out / "lengths-valid.safetensors", on_error, workers)
+            if valid is not None
+            else None
+        )
         module = spread(system, world, sharding, compile)
         optimizer = optim.adamw(system, recipe.optim, lr_factors)
-        identity = {"recipe": json.loads(to_json(recipe)), "data": data.lengths.fingerprint, "lr_factors": dict(lr_factors or {})}
+        identity = {
+            "recipe": json.loads(to_json(recipe)),
+            "data": data.lengths.fingerprint,
+            "lr_factors": dict(lr_factors or {}),
+        }
         checkpoints = Checkpoints(out, world, identity, pace.keep)
         start = _resume(checkpoints, system, optimizer, resume)
         world.on_first(partial(_write_about, out, system, source, recipe, name, size))
-        log = stack.enter_context(Log(out, recipe.schedule.steps, start.step, speak=world.first, tensorboard=pace.tensorboard))
+        log = stack.enter_context(
+            Log(out, recipe.schedule.steps, start.step, speak=world.first, tensorboard=pace.tensorboard)
+        )
         for part in filter(None, (data, held)):
             log.say(part.told)
         if start.step:
@@ -137,9 +157,12 @@ def pretrain(
         outcome = run.go(start, data.prepare, workers, signals)
         if outcome.finished:
             weights = checkpoints.whole_weights(system)
-            world.on_first(lambda: write_weights(out / "model.safetensors", weights))
+            about = {"system": system.card.name, "config": to_json(recipe.config)}
+            world.on_first(lambda: write_weights(out / "model.safetensors", weights, about))
         else:
-            log.say(f"stopped by {outcome.stopped_by} at step {outcome.step} of {recipe.schedule.steps}, saved; run again to go on")
+            log.say(
+                f"stopped by {outcome.stopped_by} at step {outcome.step} of {recipe.schedule.steps}, saved; run again to go on"
+            )
         return Outcome(out, outcome.step, outcome.finished, outcome.stopped_by, data.lengths.left_out)
 
 
@@ -148,17 +171,21 @@ def _resume(checkpoints: Checkpoints, system: nn.Module, optimizer: AdamW, resum
     if latest is None:
         return Position()
     if not resume:
-        raise BadInput(f"{checkpoints.folder}: holds checkpoints of a run ({latest.name}); go on with it or choose another folder")
+        raise BadInput(
+            f"{checkpoints.folder}: holds checkpoints of a run ({latest.name}); go on with it or choose another folder"
+        )
     return checkpoints.load(latest, system, optimizer)
 
 
 def _write_about(out: Path, system: System, source: Source, recipe: Recipe[Any], name: str, size: str) -> None:
     about = {"system": name or system.card.name, "size": size, "recipe": json.loads(to_json(recipe))}
-    provenance = None if source.provenance is None else asdict(source.provenance)
+    texts = {"recipe.json": json.dumps(about, indent=2) + "\n"}
+    if source.provenance is not None:
+        texts["provenance.json"] = to_json(source.provenance)
     try:
-        for file, value in (("recipe.json", about), ("provenance.json", provenance)):
+        for file, text in texts.items():
             with write_whole(out / file) as temporary:
-                temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
         with write_whole(out / "vocab.txt") as temporary:
             system.vocab.write(temporary)
     except OSError as error:
@@ -207,7 +234,16 @@ class _Data:
     ) -> None:
         spec = f"{type(system).__qualname__} {to_json(recipe.config)} {zlib.crc32(chr(10).join(system.vocab.tokens).encode())}"
         leave_out = (TooLong, BadInput) if on_error == "skip" else (TooLong,)
-        work = partial(measure, source, partial(_rows_of, layout), spec=spec, leave_out=leave_out, cache=cache, workers=workers, progress=True)
+        work = partial(
+            measure,
+            source,
+            partial(_rows_of, layout),
+            spec=spec,
+            leave_out=leave_out,
+            cache=cache,
+            workers=workers,
+            progress=True,
+        )
         self.lengths: Lengths = world.on_first(work)
         self.world, self.recipe, self.name = world, recipe, cache.stem
         self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed)
@@ -226,7 +262,10 @@ class _Data:
         batches = Plan(self.lengths.rows, self.recipe.batching, self.recipe.seed).epoch(0)[:count]
         mine = range(self.world.rank, -(-len(batches) // self.world.size) * self.world.size, self.world.size)
         goals = [goal for goal, share in self.recipe.mix.share.items() if share > 0]
-        return {goal: [(self.prepare(batches[i % len(batches)], goal, 0), float(i < len(batches))) for i in mine] for goal in goals}
+        return {
+            goal: [(self.prepare(batches[i % len(batches)], goal, 0), float(i < len(batches))) for i in mine]
+            for goal in goals
+        }
 
 
 class _Run:
@@ -245,11 +284,19 @@ class _Run:
         plan: Plan,
         held_out: dict[str, list[tuple[Batch, float]]],
     ) -> None:
-        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = system, module, optimizer, recipe, world, log
+        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = (
+            system,
+            module,
+            optimizer,
+            recipe,
+            world,
+            log,
+        )
         self.checkpoints, self.pace, self.plan, self.held_out = checkpoints, pace, plan, held_out
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.bad = torch.zeros((), device=world.device)
         self.window = Window()
+        self.began = time.perf_counter()
         self.epoch = 0
 
     def go(self, start: Position, prepare: Prepare, workers: int, signals: Signals) -> Outcome:
@@ -286,7 +333,12 @@ class _Run:
                 self.window.skip(time.perf_counter() - began)
         finally:
             items.close()  # type: ignore[attr-defined]  # a generator: ends the workers
-        return Outcome(self.checkpoints.folder.parent, done, done == steps, next(filter(None, world.gather(signals.caught)), "") if stop else "")
+        return Outcome(
+            self.checkpoints.folder.parent,
+            done,
+            done == steps,
+            next(filter(None, world.gather(signals.caught)), "") if stop else "",
+        )
 
     def _step(self, step: int, items: Iterator[Loaded]) -> None:
         recipe, device = self.recipe, self.world.device
@@ -319,7 +371,8 @@ class _Run:
     def _position(self, done: int, start: Position) -> Position:
         taken = (done - start.step) * self.recipe.batching.accumulate * self.world.size
         number = start.number + taken
-        return Position(done, number, tuple(first for first in self.plan.starts if first <= number))
+        known = tuple(first for first in self.plan.starts if first <= number)
+        return Position(done, number, known, start.seconds + time.perf_counter() - self.began)
 
     def _look(self, done: int, start: Position) -> None:
         """Fetches the numbers since the last look, tells them, and stops the run if they are not finite."""
@@ -327,7 +380,7 @@ class _Run:
         if summary.trouble is not None:
             self._give_up(summary.trouble, self._position(summary.trouble.step, start))
         self.log.write(
-            "train",
+            "loss",
             done,
             summary.losses,
             epoch=self.epoch,
@@ -335,6 +388,7 @@ class _Run:
             norm=summary.norm,
             pairs_per_second=summary.pairs_per_second,
             rows_per_second=summary.rows_per_second,
+            seconds=self._position(done, start).seconds,
         )
 
     def _give_up(self, trouble: Trouble, position: Position) -> None:
@@ -348,8 +402,8 @@ class _Run:
         self.world.on_first(write)
         some = ", ".join(trouble.keys[:8]) + (f" and {len(trouble.keys) - 8} more" if len(trouble.keys) > 8 else "")
         raise BadInput(
-            f"goal {trouble.goal}, step {trouble.step}: {trouble.found}; samples {some} (all in {path}); "
-            f"the weights before that step are in {self.checkpoints.folder}/step-{position.step:08d}"
+            f"goal {trouble.goal}: the {trouble.found} at step {trouble.step + 1}, samples {some} (all in {path}); "
+            f"the weights before it are saved as step-{position.step:08d}"
         )
 
     def _save(self, position: Position) -> None:
@@ -365,7 +419,9 @@ class _Run:
                 with autocast(self.world.device, self.recipe.precision):
                     losses, _ = self.system(batch.to(self.world.device))
                 for name, loss in losses.items():
-                    sums.setdefault(name, []).append(torch.stack([loss.float() * weight, loss.new_tensor(weight, dtype=torch.float32)]))
+                    sums.setdefault(name, []).append(
+                        torch.stack([loss.float() * weight, loss.new_tensor(weight, dtype=torch.float32)])
+                    )
         self.system.train()
         reshard(self.module)
         told = self.world.gather({name: torch.stack(pairs).sum(0).tolist() for name, pairs in sums.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,26 +14,34 @@ from torch.optim import AdamW
 from intarsia.recipe import Optim, Schedule
 
 
-def adamw(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> AdamW:
-    """Fused AdamW over the parameters that train; those without a gradient in a step are left alone by it.
+def groups(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """The parameters that train, as an optimizer takes them: decayed ones first, apart from those that `no_decay` spares.
 
     Args:
         module: its parameters may be sharded.
-        recipe: the numbers. `no_decay` is compared without regard to case.
+        recipe: the numbers.
         lr_factors: factor on the learning rate of parameters whose name starts so; the longest start counts, 1 where none fits.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decays = not any(part.lower() in name.lower() for part in recipe.no_decay)
-            groups.setdefault((decays, _factor(name, lr_factors or {})), []).append(parameter)
-    if not groups:
-        raise ValueError(f"{type(module).__name__} has no parameter that trains")
-    options: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": recipe.weight_decay if decays else 0.0, "lr_factor": factor}
-        for (decays, factor), params in groups.items()
+            spared = any(re.search(pattern, name) for pattern in recipe.no_decay)
+            found.setdefault((spared, _factor(name, lr_factors or {})), []).append(parameter)
+    return [
+        {"params": found[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, "lr_factor": key[1]}
+        for key in sorted(found)
     ]
-    return AdamW(options, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+
+def adamw(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> AdamW:
+    """Fused AdamW; a parameter without a gradient in a step is left alone. Arguments as for `groups`.
+
+    Decay is applied before the step, where some authors apply it after: they differ by lr * decay * update.
+
+    Raises:
+        ValueError: nothing trains.
+    """
+    return AdamW(groups(module, recipe, lr_factors), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def _factor(name: str, factors: Mapping[str, float]) -> float:

@@ -177,7 +177,8 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
 
 
 @contextlib.contextmanager

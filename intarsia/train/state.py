@@ -39,6 +39,8 @@ class Position:
     """The next micro-batch that no process has taken."""
     starts: tuple[int, ...] = (0,)
     """First micro-batches of the epochs known so far."""
+    seconds: float = 0.0
+    """Time trained so far."""
 
 
 class Checkpoints:
@@ -102,7 +104,7 @@ class Checkpoints:
             if not final.is_dir():
                 self._write_folder(final, weights, moments, position)
             with write_whole(self.folder / "latest") as temporary:
-                temporary.write_text(final.name + "\n", encoding="utf-8")
+                temporary.write_text(final.name, encoding="utf-8")
             self._prune(final)
         except (OSError, BadInput) as error:
             last = self.latest()
@@ -116,12 +118,8 @@ class Checkpoints:
         part = final.with_name(f".{final.name}.tmp")
         part.mkdir()
         try:
-            write_weights(
-                part / "model.safetensors", {name: tensor for name, tensor in weights.items() if tensor is not None}
-            )
-            write_weights(
-                part / "optimizer.safetensors", {name: tensor for name, tensor in moments.items() if tensor is not None}
-            )
+            write_weights(part / "model.safetensors", weights)
+            write_weights(part / "optimizer.safetensors", moments)
             with write_whole(part / "state.json") as temporary:
                 temporary.write_text(
                     json.dumps({**asdict(position), **self.identity}, indent=1) + "\n", encoding="utf-8"
@@ -148,13 +146,16 @@ class Checkpoints:
         """
         state = _read_json(path / "state.json")
         try:
-            position = Position(int(state.pop("step")), int(state.pop("number")), tuple(map(int, state.pop("starts"))))
+            position = Position(
+                int(state.pop("step")),
+                int(state.pop("number")),
+                tuple(map(int, state.pop("starts"))),
+                float(state.pop("seconds")),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{path / 'state.json'}: not the state of a run: {error!r}") from None
         if differs := _first_difference(state, self.identity):
-            raise BadInput(
-                f"{path}: belongs to another run: {differs}; resume with the same recipe and data, or choose another folder"
-            )
+            raise BadInput(f"{path}: is of another recipe or other data: {differs}; choose another folder")
         own = system.state_dict()
         for name, value in _same_keys(
             read_weights(path / "model.safetensors"), own, path / "model.safetensors"

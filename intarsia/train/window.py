@@ -1,4 +1,4 @@
-"""What happened since the last look: losses stay on the device until they are fetched all at once, with the names of the samples behind them."""
+"""What happened since the last look: losses stay on the device until fetched all at once, with the samples behind them."""
 
 from __future__ import annotations
 
@@ -103,5 +103,15 @@ class Window:
             trouble = Trouble(step, next(seen.goal for seen in self.seen if seen.step == step), found, tuple(keys))
         self.seen, self.steps, self.norms, self.bad, self.since = [], [], [], [], time.perf_counter()
         names = list(dict.fromkeys(name for one in told for name in one[0]))
-        means = {name: sum(one[0][name][0] for one in told if name in one[0]) / sum(one[0][name][1] for one in told if name in one[0]) for name in names}
-        return Summary(means, sum(norms) / len(norms), sum(x[1] for x in told) / seconds, sum(x[2] for x in told) / seconds, trouble)
+        means = {
+            name: sum(one[0][name][0] for one in told if name in one[0])
+            / sum(one[0][name][1] for one in told if name in one[0])
+            for name in names
+        }
+        return Summary(
+            means,
+            sum(norms) / len(norms),
+            sum(x[1] for x in told) / seconds,
+            sum(x[2] for x in told) / seconds,
+            trouble,
+        )

@@ -62,11 +62,17 @@ class Case:
     @property
     def wrongs(self) -> int:
         """How much went wrong: words that attention points elsewhere count twice, hidden words not found again once."""
-        return sum(2 * (bool(x.gold) and x.attention not in x.gold) + (x.guess is not None and not x.guessed) for x in self.words)
+        return sum(
+            2 * (bool(x.gold) and x.attention not in x.gold) + (x.guess is not None and not x.guessed)
+            for x in self.words
+        )
 
 
 def find_cases(
-    system: System, samples: Sequence[Sample], chosen: Sequence[Sequence[ChosenWord]] | None = None, look: Look | None = None
+    system: System,
+    samples: Sequence[Sample],
+    chosen: Sequence[Sequence[ChosenWord]] | None = None,
+    look: Look | None = None,
 ) -> list[Case]:
     """Looks at every sample that fits the system.
 
@@ -92,7 +98,9 @@ def find_cases(
     for k, (document, word, rows) in enumerate(found):
         sample, text = samples[numbers[document]], samples[numbers[document]].texts[0]
         guess = None if guesses is None else system.vocab.decode(guesses[k])
-        answers = {system.vocab.decode(system.vocab.encode(x).ids) for x in (text[word.start : word.end], *word.accepted)}
+        answers = {
+            system.vocab.decode(system.vocab.encode(x).ids) for x in (text[word.start : word.end], *word.accepted)
+        }
         point = Pointed(
             start=word.start,
             end=word.end,
@@ -127,7 +135,11 @@ def pick_cases(cases: Sequence[Case], first: int = 8, worst: int = 4) -> list[Ca
 
 def card(case: Case, pixels: Array) -> str:
     """A case as an HTML figure: the picture with boxes as SVG, the caption and a line a word as text, so any script shows."""
-    mark = {True: '<span class="yes" title="attention points every word right">✓</span>', False: '<span class="no" title="attention points a word elsewhere">✗</span>', None: ""}[case.right]
+    mark = {
+        True: '<span class="yes" title="attention points every word right">✓</span>',
+        False: '<span class="no" title="attention points a word elsewhere">✗</span>',
+        None: "",
+    }[case.right]
     rows = "".join(_word_row(x, i) for i, x in enumerate(case.words))
     own = f"<th>{escape(case.own)}</th>" if case.own else ""
     guess = "<th>if hidden, says</th>" if any(x.guess is not None for x in case.words) else ""
@@ -153,7 +165,10 @@ def _caption(case: Case) -> str:
 
 
 def _word_row(word: Pointed, i: int) -> str:
-    cells = [f'<td><b style="color:{_colour(i)}">{escape(word.text)}</b></td>', f"<td>{_region(word.attention, word.gold)}</td>"]
+    cells = [
+        f'<td><b style="color:{_colour(i)}">{escape(word.text)}</b></td>',
+        f"<td>{_region(word.attention, word.gold)}</td>",
+    ]
     if word.own is not None:
         cells.append(f"<td>{_region(word.own, word.gold)}</td>")
     if word.guess is not None:
@@ -196,7 +211,9 @@ def picture(case: Case, pixels: Array) -> str:
             parts.append(_diamond(x1 + 9 + 13 * k, y2 - 9, _colour(i)))
         left, top = max(0.0, x1), max(0.0, y1)
         parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="15" height="14" fill="#20242c" opacity=".78"/>')
-        parts.append(f'<text x="{left + 7.5:.1f}" y="{top + 10.8:.1f}" fill="#fff" font-size="10.5" text-anchor="middle">{r + 1}</text>')
+        parts.append(
+            f'<text x="{left + 7.5:.1f}" y="{top + 10.8:.1f}" fill="#fff" font-size="10.5" text-anchor="middle">{r + 1}</text>'
+        )
     title = f"<title>{escape(case.text)}</title>"
     return f'<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">{title}{"".join(parts)}</svg>'
 

@@ -77,7 +77,9 @@ def word_regions(system: System, sample: Sample, pixels: Array, out: Path | str,
     words = [system.vocab.tokens[int(i)] for i in example.text.ids[rows]]
     own = {name: x[rows] for name, x in maps.own.items()}
     seen = maps.seen(look or Look())[rows]
-    draw_match(pixels, words, sample.pictures[0].boxes, seen, sample.texts[0], 1 / (1 + float(np.exp(-score))), out, own)
+    draw_match(
+        pixels, words, sample.pictures[0].boxes, seen, sample.texts[0], 1 / (1 + float(np.exp(-score))), out, own
+    )
     return score
 
 
@@ -111,7 +113,9 @@ def _figure(
     total = float(figure.get_figheight())
     _title(figure, text, probability, width, total)
     down = top + (tall - high * scale) / 2
-    picture = figure.add_axes((left / width, 1 - (down + high * scale) / total, wide * scale / width, high * scale / total))
+    picture = figure.add_axes(
+        (left / width, 1 - (down + high * scale) / total, wide * scale / width, high * scale / total)
+    )
     picture.imshow(pixels, interpolation="nearest" if max(high, wide) < 300 else "antialiased")
     picture.axis("off")
     first = next(iter(maps.values()))
@@ -129,9 +133,27 @@ def _figure(
         y = start + (i + 0.5) * _ROW
         heard = strength[i] > 1.35 and count > 1
         ink = colour[int(looked[i])] if heard else style.SOFT
-        block.text(words_at + word_width, y, word, fontsize=8.5, color=ink, ha="right", va="center", fontweight="bold" if heard else "normal")
+        block.text(
+            words_at + word_width,
+            y,
+            word,
+            fontsize=8.5,
+            color=ink,
+            ha="right",
+            va="center",
+            fontweight="bold" if heard else "normal",
+        )
         if heard:
-            _line(figure, block, picture, (words_at + word_width - natural_width(word, 9.2) - 0.06, y), boxes[looked[i]], (high, wide), ink, strength[i] / count)
+            _line(
+                figure,
+                block,
+                picture,
+                (words_at + word_width - natural_width(word, 9.2) - 0.06, y),
+                boxes[looked[i]],
+                (high, wide),
+                ink,
+                strength[i] / count,
+            )
     for k, (name, rows) in enumerate(maps.items()):
         _map(block, name, rows, maps_at + k * (count * cell + 0.35), start, cell, colour)
     return figure
@@ -157,16 +179,47 @@ def _boxes(axes: Any, boxes: Array, high: int, wide: int, colour: dict[int, str]
     for r, box in sorted(enumerate(boxes), key=lambda x: x[0] in colour):
         x1, y1, x2, y2 = box[0] * wide, box[1] * high, box[2] * wide, box[3] * high
         edge = colour.get(r, "#9aa1ad")
-        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=3.2 if r in colour else 1.6, alpha=0.7))
-        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=1.9 if r in colour else 0.8))
+        axes.add_patch(
+            Rectangle(
+                (x1 - 0.5, y1 - 0.5),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor="white",
+                linewidth=3.2 if r in colour else 1.6,
+                alpha=0.7,
+            )
+        )
+        axes.add_patch(
+            Rectangle(
+                (x1 - 0.5, y1 - 0.5),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=edge,
+                linewidth=1.9 if r in colour else 0.8,
+            )
+        )
         if len(boxes) > 14 and r not in colour:
             continue
-        look = {"facecolor": edge, "edgecolor": "none", "boxstyle": "round,pad=0.18", "alpha": 0.95 if r in colour else 0.75}
+        look = {
+            "facecolor": edge,
+            "edgecolor": "none",
+            "boxstyle": "round,pad=0.18",
+            "alpha": 0.95 if r in colour else 0.75,
+        }
         axes.text(x1, y1, str(r + 1), fontsize=6.5, color="white", ha="left", va="bottom", bbox=look, zorder=5)
 
 
 def _line(
-    figure: Figure, block: Any, picture: Any, place: tuple[float, float], box: Array, size: tuple[int, int], ink: str, weight: float
+    figure: Figure,
+    block: Any,
+    picture: Any,
+    place: tuple[float, float],
+    box: Array,
+    size: tuple[int, int],
+    ink: str,
+    weight: float,
 ) -> None:
     """A line from a word to the right edge of a box, thicker where more of the attention goes there."""
     target = float(box[2]) * size[1] - 0.5, float(box[1] + box[3]) / 2 * size[0] - 0.5
@@ -182,7 +235,15 @@ def _map(block: Any, name: str, rows: Array, x: float, y: float, cell: float, co
     block.text(x, y - 0.24, name, fontsize=8, color=style.INK, va="center", fontweight="bold")
     for r in range(rows.shape[1]):
         if cell > 0.14:
-            block.text(x + (r + 0.5) * cell, y - 0.08, str(r + 1), fontsize=6.5, color=colour.get(r, style.SOFT), ha="center", va="center")
+            block.text(
+                x + (r + 0.5) * cell,
+                y - 0.08,
+                str(r + 1),
+                fontsize=6.5,
+                color=colour.get(r, style.SOFT),
+                ha="center",
+                va="center",
+            )
     for i, row in enumerate(rows):
         for r, value in enumerate(row):
             place = (x + r * cell + 0.01, y + i * _ROW + 0.01)
@@ -190,4 +251,13 @@ def _map(block: Any, name: str, rows: Array, x: float, y: float, cell: float, co
             block.add_patch(Rectangle(place, cell - 0.02, _ROW - 0.02, facecolor=tint, edgecolor="none"))
         if len(row):
             best = int(row.argmax())
-            block.add_patch(Rectangle((x + best * cell + 0.01, y + i * _ROW + 0.01), cell - 0.02, _ROW - 0.02, fill=False, edgecolor=style.INK, linewidth=0.7))
+            block.add_patch(
+                Rectangle(
+                    (x + best * cell + 0.01, y + i * _ROW + 0.01),
+                    cell - 0.02,
+                    _ROW - 0.02,
+                    fill=False,
+                    edgecolor=style.INK,
+                    linewidth=0.7,
+                )
+            )

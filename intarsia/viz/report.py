@@ -31,7 +31,9 @@ from intarsia.worlds.source import WorldSource
 _SHOWN = 300  # samples that the gallery chooses from
 
 
-def write_report(path: Path | str, system: System, run: Path | str, found: Evaluation, source: Source | None = None) -> None:
+def write_report(
+    path: Path | str, system: System, run: Path | str, found: Evaluation, source: Source | None = None
+) -> None:
     """Writes a self-contained HTML page.
 
     Args:
@@ -61,7 +63,9 @@ def write_report(path: Path | str, system: System, run: Path | str, found: Evalu
     title = f"{system.card.title.split(':')[0]}: report"
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{css}</style></head>\n<body>\n" + "\n".join(x for x in parts if x) + "\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{css}</style></head>\n<body>\n"
+        + "\n".join(x for x in parts if x)
+        + "\n</body></html>\n"
     )
     style.store(Path(path), page.encode())
 
@@ -74,7 +78,10 @@ def _head(system: System, found: Evaluation, source: Source | None) -> str:
     if isinstance(source, WorldSource):
         title, said = f"{name} on generated scenes", _world(source)
     else:
-        title, said = f"{name} on held-out pairs", f"Measured on {found.samples:,} captions with pictures that took no part in training."
+        title, said = (
+            f"{name} on held-out pairs",
+            f"Measured on {found.samples:,} captions with pictures that took no part in training.",
+        )
     about = f"{escape(system.card.title)} ({escape(system.card.venue)}): {escape(system.card.new)}."
     return f"<header><h1>{title}</h1><p>{about}</p><p>{said}</p></header>"
 
@@ -94,15 +101,22 @@ def _world(source: WorldSource) -> str:
 def _cards(found: Evaluation) -> str:
     cards: list[tuple[str, float, float | None, str]] = []
     if found.retrieval is not None:
-        for name, x in (("picture for a caption", found.retrieval.text_to_image), ("caption for a picture", found.retrieval.image_to_text)):
-            cards.append((f"Right {name}", x.at[1], x.chance[1], f"first of {x.candidates:,}; chance {percent(x.chance[1])}"))
+        for name, x in (
+            ("picture for a caption", found.retrieval.text_to_image),
+            ("caption for a picture", found.retrieval.image_to_text),
+        ):
+            cards.append(
+                (f"Right {name}", x.at[1], x.chance[1], f"first of {x.candidates:,}; chance {percent(x.chance[1])}")
+            )
     if found.words is not None:
         hidden = found.words.all
         said = f"{percent(hidden.blind.share)} without the picture"
         cards.append(("Hidden words found again", hidden.seeing.share, hidden.blind.share, said))
     if found.pointing is not None and "attention" in found.pointing.ways:
         share = found.pointing.ways["attention"].share
-        cards.append(("Words attend to their region", share, found.pointing.chance, f"chance {percent(found.pointing.chance)}"))
+        cards.append(
+            ("Words attend to their region", share, found.pointing.chance, f"chance {percent(found.pointing.chance)}")
+        )
     if "edited" in found.choices:
         pairs = found.choices["edited"].pairs
         cards.append(("True caption over an edited one", pairs.share, 0.5, f"{pairs.of:,} pairs; chance 50.0 %"))
@@ -146,13 +160,21 @@ def _retrieval(found: Evaluation) -> str:
     if found.retrieval is None:
         return ""
     rows = _retrieval_rows("this system", found.retrieval)
-    names = {"ridge": "baseline: ridge regression to a bag of words", "nearest": "baseline: caption of the nearest training picture"}
+    names = {
+        "ridge": "baseline: ridge regression to a bag of words",
+        "nearest": "baseline: caption of the nearest training picture",
+    }
     for name, x in found.baselines.items():
         rows += _retrieval_rows(names.get(name, name), x)
     one = found.retrieval.text_to_image
     rows += [
         ["chance", "text → image", *(percent(one.chance[k]) for k in CUTS), f"{one.chance_median:g}"],
-        ["", "image → text", *(percent(found.retrieval.image_to_text.chance[k]) for k in CUTS), f"{found.retrieval.image_to_text.chance_median:g}"],
+        [
+            "",
+            "image → text",
+            *(percent(found.retrieval.image_to_text.chance[k]) for k in CUTS),
+            f"{found.retrieval.image_to_text.chance_median:g}",
+        ],
     ]
     said = (
         f"The system scores every pair of {found.retrieval.image_to_text.candidates:,} captions and {one.candidates:,} pictures. R@K: how often a right one "
@@ -175,7 +197,12 @@ def _words(found: Evaluation) -> str:
         return ""
     kinds = {**found.words.kinds, "all": found.words.all} if len(found.words.kinds) > 1 else {"all": found.words.all}
     rows = [
-        [f"{escape(kind)} <small>({x.seeing.of:,})</small>", percent(x.seeing.share), percent(x.blind.share), percent(x.commonest.share)]
+        [
+            f"{escape(kind)} <small>({x.seeing.of:,})</small>",
+            percent(x.seeing.share),
+            percent(x.blind.share),
+            percent(x.commonest.share),
+        ]
         for kind, x in kinds.items()
     ]
     said = (
@@ -197,14 +224,23 @@ _WAYS = {
 def _pointing(x: Pointing | None) -> str:
     if x is None:
         return ""
-    rows = [[escape(_WAYS.get(name, name)), percent(share.share), f"{share.right:,} of {share.of:,}"] for name, share in x.ways.items()]
+    rows = [
+        [escape(_WAYS.get(name, name)), percent(share.share), f"{share.right:,} of {share.of:,}"]
+        for name, share in x.ways.items()
+    ]
     rows.append(["chance: any region", percent(x.chance), ""])
     if x.chance_objects is not None:
         rows.append(["chance: any object, background known", percent(x.chance_objects), ""])
     said = f"For each word that names a region: is the region that stands out for it the right one? Attention here is <i>{escape(str(x.look))}</i>"
-    said += f", which pointed {percent(x.validation.share)} right on the validation samples that chose it." if x.validation else "."
+    said += (
+        f", which pointed {percent(x.validation.share)} right on the validation samples that chose it."
+        if x.validation
+        else "."
+    )
     said += " Occlusion uses the hidden word itself, so it says which region the system needs, not what it reads there."
-    return _section("Which region does a word mean?", f"{said} {_about_transport(x)}", _table(["by", "right", ""], rows))
+    return _section(
+        "Which region does a word mean?", f"{said} {_about_transport(x)}", _table(["by", "right", ""], rows)
+    )
 
 
 def _about_transport(x: Pointing) -> str:
@@ -216,7 +252,9 @@ def _about_transport(x: Pointing) -> str:
     if share.share <= x.chance + margin:
         return "<b>The transport plan points no better than chance in this run.</b>"
     if x.chance_objects is not None and share.share <= x.chance_objects + margin:
-        return "<b>The transport plan beats a random region here, but not one that only tells objects from background.</b>"
+        return (
+            "<b>The transport plan beats a random region here, but not one that only tells objects from background.</b>"
+        )
     best = max((y.share for name, y in x.ways.items() if name.startswith("attention")), default=0.0)
     if share.share < best:
         return f"The transport plan beats chance in this run, though it points less often right than attention ({percent(share.share)} against {percent(best)})."
@@ -228,11 +266,21 @@ def _choices(found: Evaluation) -> str:
         return ""
     names = {"edited": "one word or colour edited", "swapped": "two colours exchanged"}
     rows = [
-        [escape(names.get(name, name)), f"{percent(x.pairs.share)} <small>of {x.pairs.of:,}</small>", "50.0 %", percent(x.samples.share), percent(x.chance_samples)]
+        [
+            escape(names.get(name, name)),
+            f"{percent(x.pairs.share)} <small>of {x.pairs.of:,}</small>",
+            "50.0 %",
+            percent(x.samples.share),
+            percent(x.chance_samples),
+        ]
         for name, x in found.choices.items()
     ]
     said = "A true caption and a false one of the same picture: which does the system find to fit better? Exchanged words need binding, not a bag of words."
-    return _section("True or false caption", said, _table(["false caption", "pairs right", "chance", "beats all of a picture", "chance"], rows))
+    return _section(
+        "True or false caption",
+        said,
+        _table(["false caption", "pairs right", "chance", "beats all of a picture", "chance"], rows),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- gallery
@@ -256,7 +304,9 @@ def _gallery(system: System, found: Evaluation, source: Source | None) -> str:
         f"colour is the box it attends to most{own}."
     )
     if known:
-        said += f" ✓ before a caption: attention points all its words right ({len(known) - wrong} of these {len(known)})."
+        said += (
+            f" ✓ before a caption: attention points all its words right ({len(known) - wrong} of these {len(known)})."
+        )
     cards = "".join(card(x, pixels(x.number)) for x in cases)
     return _section("What words look at", said, f'<div class="gallery">{cards}</div>')
 
@@ -307,7 +357,9 @@ def _facts(system: System, folder: Path, metrics: Metrics | None, found: Evaluat
     listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     whole = json.dumps(recipe.get("recipe", {}), indent=2)
     more = f"<details><summary>The whole recipe</summary><pre>{escape(whole)}</pre></details>" if recipe else ""
-    return f'<section><h2>The run</h2><dl class="facts">{listed}</dl>{more}</section><footer>Written by intarsia.</footer>'
+    return (
+        f'<section><h2>The run</h2><dl class="facts">{listed}</dl>{more}</section><footer>Written by intarsia.</footer>'
+    )
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

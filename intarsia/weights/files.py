@@ -88,7 +88,7 @@ def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: tuple[str, ...] = ()) -> list[str]:
-    """Loads a state dict strictly; the parts named in `optional` may be missing as a whole.
+    """Loads a state dict strictly; each part named in `optional` may be missing, but only as a whole.
 
     Returns:
         Our keys that the file did not have (all of them under `optional`).
@@ -99,7 +99,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: t
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
     left = [key for key in state if key not in wanted]
-    lacking = [key for key in missing if not key.startswith(optional)] if optional else missing
+    absent = tuple(part for part in optional if not any(key.startswith(part) for key in state))
+    lacking = [key for key in missing if not key.startswith(absent)]
     if lacking or left:
         raise BadInput(
             f"{where}: {len(lacking)} tensors missing (e.g. {', '.join(lacking[:3]) or 'none'}), {len(left)} left over (e.g. {', '.join(left[:3]) or 'none'})"

@@ -67,6 +67,15 @@ class KeyMap:
             optional=self.optional + more.optional,
         )
 
+    def under(self, prefix: str) -> KeyMap:
+        """The same rules for a module that holds ours under a name: every key of ours begins with `prefix`."""
+        return KeyMap(
+            *(Move(move.theirs, prefix + move.ours) for move in self.moves),
+            *self.tied,
+            spellings=self.spellings,
+            optional=tuple(prefix + start for start in self.optional),
+        )
+
     def to_ours(self, theirs: Mapping[str, Tensor], where: str = "weights") -> State:
         """Their state dict in our layout.
 

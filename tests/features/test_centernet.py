@@ -66,4 +66,12 @@ def test_given_boxes_read_their_middle():
 
 def test_the_classes_are_background_and_eighty():
     assert len(CLASSES) == len(set(CLASSES)) == 81
-    assert [CLASSES[i] for i in (0, 1, 4, 17, 42, 61, 80)] == ["background", "person", "motorcycle", "dog", "cup", "dining table", "toothbrush"]
+    assert [CLASSES[i] for i in (0, 1, 4, 17, 42, 61, 80)] == [
+        "background",
+        "person",
+        "motorcycle",
+        "dog",
+        "cup",
+        "dining table",
+        "toothbrush",
+    ]

@@ -14,7 +14,11 @@ def net():
     net = EfficientNetLite0()
     generator = torch.Generator().manual_seed(0)
     for value in net.parameters():
-        value.data = torch.randn(value.shape, generator=generator) * (2 / max(1, value[0].numel())) ** 0.5 if value.ndim > 1 else value.data
+        value.data = (
+            torch.randn(value.shape, generator=generator) * (2 / max(1, value[0].numel())) ** 0.5
+            if value.ndim > 1
+            else value.data
+        )
     return net.eval()
 
 

@@ -98,10 +98,16 @@ def test_stretched_gives_a_square():
     assert stretched(np.zeros((10, 30, 3), np.uint8), 16).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize(("side", "kernel", "stride", "before", "after"), [(8, 3, 2, 0, 1), (9, 3, 2, 1, 1), (8, 3, 1, 1, 1), (7, 5, 2, 2, 2), (8, 5, 2, 1, 2)])
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "before", "after"),
+    [(8, 3, 2, 0, 1), (9, 3, 2, 1, 1), (8, 3, 1, 1, 1), (7, 5, 2, 2, 2), (8, 5, 2, 1, 2)],
+)
 def test_same_convolutions_put_the_odd_pixel_after(side, kernel, stride, before, after):
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1, 2, side, side, generator=generator), torch.randn(3, 2, kernel, kernel, generator=generator)
+    x, weight = (
+        torch.randn(1, 2, side, side, generator=generator),
+        torch.randn(3, 2, kernel, kernel, generator=generator),
+    )
     expected = functional.conv2d(functional.pad(x, [before, after, before, after]), weight, stride=stride)
     torch.testing.assert_close(conv_same(x, weight, None, (stride, stride), (1, 1), 1), expected)
     assert expected.shape[-1] == -(-side // stride)

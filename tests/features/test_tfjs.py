@@ -19,7 +19,12 @@ def ints(*values):
 
 
 def conv_attr(stride, padding, fused=()):
-    attr = {"strides": ints(1, stride, stride, 1), "dilations": ints(1, 1, 1, 1), "padding": text(padding), "data_format": text("NHWC")}
+    attr = {
+        "strides": ints(1, stride, stride, 1),
+        "dilations": ints(1, 1, 1, 1),
+        "padding": text(padding),
+        "data_format": text("NHWC"),
+    }
     return attr | ({"fused_ops": {"list": {"s": [text(x)["s"] for x in fused]}}} if fused else {})
 
 
@@ -74,14 +79,18 @@ def test_convolutions_against_torch(tmp_path, rng):
     graph.node("c", "MaxPool", "a", **{"ksize": ints(1, 3, 3, 1), "strides": ints(1, 1, 1, 1), "padding": text("SAME")})
     out = run(graph, tmp_path, ["a", "b", "c"], x=x)
     planes = torch.from_numpy(x).permute(0, 3, 1, 2)
-    a = functional.conv2d(functional.pad(planes, [0, 1, 0, 1]), torch.from_numpy(full).permute(3, 2, 0, 1), torch.from_numpy(bias), 2)
+    a = functional.conv2d(
+        functional.pad(planes, [0, 1, 0, 1]), torch.from_numpy(full).permute(3, 2, 0, 1), torch.from_numpy(bias), 2
+    )
     a = a.clamp(0, 6)
     torch.testing.assert_close(out["a"], a.permute(0, 2, 3, 1))
     torch.testing.assert_close(out["c"], functional.max_pool2d(a, 3, 1, 1).permute(0, 2, 3, 1))
     for channel in range(4):
         for times in range(2):  # output channel c m + k reads channel c
             kernel = torch.from_numpy(deep[:, :, channel, times])[None, None]
-            torch.testing.assert_close(out["b"][..., channel * 2 + times], functional.conv2d(a[:, channel : channel + 1], kernel)[:, 0])
+            torch.testing.assert_close(
+                out["b"][..., channel * 2 + times], functional.conv2d(a[:, channel : channel + 1], kernel)[:, 0]
+            )
 
 
 def test_half_precision_weights_are_read_as_such(tmp_path):

@@ -84,13 +84,9 @@ def walk_tar(path: Path) -> Members:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # headers already read are not kept
                 key, kind = split_name(member.name)
-                if (
-                    not member.isfile()
-                    or not kind
-                    or PurePosixPath(key).name in ("", "._")
-                    or PurePosixPath(key).name.startswith("__")
-                ):
-                    continue
+                base = PurePosixPath(key).name
+                if not member.isfile() or not kind or not base or base.startswith("__"):
+                    continue  # folders, hidden files and webdataset's own notes
                 if member.offset_data + member.size > length:
                     raise BadInput(f"{path}: cut short inside member {member.name}")
                 if key != last or not starts:
@@ -152,8 +148,8 @@ class TarSource(LineSource):
     Args:
         paths: a folder of tars, one tar, or several.
         split: "train", "val" or "test"; None = all samples.
-        on_error: "stop" raises at the first sample whose text cannot be used; "skip" leaves such samples out and
-            keeps the messages in `skipped`.
+        on_error: "stop" raises at the first tar that is broken or sample whose text cannot be used; "skip" leaves them
+            out and keeps the messages in `skipped`.
 
     Raises:
         BadInput: no tar, a broken one, a sample that cannot be used, or a key in two tars.

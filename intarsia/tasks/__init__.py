@@ -1,0 +1,42 @@
+"""Benchmarks: a head, its scores and its loss each. A task meets a system only through Encoded, Batch and the numbers of its config."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from intarsia.parts.encoder import EncoderConfig
+
+
+class HeadConfig(EncoderConfig, Protocol):
+    """The numbers of a system that heads need, by the names of BERT's published JSON."""
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of fresh weights."""
+
+
+def groups(sample: Tensor, size: int) -> Tensor:
+    """The documents of each sample.
+
+    Args:
+        sample: (B) int64, documents of one sample share a number.
+        size: documents a sample must have.
+
+    Returns:
+        (S, size) int64 document numbers: samples by their number, documents in the order of the batch.
+
+    Raises:
+        ValueError: some sample has another number of documents.
+    """
+    order = torch.argsort(sample, stable=True)
+    numbers = sample[order]
+    if len(sample) % size == 0:
+        found, by_sample = order.view(-1, size), numbers.view(-1, size)
+        if bool((by_sample[:, 0] == by_sample[:, -1]).all() and (by_sample[1:, 0] != by_sample[:-1, 0]).all()):
+            return found
+    counts = torch.bincount(sample)
+    odd = int((counts != size).logical_and(counts > 0).nonzero()[0])
+    raise ValueError(f"sample number {odd} of the batch has {int(counts[odd])} documents, the task needs {size}")

@@ -1,0 +1,117 @@
+"""NLVR2: is a sentence true of two pictures? Data: Suhr et al. 2019.
+
+Two documents a sample, the sentence with the left picture and the sentence with the right one, in this order in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.batch import Batch, Encoded
+from intarsia.packed import join, joined_rows, pad
+from intarsia.parts.embeddings import initialise
+from intarsia.tasks import HeadConfig, groups
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one padded block on another; the weights of query, key and value are stacked, as in torch's MultiheadAttention."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, other: Tensor, other_here: Tensor) -> Tensor:
+        """Args: x (S, L, H); other (S, M, H); other_here (S, M) bool, True = may be seen. Returns: (S, L, H)."""
+        width = x.shape[-1]
+        query, key_value = self.qkv.weight.split([width, 2 * width])
+        bias_query, bias_key_value = self.qkv.bias.split([width, 2 * width])
+        q = F.linear(x, query, bias_query)
+        k, v = F.linear(other, key_value, bias_key_value).chunk(2, -1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (S, heads, L, D)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, other_here[:, None, None], dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class PairedAttention(nn.Module):
+    """The two documents attend to each other, each is pooled by attention, both pooled vectors are classified. Source: UNITER, sec. 4.1."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        width, dropout = config.hidden_size, config.attention_probs_dropout_prob
+        self.left = CrossAttention(width, config.num_attention_heads, dropout)
+        self.right = CrossAttention(width, config.num_attention_heads, dropout)
+        self.fuse = nn.Linear(2 * width, width)
+        self.weigh = nn.Linear(width, 1)
+        self.out = nn.Linear(2 * width, 2)
+        self.fuse_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.pool_dropout = nn.Dropout(dropout)
+
+    def forward(self, left: Tensor, right: Tensor, left_here: Tensor, right_here: Tensor) -> Tensor:
+        """Args: left, right (S, L, H); left_here, right_here (S, L) bool, False = padding. Returns: (S, 2) logits."""
+        from_left = torch.cat([self.left(left, right, right_here), left], -1)
+        from_right = torch.cat([self.right(right, left, left_here), right], -1)
+        pooled = [self._pool(x, here) for x, here in ((from_left, left_here), (from_right, right_here))]
+        return self.out(torch.cat(pooled, -1))  # type: ignore[no-any-return]
+
+    def _pool(self, x: Tensor, here: Tensor) -> Tensor:
+        x = self.fuse_dropout(F.relu(self.fuse(x)))
+        scores = F.relu(self.weigh(x)).squeeze(-1).float().masked_fill(~here, -1e4)
+        weights = self.pool_dropout(scores.softmax(-1)).to(x.dtype)  # (S, L)
+        return (weights[:, None] @ x)[:, 0]
+
+
+@dataclass(frozen=True)
+class NLVR2:
+    """Both documents see each other before they are pooled. Batch.targets["nlvr2"]: (B) int64, 1 = true, the same for both documents."""
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """See `PairedAttention`; the stacked attention weights are drawn as torch's MultiheadAttention draws them."""
+        head = PairedAttention(config)
+        initialise(head, config.initializer_range)
+        for attention in (head.left, head.right):
+            nn.init.xavier_uniform_(attention.qkv.weight)
+        return head
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(S, 2) logits, one row a sample."""
+        assert batch.text is not None and encoded.text is not None, "NLVR2 needs text"
+        assert encoded.visual is not None and encoded.visual_packing is not None, "NLVR2 needs regions"
+        joined = join(batch.text.packing, encoded.visual_packing)
+        block = pad(joined_rows(joined, encoded.text, encoded.visual), joined.packing)  # (B, L, H)
+        here = pad(torch.ones_like(joined.packing.pos, dtype=torch.bool), joined.packing)
+        left, right = groups(batch.sample, 2).unbind(1)
+        return head(block[left], block[right], here[left], here[right])  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy over samples."""
+        return _pair_loss(scores, batch)
+
+
+@dataclass(frozen=True)
+class NLVR2Pair:
+    """The two pooled vectors side by side, and nothing else. Batch.targets["nlvr2"] as for `NLVR2`."""
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One layer on both pooled vectors."""
+        head = nn.Linear(2 * config.hidden_size, 2)
+        initialise(head, config.initializer_range)
+        return head
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(S, 2) logits, one row a sample."""
+        return head(encoded.pooled[groups(batch.sample, 2)].flatten(1))  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy over samples."""
+        return _pair_loss(scores, batch)
+
+
+def _pair_loss(scores: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(scores.float(), batch.labels("nlvr2")[groups(batch.sample, 2)[:, 0]])

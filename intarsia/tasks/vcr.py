@@ -1,0 +1,41 @@
+"""VCR: answer a question about a picture, and give the reason, each out of four choices. Data: Zellers et al. 2019.
+
+One document a choice; the four share their sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.batch import Batch, Encoded
+from intarsia.parts.embeddings import initialise
+from intarsia.parts.heads import AnswerHead
+from intarsia.tasks import HeadConfig, groups
+
+
+@dataclass(frozen=True)
+class VCR:
+    """Each choice is right or wrong by itself. Batch.targets["vcr"]: (B) int64, 1 = the right choice."""
+
+    choices: int = 4
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """Two layers on the pooled vector, ReLU between."""
+        head = AnswerHead(config.hidden_size, 2, nn.ReLU(), config.layer_norm_eps)
+        initialise(head, config.initializer_range)
+        return head
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B, 2) logits: wrong, right."""
+        return head(encoded.pooled)  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy over documents."""
+        return F.cross_entropy(scores.float(), batch.labels("vcr"))
+
+    def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(S, choices) what the choices of a sample are compared by: the logit of being right, not the difference of both."""
+        return scores[:, 1][groups(batch.sample, self.choices)]

@@ -1,0 +1,109 @@
+"""The optimizer: groups, learning rates, clipping, and steps that are not taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from toy import Pairs, recipe, toy
+
+from intarsia.recipe import Optim, Schedule
+from intarsia.train import Pace, pretrain
+from intarsia.train.optim import adamw, clip, groups, set_lr, step_if
+
+
+def test_groups_spare_what_the_patterns_name() -> None:
+    system = toy()
+    names = {id(p): name for name, p in system.named_parameters()}
+    plain, quick, spared = groups(
+        system, Optim(no_decay=("bias", r"layers\.\d+\.norm")), {"match_head": 10.0, "match_head.bias": 1.0}
+    )
+    assert [names[id(p)] for p in plain["params"]] == [
+        "words.weight",
+        "regions.weight",
+        "layers.0.up.weight",
+        "layers.1.up.weight",
+    ]
+    assert [names[id(p)] for p in quick["params"]] == ["match_head.weight"]
+    assert {names[id(p)] for p in spared["params"]} == {
+        name for name in names.values() if "bias" in name or "norm" in name
+    }
+    assert [(x["weight_decay"], x["lr_factor"]) for x in (plain, quick, spared)] == [
+        (0.01, 1.0),
+        (0.01, 10.0),
+        (0.0, 1.0),
+    ]
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Linear has no parameter"):
+        adamw(nn.Linear(2, 2).requires_grad_(False), Optim())
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    system, schedule = toy(), Schedule(steps=10, warmup=4, floor=0.1)
+    optimizer = adamw(system, Optim(lr=2.0), {"match_head": 0.5})
+    rates = [set_lr(optimizer, Optim(lr=2.0), schedule, step) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 5 / 3, 4 / 3, 1.0, 2 / 3, 1 / 3, 0.2])
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.1, 0.2])
+
+
+def test_steps_are_those_of_adamw_written_out() -> None:
+    recipe = Optim(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0)
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1.0)
+    optimizer = adamw(layer, recipe)
+    m = v = 0.0
+    w = b = 1.0
+    for step in (1, 2, 3):
+        g = float(step)
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), g), torch.full((1,), g)
+        step_if(optimizer, torch.zeros(()))
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        update = 0.1 * (m / (1 - 0.8**step)) / (math.sqrt(v / (1 - 0.9**step)) + 1e-3)
+        w, b = w * (1 - 0.1 * 0.2) - update, b - update
+        assert (layer.weight.item(), layer.bias.item()) == pytest.approx((w, b), rel=1e-5)
+
+
+def test_a_refused_step_changes_neither_weights_nor_state() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = adamw(layer, Optim())
+    layer(torch.ones(1, 2)).sum().backward()
+    step_if(optimizer, torch.zeros(()))
+    before = [x.clone() for x in (*layer.parameters(), *(t for s in optimizer.state.values() for t in s.values()))]
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    step_if(optimizer, torch.ones(()))
+    after = [*layer.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
+    assert len(after) == 8
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("max_norm", "left"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_clipping(max_norm: float, left: float) -> None:
+    a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-4.0])
+    assert clip([a, b, c], max_norm).item() == pytest.approx(5.0)
+    assert c.grad is None
+    assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([0.6 * left, -0.8 * left], rel=1e-5)
+
+
+def test_accumulation_sums_or_averages(tmp_path: Path) -> None:
+    """Seen in the gradient norm, which AdamW hides; and in one big step of the same samples without dropout."""
+    norms = {}
+    for reduce in ("sum", "mean"):
+        plan = recipe(1, dropout=0.0, accumulate=3, reduce=reduce)
+        plan = dataclasses.replace(plan, optim=dataclasses.replace(plan.optim, max_norm=0.0))
+        pretrain(
+            toy(dropout=0.0), Pairs(), plan, tmp_path / reduce, workers=0, device="cpu", pace=Pace(tensorboard=False)
+        )
+        moments = load_file(tmp_path / reduce / "checkpoints/step-00000001/optimizer.safetensors")
+        norms[reduce] = torch.stack([x.norm() for name, x in moments.items() if name.endswith("exp_avg")]).norm().item()
+    assert norms["sum"] == pytest.approx(3 * norms["mean"], rel=1e-5)
