@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check bench clean
 
 demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
 	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:8000 --valid worlds:300:1 --out runs/demo
@@ -16,9 +16,6 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-docs: .venv/docs ## the documentation site, in site/
-	$(BIN)/mkdocs build --strict
 
 bench: .venv/bench ## speed against peers, on this machine
 	$(BIN)/python benchmarks/step.py

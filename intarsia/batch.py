@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -168,11 +168,11 @@ class Movable:
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
         """The same value with every tensor in it on another device."""
-        return _each(self, lambda x: x.to(device, non_blocking=non_blocking))
+        return cast(T, _each(self, lambda x: x.to(device, non_blocking=non_blocking)))
 
     def pin_memory(self: T) -> T:
         """The same value in page-locked memory, for asynchronous copies to a CUDA device."""
-        return _each(self, lambda x: x.pin_memory())
+        return cast(T, _each(self, lambda x: x.pin_memory()))
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

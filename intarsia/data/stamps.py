@@ -307,7 +307,8 @@ def _scene(
     boxes: list[list[int]] = []
     for stamp in picked:
         boxes.append(_place(canvas, stamp, boxes, rng))
-    captions, links = [], []
+    captions: list[dict[str, str]] = []
+    links: list[list[int]] = []
     order = rng.permutation(wanted).tolist()  # who is named first says nothing about who was pasted first
     for language in languages:
         if all(language in x.phrases for x in picked):

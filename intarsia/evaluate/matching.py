@@ -88,7 +88,7 @@ def match(
     every pair is laid out anew.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
-    kept, said = fitting(system, (replace(x, pictures=pictures[:1]) for x in bare))
+    kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
     if not kept or not pictures:
         raise BadInput(f"retrieval: of {len(texts)} texts {len(kept)} fit the system; {len(pictures)} pictures")
     carrier = bare[kept[int(np.argmin([len(bare[i].texts[0]) for i in kept]))]]

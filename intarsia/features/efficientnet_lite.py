@@ -64,7 +64,7 @@ class Block(nn.Module):
         y = functional.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.widens else x
         y = functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y
+        return x + y if self.adds else y  # type: ignore[no-any-return]
 
 
 class EfficientNetLite0(nn.Module):
@@ -116,4 +116,4 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
         net.load_state_dict(state, strict=True)
     except Exception as error:  # torch raises many kinds on a damaged file
         raise BadInput(f"{path}: not EfficientNet-Lite0 weights: {error}") from None
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

@@ -58,7 +58,7 @@ def roi_align(maps: Tensor, boxes: Tensor, image: Tensor, size: int = 1, samples
     """
     out = maps.new_zeros((len(boxes), maps.shape[1], size, size))
     steps = (torch.arange(size * samples, device=boxes.device, dtype=boxes.dtype) + 0.5) / (size * samples)
-    for i in image.unique().tolist():
+    for i in image.unique().tolist():  # type: ignore[no-untyped-call]
         rows = (image == i).nonzero()[:, 0]
         corner, extent = boxes[rows, :2], boxes[rows, 2:] - boxes[rows, :2]
         at = corner[:, None] + extent[:, None] * steps[None, :, None]  # (K, S, 2)

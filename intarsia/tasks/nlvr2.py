@@ -29,11 +29,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, other: Tensor, other_here: Tensor) -> Tensor:
         """Args: x (S, L, H); other (S, M, H); other_here (S, M) bool, True = may be seen. Returns: (S, L, H)."""
         width = x.shape[-1]
-        query, key_value = self.qkv.weight.split([width, 2 * width])
-        bias_query, bias_key_value = self.qkv.bias.split([width, 2 * width])
+        query, key_value = self.qkv.weight.split([width, 2 * width])  # type: ignore[no-untyped-call]
+        bias_query, bias_key_value = self.qkv.bias.split([width, 2 * width])  # type: ignore[no-untyped-call]
         q = F.linear(x, query, bias_query)
         k, v = F.linear(other, key_value, bias_key_value).chunk(2, -1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (S, heads, L, D)
+        q, k, v = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in (q, k, v))  # (S, heads, L, D)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, other_here[:, None, None], dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -64,7 +64,7 @@ class PairedAttention(nn.Module):
         x = self.fuse_dropout(F.relu(self.fuse(x)))
         scores = F.relu(self.weigh(x)).squeeze(-1).float().masked_fill(~here, -1e4)
         weights = self.pool_dropout(scores.softmax(-1)).to(x.dtype)  # (S, L)
-        return (weights[:, None] @ x)[:, 0]
+        return (weights[:, None] @ x)[:, 0]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def picture(case: Case, pixels: Array) -> str:
     w, h = wide * scale, high * scale
     smooth = "" if max(high, wide) >= _SIDE else ' style="image-rendering:pixelated"'
     parts = [f'<image href="{data_uri(pixels)}" width="{w:.0f}" height="{h:.0f}" preserveAspectRatio="none"{smooth}/>']
-    place: Callable[[int], tuple[float, float, float, float]] = lambda r: tuple(  # type: ignore[assignment]  # noqa: E731
+    place: Callable[[int], tuple[float, float, float, float]] = lambda r: tuple(  # noqa: E731
         float(v) * s for v, s in zip(case.boxes[r], (w, h, w, h), strict=True)
     )
     looked: dict[int, list[int]] = {}

@@ -237,7 +237,7 @@ class _Plate:
             spine.set_visible(False)
         step = side / len(seen)
         for i, region in enumerate(is_region):
-            colour = style.REGIONS if region else style.WORDS
+            colour = style.REGIONS if region else style.WORDS  # type: ignore[assignment]
             here = [i * step, (i + 1) * step, (i + 1) * step, i * step]
             rim = [-0.1, -0.1, -0.04, -0.04]
             self.axes.fill([left + v for v in here], [top + v for v in rim], color=colour)

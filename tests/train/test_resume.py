@@ -149,7 +149,7 @@ def test_another_recipe_or_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, plan=recipe(2))
     with pytest.raises(BadInput, match=r"recipe\.optim\.lr was 0\.01 and is now 0\.02"):
         run(tmp_path, plan=recipe(2, lr=2e-2))
-    with pytest.raises(BadInput, match="data was '.*-60' and is now '.*-58'"):
+    with pytest.raises(BadInput, match=r"data was '.*-60' and is now '.*-58'"):
         run(tmp_path, plan=recipe(2), source=Pairs(58))
     with pytest.raises(BadInput, match="holds checkpoints of a run"):
         run(tmp_path, plan=recipe(2), resume=False)

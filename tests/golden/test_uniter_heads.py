@@ -1,0 +1,81 @@
+"""The downstream heads of UNITER against the authors' own code: scores on random weights, and the layout of fine-tuned weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from golden import Golden, assert_near
+from test_uniter import CASES, batch_of, build
+
+from intarsia.batch import Batch
+from intarsia.packed import pad
+from intarsia.system import FineTuned
+from intarsia.systems.uniter import UNITER
+from intarsia.weights.files import fill
+
+HEADS = {  # task: weights, batch, output
+    "vqa": ("weights_vqa.", "itm", "vqa.answer_scores"),
+    "vcr": ("weights_vcr.", "itm", "vcr.rank_scores"),
+    "retrieval": ("weights_itm_rank.", "itm", "itm_rank.rank_scores"),
+    "nlvr2": ("weights_nlvr2.", "nlvr2", "nlvr2.answer_scores"),
+    "nlvr2_pair": ("weights_nlvr2pair.", "nlvr2", "nlvr2pair.answer_scores"),
+    "re": ("weights_re.", "re", "re.scores"),
+}
+
+
+def tuned(golden: Golden, task: str) -> tuple[FineTuned, dict[str, Any]]:
+    own = golden.weights(HEADS[task][0])
+    theirs = {**golden.weights("weights."), **own}
+    config = build(golden).config
+    config = replace(config, type_vocab_size=theirs["uniter.embeddings.token_type_embeddings.weight"].shape[0])
+    finetune = UNITER.finetune[task]
+    if task == "vqa":
+        finetune = replace(finetune, task=type(finetune.task)(golden.about["num_answer"]))
+    model = FineTuned(UNITER(config, build(golden).vocab), finetune).eval()
+    skip = ("cls.", "feat_regress.", "region_classifier.") + (
+        () if "match_head" in finetune.keeps else ("itm_output.",)
+    )
+    theirs = {key: value for key, value in theirs.items() if not key.startswith(skip)}
+    fill(model, model.keys.to_ours(theirs), task)
+    return model, theirs
+
+
+def batch_for(golden: Golden, task: str) -> Batch:
+    case = HEADS[task][1]
+    batch = replace(batch_of(golden, case), targets={})
+    if task == "vcr":
+        segments = golden.tensors["input.vcr_txt_type_ids"]
+        assert batch.text is not None
+        rows = segments[batch.text.packing.doc, batch.text.packing.pos]
+        batch = replace(batch, text=replace(batch.text, segment_ids=rows))
+    if case == "nlvr2":
+        batch = replace(batch, sample=torch.arange(len(batch.keys)) // 2)
+    return batch
+
+
+@pytest.mark.parametrize("golden", CASES, ids=str)
+@pytest.mark.parametrize("task", HEADS)
+def test_scores(golden: Golden, task: str) -> None:
+    model, _ = tuned(golden, task)
+    batch = batch_for(golden, task)
+    with torch.no_grad():
+        ours = model.scores(batch)
+    theirs = golden.output(HEADS[task][2])
+    if task == "re":
+        block = pad(ours.view(-1), batch.regions.packing, theirs.shape[1], -1e4)
+        assert_near(block, theirs, task)
+    elif task == "vcr":
+        assert_near(ours.reshape(len(theirs), -1)[:, -1], theirs[:, 0], task)
+    else:
+        assert_near(ours.reshape(theirs.shape), theirs, task)
+
+
+@pytest.mark.parametrize("golden", CASES, ids=str)
+@pytest.mark.parametrize("task", HEADS)
+def test_fine_tuned_weights_round_trip(golden: Golden, task: str) -> None:
+    model, theirs = tuned(golden, task)
+    again = model.keys.to_theirs(model.state_dict())
+    assert all(torch.equal(again[key], theirs[key]) for key in theirs)
