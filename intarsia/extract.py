@@ -102,20 +102,7 @@ def extract(
     images = relpath(pictures.root, out) if isinstance(pictures, PairsFolder | PictureFolder) else ""
     writer = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
     done = writer.done()
-    skipped = list(pictures.skipped)
-    regions = stored = 0
-    with _bar(pictures.picture_count, show) as bar:
-        for members, failed in _decoded(pictures, done, batch, workers, boxes):
-            if failed and on_error == "stop":
-                raise failed[0]
-            skipped += map(str, failed)
-            found = _describe(extractor, members, boxes)
-            for (picture, pixels), region in zip(members, found, strict=True):
-                if picture.name not in done:
-                    writer.add(_filled(picture, pixels, region))
-                    regions += len(region.boxes)
-                    stored += 1
-            bar.advance(len(members) + len(failed))
+    skipped, stored, regions = _store(pictures, writer, extractor, (batch, workers, boxes), on_error, show)
     if not done and not stored:
         raise BadInput(f"{source}: none of its {pictures.picture_count} pictures can be used; the first: {skipped[0]}")
     lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
@@ -130,6 +117,32 @@ def extract(
         links_lost=lines.lost if lines else 0,
         seconds=time.monotonic() - began,
     )
+
+
+def _store(
+    pictures: PairsFolder | TarSource | PictureFolder,
+    writer: ShardWriter,
+    extractor: Extractor,
+    how: tuple[int, int, Boxes],
+    on_error: OnError,
+    show: bool,
+) -> tuple[list[str], int, int]:
+    """Hands the regions of all pictures still to do to the writer: messages of those left out, pictures, regions."""
+    batch, workers, boxes = how
+    done, skipped, stored, regions = writer.done(), list(pictures.skipped), 0, 0
+    with _Bar(pictures.picture_count - len(done), show) as bar:
+        for members, failed in _decoded(pictures, done, batch, workers, boxes):
+            if failed and on_error == "stop":
+                raise failed[0]
+            skipped += map(str, failed)
+            found = _describe(extractor, members, boxes)
+            for (picture, pixels), region in zip(members, found, strict=True):
+                if picture.name not in done:
+                    writer.add(_filled(picture, pixels, region))
+                    regions += len(region.boxes)
+                    stored += 1
+            bar.show(stored + len(skipped))
+    return skipped, stored, regions
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ what to read
@@ -312,18 +325,18 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:.1f} pictures/s")
 
 
-class _bar:
+class _Bar:
     def __init__(self, total: int, show: bool) -> None:
         columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=Console(stderr=True), disable=not show)
         self.task = self.progress.add_task("", total=total)
 
-    def __enter__(self) -> _bar:
+    def __enter__(self) -> _Bar:
         self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def advance(self, count: int) -> None:
-        self.progress.advance(self.task, count)
+    def show(self, count: int) -> None:
+        self.progress.update(self.task, completed=count)

@@ -55,11 +55,11 @@ def read_metrics(path: Path | str) -> Metrics:
         try:
             row: Any = json.loads(line)
             step = int(row["step"])
-            curves = found.valid if row["kind"] == "valid" else found.loss
-            for name, value in row["losses"].items():
-                steps, numbers = curves.setdefault(name, ([], []))
-                steps.append(step)
-                numbers.append(float(value))
+            for curves, values in ((found.loss, row.get("loss", {})), (found.valid, row.get("valid", {}))):
+                for name, value in values.items():
+                    steps, numbers = curves.setdefault(name, ([], []))
+                    steps.append(step)
+                    numbers.append(float(value))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             if number == len(lines) and number > 1:
                 break

@@ -142,7 +142,7 @@ def card(case: Case, pixels: Array) -> str:
     }[case.right]
     rows = "".join(_word_row(x, i) for i, x in enumerate(case.words))
     own = f"<th>{escape(case.own)}</th>" if case.own else ""
-    guess = "<th>if hidden, says</th>" if any(x.guess is not None for x in case.words) else ""
+    guess = "<th>found again</th>" if any(x.guess is not None for x in case.words) else ""
     return (
         f'<figure class="case">{picture(case, pixels)}<figcaption><p class="said">{mark} {_caption(case)}</p>'
         f"<table><tr><th>word</th><th>attends to</th>{own}{guess}</tr>{rows}</table></figcaption></figure>"

@@ -9,10 +9,10 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -26,6 +26,7 @@ from intarsia.system import System
 from intarsia.viz import style
 from intarsia.viz.curves import Metrics, curves_figure, read_metrics
 from intarsia.viz.gallery import card, find_cases, pick_cases
+from intarsia.viz.page import CSS
 from intarsia.worlds.source import WorldSource
 
 _SHOWN = 300  # samples that the gallery chooses from
@@ -59,11 +60,10 @@ def write_report(
         _gallery(system, found, source),
         _facts(system, folder, metrics, found),
     ]
-    css = files("intarsia.viz").joinpath("page.css").read_text(encoding="utf-8")
     title = f"{system.card.title.split(':')[0]}: report"
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{css}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
         + "\n".join(x for x in parts if x)
         + "\n</body></html>\n"
     )
@@ -102,24 +102,22 @@ def _cards(found: Evaluation) -> str:
     cards: list[tuple[str, float, float | None, str]] = []
     if found.retrieval is not None:
         for name, x in (
-            ("picture for a caption", found.retrieval.text_to_image),
-            ("caption for a picture", found.retrieval.image_to_text),
+            ("Picture for a caption", found.retrieval.text_to_image),
+            ("Caption for a picture", found.retrieval.image_to_text),
         ):
-            cards.append(
-                (f"Right {name}", x.at[1], x.chance[1], f"first of {x.candidates:,}; chance {percent(x.chance[1])}")
-            )
+            cards.append((name, x.at[1], x.chance[1], f"first of {x.candidates:,}; chance {percent(x.chance[1])}"))
     if found.words is not None:
         hidden = found.words.all
         said = f"{percent(hidden.blind.share)} without the picture"
-        cards.append(("Hidden words found again", hidden.seeing.share, hidden.blind.share, said))
+        cards.append(("Hidden word found again", hidden.seeing.share, hidden.blind.share, said))
     if found.pointing is not None and "attention" in found.pointing.ways:
         share = found.pointing.ways["attention"].share
         cards.append(
-            ("Words attend to their region", share, found.pointing.chance, f"chance {percent(found.pointing.chance)}")
+            ("Word attends to its region", share, found.pointing.chance, f"chance {percent(found.pointing.chance)}")
         )
     if "edited" in found.choices:
         pairs = found.choices["edited"].pairs
-        cards.append(("True caption over an edited one", pairs.share, 0.5, f"{pairs.of:,} pairs; chance 50.0 %"))
+        cards.append(("True over edited caption", pairs.share, 0.5, f"{pairs.of:,} pairs; chance 50.0 %"))
     body = "".join(
         f'<div><span class="what">{escape(what)}</span><strong>{percent(value)}</strong>'
         f'<span class="bar"><i style="width:{100 * value:.1f}%"></i>{_chance(chance)}</span><span>{escape(said)}</span></div>'
@@ -213,7 +211,7 @@ def _words(found: Evaluation) -> str:
 
 
 _WAYS = {
-    "attention": "attention, head or layer chosen on validation scenes",
+    "attention": "attention, the map chosen on validation samples",
     "attention, mean of all": "attention, mean of all heads and layers",
     "transport": "transport plan (the paper's own alignment)",
     "similarity": "word-region similarity behind the plan",
@@ -298,7 +296,9 @@ def _gallery(system: System, found: Evaluation, source: Source | None) -> str:
     cases = pick_cases(find_cases(system, samples, chosen, look))
     wrong = sum(x.right is False for x in cases)
     known = [x for x in cases if x.right is not None]
-    own = f", a diamond marks the box that the {escape(cases[0].own)} map sends it to" if cases and cases[0].own else ""
+    own = ""
+    if cases and cases[0].own:
+        own = f", a diamond marks the box that the {escape(cases[0].own)} map gives it, also where that points nowhere near"
     said = (
         f"The first {min(8, len(cases))} of {len(samples):,} held-out pictures, then the {max(0, len(cases) - 8)} worst of the others. A frame in a word's "
         f"colour is the box it attends to most{own}."
@@ -326,8 +326,6 @@ def _pixels(source: Source, samples: Sequence[Sample]) -> Callable[[int], Array]
 def _read(sample: Sample) -> Array:
     path = sample.pictures[0].path
     try:
-        import numpy as np
-
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
