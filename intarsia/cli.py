@@ -6,7 +6,6 @@ A command is a dataclass of options and a function. What a user got wrong is tol
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ class Pretrain(Generic[C]):
     """vocab.txt; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
     """Weights to start from."""
-    workers: int = 1
+    workers: int = 2
     """Processes that prepare batches."""
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
@@ -157,8 +156,6 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             classes=max(len(source.provenance.classes), 2),
         )
     recipe = _without_classes(dataclasses.replace(options.recipe, config=config), source)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - options.workers))  # leave the loader's workers a core each
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
     if state is not None:
