@@ -31,8 +31,6 @@ from intarsia.packed import Packing, pad, unpad, visible
 
 Backend = Literal["padded", "loop", "varlen", "flex"]
 BLOCK = 128
-SHORT = 32
-"""On a CPU documents up to this length are padded: less waste than one call a document."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float = 0.0) -> Tensor:
@@ -83,8 +81,7 @@ def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backen
         if why:
             raise ValueError(f"attention backend {_forced} {why}")
         return _forced
-    short = max(queries.max_seqlen, keys.max_seqlen) <= SHORT and not dropout
-    if not short and not refusal("loop", q, queries, keys, dropout):
+    if not refusal("loop", q, queries, keys, dropout):
         return "loop"
     if not refusal("varlen", q, queries, keys, dropout):
         return "varlen"

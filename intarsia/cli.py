@@ -71,7 +71,7 @@ class Pretrain(Generic[C]):
     """vocab.txt; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
     """Weights to start from."""
-    workers: int = 2
+    workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from intarsia.batch import Batch, Example, Movable, Sample, pack
 from intarsia.data.corpora import Pool
 from intarsia.data.formats.files import write_whole
+from intarsia.data.parcel import Parcel, parcel
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 from intarsia.recipe import Batching
@@ -388,14 +389,15 @@ def load(
         _Made(prepare),
         batch_size=None,
         sampler=_Order(wanted),
-        collate_fn=_as_is,
+        collate_fn=parcel if workers else _as_is,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         pin_memory=pin,
         worker_init_fn=_deaf,
         generator=torch.Generator(),
     )
-    for made in loader:
+    for sent in loader:
+        made = sent.open() if isinstance(sent, Parcel) else sent
         if isinstance(made, str):
             raise BadInput(made)
         yield made
