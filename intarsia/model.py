@@ -25,7 +25,7 @@ from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import Extractor, open_extractor
+from intarsia.features.extractor import Extractor, reopen
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System
 from intarsia.systems import find
@@ -70,13 +70,13 @@ class Model:
         """The extractor the weights were trained with.
 
         Raises:
-            BadInput: it is not known, or what it needs is missing.
+            BadInput: it is not known, what it needs is missing, or the one here makes other features.
         """
         if self.provenance is None:
             raise BadInput(
                 "the weights do not say which extractor their region features came from; give regions, not pictures"
             )
-        return open_extractor(self.provenance.extractor)
+        return reopen(self.provenance, str(self.device))
 
     def sample(self, image: Path | str | Array, text: str) -> Sample:
         """A raw picture (file or (H, W, 3) uint8) and a text as a Sample with regions."""

@@ -1,0 +1,162 @@
+"""What the objectives hide: rates within binomial bounds, the right rows, the right labels. Source of the numbers: UNITER's code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from intarsia.batch import Example, Picture, RegionRows, Sample, TextRows
+from intarsia.errors import BadInput
+from intarsia.objectives import itm, mlm, mrm
+from intarsia.text import SPECIALS, Vocab
+
+VOCAB = Vocab([*SPECIALS, "!", *(f"w{i}" for i in range(500))])
+PIECES, REGIONS, DOCUMENTS = 22, 9, 1500
+
+
+def document(seed: int) -> Example:
+    rng = np.random.default_rng([seed, 1])
+    ids = rng.integers(VOCAB.first_ordinary, len(VOCAB), PIECES)
+    ids[0], ids[-1] = VOCAB.cls, VOCAB.sep
+    words = np.arange(-1, PIECES - 1)
+    words[-1] = -1
+    zeros = np.zeros(REGIONS, np.int64)
+    probs = rng.dirichlet(np.ones(5), REGIONS).astype(np.float32)
+    feats = rng.standard_normal((REGIONS, 6)).astype(np.float32)
+    boxes = np.tile(np.float32([0, 0, 1, 1]), (REGIONS, 1))
+    return Example(
+        key=str(seed),
+        text=TextRows(ids, np.zeros(PIECES, np.int64), np.arange(PIECES), words),
+        regions=RegionRows(feats, boxes, zeros, zeros, zeros, np.zeros(REGIONS, bool), probs=probs),
+        sample=str(seed),
+    )
+
+
+def within(count: int, of: int, rate: float) -> bool:
+    """Inside five standard deviations of a binomial."""
+    return abs(count - of * rate) <= 5 * (of * rate * (1 - rate)) ** 0.5
+
+
+def test_words_are_hidden_at_the_rate_and_as_80_10_10() -> None:
+    chosen = masked = kept = swapped = 0
+    for seed in range(DOCUMENTS):
+        before = document(seed).text
+        after = mlm.hide(document(seed), VOCAB, np.random.default_rng(seed))
+        pick = after.targets["mlm"]
+        assert before is not None
+        assert after.text is not None
+        assert (after.text.words[pick.rows] >= 0).all()  # never [CLS] or [SEP]
+        np.testing.assert_array_equal(pick.labels, before.ids[pick.rows])
+        rest = np.setdiff1d(np.arange(PIECES), pick.rows)
+        np.testing.assert_array_equal(after.text.ids[rest], before.ids[rest])
+        now = after.text.ids[pick.rows]
+        chosen, masked = chosen + len(now), masked + int((now == VOCAB.mask).sum())
+        kept += int((now == pick.labels).sum())
+        others = now[(now != pick.labels) & (now != VOCAB.mask)]
+        assert (others >= VOCAB.first_ordinary).all()
+        swapped += len(others)
+    inner = DOCUMENTS * (PIECES - 2)
+    empty = DOCUMENTS * 0.85 ** (PIECES - 2)  # documents where chance chose none, which hide their first piece
+    assert abs(chosen - inner * 0.15 - empty) <= 5 * (inner * 0.15 * 0.85) ** 0.5
+    assert within(masked, chosen, (inner * 0.15 * 0.8 + empty) / (inner * 0.15 + empty))
+    assert within(kept, chosen, 0.1)
+    assert within(swapped, chosen, 0.1)
+
+
+def test_linked_words_have_their_own_rate() -> None:
+    linked = plain = 0
+    for seed in range(DOCUMENTS):
+        example = document(seed)
+        example.links = np.array([[3, 0], [4, 1]])
+        rows = mlm.hide(example, VOCAB, np.random.default_rng(seed), 0.1, 0.5).targets["mlm"].rows
+        linked += int(np.isin(rows, [3, 4]).sum())
+        plain += int((~np.isin(rows, [3, 4])).sum())
+    assert within(linked, 2 * DOCUMENTS, 0.5)
+    assert within(plain, (PIECES - 4) * DOCUMENTS, 0.1 + 0.9 ** (PIECES - 4) * 0.25 / (PIECES - 4))
+
+
+def test_at_least_the_first_piece_is_hidden() -> None:
+    example = mlm.hide(document(0), VOCAB, np.random.default_rng(0), rate=0.0)
+    assert example.text is not None
+    assert example.targets["mlm"].rows.tolist() == [1]
+    assert example.text.ids[1] == VOCAB.mask
+
+
+@pytest.mark.parametrize("goal", ["mrfr", "mrc", "mrc_kl"])
+def test_regions_are_hidden_at_the_rate_with_the_words_intact(goal: mrm.Goal) -> None:
+    count = 0
+    for seed in range(DOCUMENTS):
+        before, after = document(seed), mrm.hide(document(seed), np.random.default_rng(seed), goal)
+        assert before.regions is not None
+        assert after.regions is not None
+        assert before.text is not None
+        assert after.text is not None
+        assert before.regions.probs is not None
+        pick = after.targets[goal]
+        assert len(pick.rows) >= 1
+        np.testing.assert_array_equal(np.flatnonzero(after.regions.masked), pick.rows)
+        np.testing.assert_array_equal(after.text.ids, before.text.ids)
+        np.testing.assert_array_equal(after.regions.boxes, before.regions.boxes)
+        wanted = {
+            "mrfr": before.regions.feats[pick.rows],
+            "mrc": before.regions.probs[pick.rows, 1:].argmax(1) + 1,
+            "mrc_kl": before.regions.probs[pick.rows],
+        }[goal]
+        np.testing.assert_array_equal(pick.labels, wanted)
+        count += len(pick.rows)
+    none = DOCUMENTS * 0.85**REGIONS
+    total = DOCUMENTS * REGIONS
+    assert abs(count - total * 0.15 - none) <= 5 * (total * 0.15 * 0.85) ** 0.5
+
+
+def test_regions_that_cannot_be_hidden_are_named() -> None:
+    example = document(7)
+    assert example.regions is not None
+    example.regions.probs = None
+    with pytest.raises(BadInput, match="sample 7: mrc_kl needs soft labels"):
+        mrm.hide(example, np.random.default_rng(0), "mrc_kl")
+    example.regions = None
+    with pytest.raises(BadInput, match="sample 7: mrfr needs at least one region"):
+        mrm.hide(example, np.random.default_rng(0), "mrfr")
+
+
+def sample(key: str, false_texts: tuple[str, ...] = ()) -> Sample:
+    picture = Picture(key, np.zeros((1, 2), np.float32), np.float32([[0, 0, 1, 1]]))
+    return Sample(key, (f"text {key}",), (picture,), false_texts=false_texts)
+
+
+def test_pairs_break_at_the_rate_and_only_the_picture_changes() -> None:
+    rng, mine, other, broken = np.random.default_rng(3), sample("a"), sample("b"), 0
+    for _ in range(DOCUMENTS):
+        pair, label = itm.swap(mine, rng, lambda: other)
+        assert pair.texts == mine.texts
+        assert pair.pictures == (mine if label else other).pictures
+        broken += 1 - label
+    assert within(broken, DOCUMENTS, 0.5)
+
+
+def test_false_texts_take_their_share_of_the_broken_pairs() -> None:
+    rng, mine, other = np.random.default_rng(3), sample("a", ("no", "nor")), sample("b")
+    edited = exchanged = 0
+    for _ in range(DOCUMENTS):
+        pair, label = itm.swap(mine, rng, lambda: other, false_text_share=0.25)
+        if label:
+            assert pair is mine
+        elif pair.texts == mine.texts:
+            assert pair.pictures == other.pictures
+            exchanged += 1
+        else:
+            assert pair.texts[0] in mine.false_texts
+            assert pair.pictures == mine.pictures
+            edited += 1
+    assert within(edited, edited + exchanged, 0.25)
+
+
+def test_a_pair_without_false_texts_takes_another_picture() -> None:
+    pair, label = itm.swap(
+        replace(sample("a"), links=()), np.random.default_rng(0), lambda: sample("b"), rate=1.0, false_text_share=1.0
+    )
+    assert label == 0
+    assert pair.pictures[0].name == "b"

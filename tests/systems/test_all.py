@@ -1,0 +1,89 @@
+"""Every system on generated scenes: finite, deterministic, a gradient on every parameter, and a document does not feel its neighbours."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intarsia.batch import Batch, pack
+from intarsia.system import System
+from intarsia.systems import SYSTEMS, find
+from intarsia.text import Vocab
+from intarsia.worlds import WorldSource
+
+WORLD = WorldSource(count=24)
+
+
+@cache
+def made(name: str) -> System:
+    cls = find(name)
+    vocab = Vocab.learn(WORLD[i].texts[0] for i in range(len(WORLD)))
+    provenance = WORLD.provenance
+    config = dataclasses.replace(
+        cls.recipes["tiny"].config,
+        vocab_size=len(vocab),
+        feature_size=provenance.width,
+        classes=len(provenance.classes),
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return cls(config, vocab).eval()
+
+
+def hidden(system: System, goal: str, numbers: Any = range(8)) -> Batch:
+    rngs = {i: np.random.default_rng([i, 3]) for i in numbers}
+    return pack([system.hide(WORLD[i], goal, rngs[i], lambda: WORLD[23]) for i in numbers])
+
+
+def goals(name: str) -> list[str]:
+    return list(find(name).recipes["base"].mix.share)
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_the_dict_is_the_folder(name: str) -> None:
+    from pathlib import Path
+
+    import intarsia.systems
+
+    files = {x.stem for x in Path(intarsia.systems.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(SYSTEMS)
+    assert find(name).card.name == name
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_losses_are_finite_repeat_and_reach_every_parameter(name: str) -> None:
+    system = made(name)
+    system.zero_grad()
+    for goal in goals(name):
+        losses, _ = system(hidden(system, goal))
+        again, _ = system(hidden(system, goal))
+        assert goal in losses
+        for key, loss in losses.items():
+            assert loss.isfinite()
+            assert torch.equal(loss, again[key])
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+    without = [key for key, value in system.named_parameters() if value.grad is None or not value.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_a_document_is_the_same_alone_and_in_company(name: str) -> None:
+    system = made(name)
+    with torch.inference_mode():
+        together = system.encode(pack([system.lay_out(WORLD[i]) for i in range(6)]))
+        for i in range(6):
+            alone = system.encode(pack([system.lay_out(WORLD[i])]))
+            torch.testing.assert_close(alone.pooled[0], together.pooled[i], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_recipes_say_where_they_come_from(name: str) -> None:
+    cls = find(name)
+    assert {"tiny", "base"} <= set(cls.recipes)
+    assert all(recipe.note for recipe in cls.recipes.values())
+    assert all(getattr(cls.card, x.name) for x in dataclasses.fields(cls.card) if x.name != "unverified")

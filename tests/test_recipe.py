@@ -1,0 +1,62 @@
+"""Recipes: JSON there and back, strictly; the schedule; goals as a function of seed and step."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from intarsia.recipe import Mix, Recipe, Schedule, from_json, to_json
+from intarsia.systems import SYSTEMS, find
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_every_recipe_goes_to_json_and_back(name: str) -> None:
+    cls = find(name)
+    for recipe in cls.recipes.values():
+        assert from_json(Recipe[cls.Config], to_json(recipe)) == recipe  # type: ignore[name-defined]
+        assert set(recipe.mix.share) <= set(cls.card.objectives)
+        assert set(recipe.mix.begin) <= set(recipe.mix.share)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speed": 1}, "recipe: unknown key 'speed'"),
+        ({"precision": "fp8"}, "recipe.precision: 'fp8' is not one of 'fp32', 'bf16'"),
+        ({"seed": "1"}, "recipe.seed: '1' is not a int"),
+        ({"schedule": {"steps": 1.5}}, "recipe.schedule.steps: 1.5 is not a int"),
+        ({"optim": {"betas": [0.9]}}, "recipe.optim.betas: 1 values, expected 2"),
+        ({"config": {"hidden_size": True}}, "recipe.config.hidden_size: True is not a int"),
+        ({"mix": 3}, "recipe.mix: 3 is not an object"),
+    ],
+)
+def test_wrong_recipes_are_named(change: dict[str, object], message: str) -> None:
+    cls = find("uniter")
+    tree = json.loads(to_json(cls.recipes["tiny"])) | change
+    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.")):
+        from_json(Recipe[cls.Config], json.dumps(tree))  # type: ignore[name-defined]
+
+
+def test_the_schedule_warms_up_decays_and_ends_at_its_floor() -> None:
+    plan = Schedule(steps=110, warmup=10, floor=0.05)
+    assert [plan.scale(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert plan.scale(60) == pytest.approx(0.5)
+    assert plan.scale(109) == 0.05
+
+
+def test_goals_come_at_their_share_and_repeat() -> None:
+    mix = Mix(share={"a": 3, "b": 1, "c": 0}, begin={"b": 0.5})
+    drawn = [mix.goal(7, step, 4000) for step in range(4000)]
+    assert drawn == [mix.goal(7, step, 4000) for step in range(4000)]
+    assert set(drawn[:2000]) == {"a"}
+    late = Counter(drawn[2000:])
+    assert abs(late["b"] - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5
+    assert set(late) == {"a", "b"}
+    assert drawn != [mix.goal(8, step, 4000) for step in range(4000)]
+
+
+def test_a_step_without_a_goal_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no goal takes part at step 0 of 10"):
+        Mix(share={"a": 1}, begin={"a": 0.5}).goal(0, 0, 10)
