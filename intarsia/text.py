@@ -6,6 +6,7 @@ vocabulary is the field's `vocab.txt`, or is learnt from captions when there is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from intarsia.errors import BadInput
 
@@ -92,14 +93,17 @@ class Vocab:
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int = 8000, lower: bool = True) -> Vocab:
-        """Learns a vocabulary of at most `size` pieces from texts; the same texts give the same vocabulary."""
-        learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        learner.normalizer = normalizers.BertNormalizer(lowercase=lower)
-        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIALS), show_progress=False)
-        learner.train_from_iterator(texts, trainer)
-        index: dict[str, int] = learner.get_vocab()
-        return cls(sorted(index, key=index.__getitem__), lower)
+        """A vocabulary of at most `size` pieces: every character, first in a word and inside one, then the commonest words, ties by spelling.
+
+        The same texts give the same vocabulary, which the trainers of `tokenizers` do not promise. For small corpora; a large one is better served by
+        a published vocabulary, which shares parts of words.
+        """
+        normalizer, cutter = normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer()
+        words = Counter(w for text in texts for w, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
+        letters = sorted({letter for word in words for letter in word})
+        inner = sorted({letter for word in words for letter in word[1:]})
+        common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+        return cls([*SPECIALS, *letters, *(f"##{x}" for x in inner), *common][:size], lower)
 
     def encode(self, text: str) -> Pieces:
         """Cuts a text into pieces, without [CLS] and [SEP]."""

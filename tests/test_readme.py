@@ -17,12 +17,15 @@ PAGES = ("README.md", "README.zh.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+    return [text for kind, text in fenced if kind == language]
 
 
 def commands() -> list[list[str]]:
     lines = [x.split("#")[0].strip() for block in blocks("README.md", "") for x in block.splitlines()]
-    found = [x.removeprefix(".venv/bin/").removeprefix("intarsia ") for x in lines if re.match(r"(\S*/)?intarsia \w", x)]
+    found = [
+        x.removeprefix(".venv/bin/").removeprefix("intarsia ") for x in lines if re.match(r"(\S*/)?intarsia \w", x)
+    ]
     return [shlex.split(x) for x in found]
 
 
@@ -60,6 +63,9 @@ def test_both_languages_show_the_same_code() -> None:
     for language in ("", "python", "json"):
         one, other = ([plain(x) for x in blocks(page, language)] for page in PAGES)
         if language == "":
-            one, other = ([x for x in side if any(y.startswith(("intarsia", ".venv", "make")) for y in x)] for side in (one, other))
+            one, other = (
+                [x for x in side if any(y.startswith(("intarsia", ".venv", "make")) for y in x)]
+                for side in (one, other)
+            )
         if language != "json":
             assert one == other, language

@@ -17,7 +17,7 @@ def test_ranks_by_hand() -> None:
     assert found.text_to_image.ranks == (1, 2, 2)  # a tie counts against the system
     assert found.text_to_image.at[1] == pytest.approx(1 / 3)
     assert found.text_to_image.at[5] == 1.0
-    assert found.image_to_text.ranks == (1, 1, 2)
+    assert found.image_to_text.ranks == (1, 1, 3)
     assert found.text_to_image.chance[1] == pytest.approx(1 / 3)
 
 

@@ -59,6 +59,8 @@ def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None
 def test_a_match_is_drawn(tmp_path: Path) -> None:
     boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], np.float32)
     weights = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], np.float32)
-    draw_match(np.full((60, 90, 3), 200, np.uint8), ("a", "red", "cup"), boxes, weights, "a red cup", tmp_path / "x.png")
+    draw_match(
+        np.full((60, 90, 3), 200, np.uint8), ("a", "red", "cup"), boxes, weights, "a red cup", tmp_path / "x.png"
+    )
     with Image.open(tmp_path / "x.png") as drawn:
         assert min(drawn.size) > 300
