@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
 	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo
@@ -20,6 +20,9 @@ check: .venv/dev
 bench: .venv/bench ## speed against peers, on this machine
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
+
+docs: .venv/docs ## the site, in site/
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv site runs

@@ -64,7 +64,7 @@ def test_both_languages_show_the_same_code() -> None:
         one, other = ([plain(x) for x in blocks(page, language)] for page in PAGES)
         if language == "":
             one, other = (
-                [x for x in side if any(y.startswith(("intarsia", ".venv", "make")) for y in x)]
+                [x for x in side if any(y.startswith(("intarsia ", ".venv", "make")) for y in x)]
                 for side in (one, other)
             )
         if language != "json":
