@@ -4,7 +4,7 @@ All backends compute softmax(q k^T / sqrt(D)) v over the rows that a row sees, a
 differ in what they serve:
 
 - ``padded``: the reference. Pads inside attention only; any device, any dtype, levels, dropout.
-- ``loop``: one document after another on the CPU, where the lengths are at hand; levels, dropout.
+- ``loop``: one document after another on the CPU, where the lengths are at hand, neighbours of the same size at once; levels, dropout.
 - ``varlen``: FlashAttention over cumulative lengths; CUDA, half precision, no levels, no dropout.
 - ``flex``: compiled block-sparse attention; CUDA, levels, no dropout.
 
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -176,16 +177,46 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dr
     return rows if queries is keys else rows.masked_fill(unpad(blind, queries)[..., None], 0.0)
 
 
-def _spans(queries: Packing, keys: Packing, heads: int) -> list[tuple[slice, slice, slice]]:
-    """Per document with queries and keys: its query rows, its key rows, its place in a flat tensor of probabilities."""
-    spans, at_q, at_k, at = [], 0, 0, 0
-    for size_q, size_k in zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True):
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Documents of the same size that lie side by side: one product serves them all."""
+
+    count: int
+    queries: slice
+    keys: slice
+    probs: slice
+    """Their place in a flat tensor of probabilities."""
+
+
+def _runs(queries: Packing, keys: Packing, heads: int) -> list[_Run]:
+    """All documents with queries and keys, in order."""
+    runs, at_q, at_k, at = [], 0, 0, 0
+    for (size_q, size_k), same in groupby(zip(queries.lengths.tolist(), keys.lengths.tolist(), strict=True)):
+        count = len(list(same))
+        end_q, end_k = at_q + count * size_q, at_k + count * size_k
         if size_q and size_k:
-            size = heads * size_q * size_k
-            spans.append((slice(at_q, at_q + size_q), slice(at_k, at_k + size_k), slice(at, at + size)))
-            at += size
-        at_q, at_k = at_q + size_q, at_k + size_k
-    return spans
+            end = at + count * heads * size_q * size_k
+            runs.append(_Run(count, slice(at_q, end_q), slice(at_k, end_k), slice(at, end)))
+            at = end
+        at_q, at_k = end_q, end_k
+    return runs
+
+
+def _take(x: Tensor, rows: slice, count: int) -> Tensor:
+    """Rows of `count` documents, (N, heads, D), as (count * heads, L, D)."""
+    part = x[rows]
+    if count == 1:
+        return part.transpose(0, 1)
+    return part.view(count, -1, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def _put(x: Tensor, rows: slice, count: int, value: Tensor) -> None:
+    """The way back of `_take`."""
+    if count == 1:
+        x[rows].transpose(0, 1).copy_(value)
+    else:
+        part = x[rows].view(count, -1, *x.shape[1:])
+        part.copy_(value.view(count, -1, *value.shape[1:]).transpose(1, 2))
 
 
 def noise(count: int, dropout: float) -> Tensor:
@@ -202,55 +233,58 @@ def noise(count: int, dropout: float) -> Tensor:
 
 
 class _Loop(torch.autograd.Function):
-    """Attention of one document after another, always in float32: small half-precision products are slow on CPUs."""
+    """Attention of one run of documents after another, always in float32: small half-precision products are slow on CPUs."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float) -> Tensor:
-        spans, scale = _spans(queries, keys, q.shape[1]), q.shape[2] ** -0.5
-        count = spans[-1][2].stop if spans else 0
+        runs, scale = _runs(queries, keys, q.shape[1]), q.shape[2] ** -0.5
+        count = runs[-1].probs.stop if runs else 0
         probs, factors = torch.empty(count), noise(count, dropout) if dropout else None
         levels = None
         if queries.level is not None or keys.level is not None:
             levels = [torch.zeros_like(x.pos) if x.level is None else x.level for x in (queries, keys)]
         out = torch.zeros(q.shape)
         with torch.autocast("cpu", enabled=False):
-            heads_q, heads_k, heads_v, heads_out = (x.float().transpose(0, 1) for x in (q, k, v, out))  # (heads, N, D)
-            for rows, seen, place in spans:
-                block = torch.bmm(heads_q[:, rows] * scale, heads_k[:, seen].transpose(1, 2))
-                weights = probs[place].view(block.shape)
+            float_q, float_k, float_v = (x.float() for x in (q, k, v))
+            for run in runs:
+                many = run.count
+                block_k = _take(float_k, run.keys, many)
+                block = torch.bmm(_take(float_q, run.queries, many) * scale, block_k.transpose(1, 2))
+                weights = probs[run.probs].view(block.shape)
                 if levels is None:
                     torch.softmax(block, -1, out=weights)
                 else:
-                    hidden = levels[1][seen][None] > levels[0][rows][:, None]
+                    seers, seen = levels[0][run.queries].view(many, -1, 1), levels[1][run.keys].view(many, 1, -1)
+                    hidden = (seen > seers).repeat_interleave(q.shape[1], 0)
                     torch.softmax(block.masked_fill_(hidden, -torch.inf), -1, out=weights)
                     weights.masked_fill_(hidden.all(-1, keepdim=True), 0.0)  # rows that see nothing
                 if factors is not None:
-                    weights = weights * factors[place].view(block.shape)
-                heads_out[:, rows] = torch.bmm(weights, heads_v[:, seen])
+                    weights = weights * factors[run.probs].view(block.shape)
+                _put(out, run.queries, many, torch.bmm(weights, _take(float_v, run.keys, many)))
         ctx.save_for_backward(q, k, v, probs, factors)
-        ctx.spans = spans
+        ctx.runs = runs
         return out.to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, probs, factors = ctx.saved_tensors
-        grads, scale = [torch.zeros(x.shape) for x in (q, k, v)], q.shape[2] ** -0.5
+        (grad_q, grad_k, grad_v), scale = [torch.zeros(x.shape) for x in (q, k, v)], q.shape[2] ** -0.5
         with torch.autocast("cpu", enabled=False):
-            heads_q, heads_k, heads_v, heads_grad = (x.float().transpose(0, 1) for x in (q, k, v, grad))
-            grad_q, grad_k, grad_v = (x.transpose(0, 1) for x in grads)
-            for rows, seen, place in ctx.spans:
-                g = heads_grad[:, rows]
-                block = torch.bmm(g, heads_v[:, seen].transpose(1, 2))
-                weights = dropped = probs[place].view(block.shape)
+            float_q, float_k, float_v, float_grad = (x.float() for x in (q, k, v, grad))
+            for run in ctx.runs:
+                many = run.count
+                g = _take(float_grad, run.queries, many)
+                block = torch.bmm(g, _take(float_v, run.keys, many).transpose(1, 2))
+                weights = dropped = probs[run.probs].view(block.shape)
                 if factors is not None:
-                    block.mul_(factors[place].view(block.shape))
-                    dropped = weights * factors[place].view(block.shape)
-                grad_v[:, seen] = torch.bmm(dropped.transpose(1, 2), g)
+                    block.mul_(factors[run.probs].view(block.shape))
+                    dropped = weights * factors[run.probs].view(block.shape)
+                _put(grad_v, run.keys, many, torch.bmm(dropped.transpose(1, 2), g))
                 block = torch._softmax_backward_data(block, weights, -1, torch.float32).mul_(scale)
-                grad_q[:, rows] = torch.bmm(block, heads_k[:, seen])
-                grad_k[:, seen] = torch.bmm(block.transpose(1, 2), heads_q[:, rows])
-        return (*(x.to(q.dtype) for x in grads), None, None, None)
+                _put(grad_q, run.queries, many, torch.bmm(block, _take(float_k, run.keys, many)))
+                _put(grad_k, run.keys, many, torch.bmm(block.transpose(1, 2), _take(float_q, run.queries, many)))
+        return (*(x.to(q.dtype) for x in (grad_q, grad_k, grad_v)), None, None, None)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) -> Tensor:

@@ -13,3 +13,7 @@ class BadInput(Exception):
 def needs_extra(extra: str, package: str) -> BadInput:
     """The error for a missing optional package: names the extra that brings it."""
     return BadInput(f"this needs the package {package}: pip install 'intarsia[{extra}]'")
+
+
+class TooLong(BadInput):
+    """A text has more pieces than the system takes; such samples are counted and left out of training, never cut."""

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
-from intarsia.errors import BadInput
 from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
-
-
-class TooLong(BadInput):
-    """A text has more pieces than the system takes; such samples are counted and left out of training, never cut."""
 
 
 class System(nn.Module, ABC):

@@ -337,6 +337,9 @@ class Prepare:
             BadInput: a sample cannot be read or packed (names it).
         """
         examples = [self._hide(self.source[int(i)], goal, epoch) for i in samples]
+        examples.sort(
+            key=lambda example: example.rows
+        )  # documents of a size side by side: attention takes them at once
         try:
             return pack(examples)
         except ValueError as error:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from intarsia.batch import Array, Batch, Example, Picture, Sample, pack
-from intarsia.errors import BadInput
-from intarsia.system import System, TooLong
+from intarsia.errors import BadInput, TooLong
+from intarsia.system import System
 from intarsia.text import Pieces
 
 

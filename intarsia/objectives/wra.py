@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia.packed import Packing, pad
+
 
 def costs(words: Tensor, regions: Tensor, word_here: Tensor, region_here: Tensor) -> Tensor:
     """1 - cosine of every word with every region, 0 at padding.
@@ -50,6 +52,13 @@ def transport(cost: Tensor, word_here: Tensor, region_here: Tensor, beta: float 
         sigma = word_here / (count_words * (q * delta[:, :, None]).sum(1) + (~word_here | (count_regions == 0)))
         plan = delta[:, :, None] * q * sigma[:, None, :]
     return plan
+
+
+def align(words: Tensor, regions: Tensor, text: Packing, visual: Packing, iterations: int) -> tuple[Tensor, Tensor]:
+    """Cost (B, Lt, Lr) and plan (B, Lr, Lt) of packed words (T, H) and regions (R, H)."""
+    word_here, region_here = (pad(torch.ones_like(x.pos, dtype=torch.bool), x) for x in (text, visual))
+    cost = costs(pad(words, text), pad(regions, visual), word_here, region_here)
+    return cost, transport(cost, word_here, region_here, iterations=iterations)
 
 
 def distances(cost: Tensor, plan: Tensor) -> Tensor:

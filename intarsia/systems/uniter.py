@@ -12,19 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from intarsia import boxes
-from intarsia.batch import Array, Batch, Encoded, Example, Picture, RegionRows, Regions, Sample, TextRows
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample
 from intarsia.errors import BadInput
+from intarsia.layout import bert_rows, link_rows, region_rows
 from intarsia.objectives import itm, mlm, mrm, wra
-from intarsia.packed import join, joined_rows, pad
+from intarsia.packed import join, joined_rows
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import Finetune, System, TooLong, Tuning
+from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import refer
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2, NLVR2Pair
@@ -221,17 +221,6 @@ def _finetune() -> dict[str, Finetune]:
     }
 
 
-def _link_rows(sample: Sample, spans: Array) -> Array:
-    """Gold links of the first text as (P, 2) text row, region row; [CLS] is row 0."""
-    rows = [
-        (1 + row, link.region)
-        for link in sample.links
-        if link.text == 0 and link.picture == 0
-        for row in np.flatnonzero((spans[:, 0] < link.end) & (spans[:, 1] > link.start))
-    ]
-    return np.array(rows, np.int64).reshape(-1, 2)
-
-
 class RegionEmbeddings(nn.Module):
     """Features and geometry, projected and normalised apart, summed with a segment and normalised again. Source: sec. 3.1."""
 
@@ -304,47 +293,13 @@ class UNITER(System):
         second = form if task in ("nlvr2", "nlvr2_pair") else 0
         if second >= len(sample.pictures):
             raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
-        text, spans = self._text_rows(sample.key, parts)
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
         return Example(
             key=sample.key if task is None else f"{sample.key}@{form}",
             text=text,
-            regions=self._region_rows(sample.key, sample.pictures[second], 1 + second),
-            links=_link_rows(sample, spans),
+            regions=region_rows(sample.key, sample.pictures[second], self.config.feature_size, 1 + second, second),
+            links=link_rows(sample, pieces[0]),
             sample=sample.key,
-        )
-
-    def _text_rows(self, key: str, parts: list[tuple[str, int]]) -> tuple[TextRows, Array]:
-        """[CLS] part [SEP] part [SEP] ..; a [SEP] takes the segment of what follows it, the last one of what precedes (the code's VCR reader)."""
-        pieces = [self.vocab.encode(text) for text, _ in parts]
-        count = sum(map(len, pieces))
-        if not all(map(len, pieces)):
-            raise BadInput(f"sample {key}: the caption {parts[[len(p) for p in pieces].index(0)][0]!r} is empty")
-        if count > self.config.max_pieces:
-            raise TooLong(f"sample {key}: {count} pieces of text, the limit is {self.config.max_pieces}")
-        ids, segments, words = [np.array([self.vocab.cls])], [parts[0][1]], [np.array([-1])]
-        for i, piece in enumerate(pieces):
-            ids += [piece.ids, np.array([self.vocab.sep])]
-            segments += [parts[i][1]] * len(piece) + [parts[min(i + 1, len(parts) - 1)][1]]
-            words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
-        rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
-        return rows, pieces[0].spans
-
-    def _region_rows(self, key: str, picture: Picture, segment: int) -> RegionRows:
-        count = len(picture.boxes)
-        if picture.features.shape != (count, self.config.feature_size):
-            raise BadInput(
-                f"sample {key}: picture {picture.name} has features of shape {picture.features.shape}, "
-                f"the weights take ({count}, {self.config.feature_size})"
-            )
-        return RegionRows(
-            feats=picture.features,
-            boxes=picture.boxes,
-            segment_ids=np.full(count, segment),
-            position_ids=np.zeros(count, np.int64),
-            image=np.full(count, segment - 1),
-            masked=np.zeros(count, np.bool_),
-            probs=picture.probs,
-            labels=picture.labels,
         )
 
     # 2 -- stream: one encoder over words and regions ---------------------------------------------------------------
@@ -431,16 +386,9 @@ class UNITER(System):
 
     def _transport(self, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cost (B, Lt, Lr) and plan (B, Lr, Lt) between all words, [CLS] and [SEP] among them, and all regions."""
-        assert (
-            batch.text is not None
-            and batch.regions is not None
-            and encoded.text is not None
-            and encoded.visual is not None
-        )
-        packings = batch.text.packing, batch.regions.packing
-        words_here, regions_here = (pad(torch.ones_like(p.pos, dtype=torch.bool), p) for p in packings)
-        cost = wra.costs(pad(encoded.text, packings[0]), pad(encoded.visual, packings[1]), words_here, regions_here)
-        return cost, wra.transport(cost, words_here, regions_here, iterations=self.config.ot_iterations)
+        text, regions = batch.text, batch.regions
+        assert text is not None and regions is not None and encoded.text is not None and encoded.visual is not None
+        return wra.align(encoded.text, encoded.visual, text.packing, regions.packing, self.config.ot_iterations)
 
     # 4 -- recipes: the authors' configs, and one that a laptop core learns from generated scenes -------------------
 

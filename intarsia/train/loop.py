@@ -29,9 +29,9 @@ from intarsia.batch import Batch, Sample
 from intarsia.data.formats.files import write_whole
 from intarsia.data.loader import Layout, Lengths, Loaded, Plan, Prepare, load, measure, requests
 from intarsia.data.source import Source
-from intarsia.errors import BadInput
+from intarsia.errors import BadInput, TooLong
 from intarsia.recipe import Recipe, to_json
-from intarsia.system import System, TooLong
+from intarsia.system import System
 from intarsia.train import optim
 from intarsia.train.log import Log
 from intarsia.train.parallel import (

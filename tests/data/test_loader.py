@@ -17,9 +17,8 @@ from toy import Pairs, toy
 
 from intarsia.batch import Batch, Sample
 from intarsia.data.loader import Loaded, Plan, Prepare, load, measure, requests
-from intarsia.errors import BadInput
+from intarsia.errors import BadInput, TooLong
 from intarsia.recipe import Batching, Mix
-from intarsia.system import TooLong
 from intarsia.train.parallel import weightless
 
 
@@ -157,9 +156,20 @@ def test_what_is_hidden_depends_on_the_sample_and_the_epoch_alone() -> None:
     company = prepare(np.array([3, 8]), "mlm", 2)
     assert alone.text is not None
     assert company.text is not None
-    assert torch.equal(alone.text.ids, company.text.ids[company.text.packing.doc == 1])
+    place = company.keys.index("pair8")
+    assert torch.equal(alone.text.ids, company.text.ids[company.text.packing.doc == place])
     many = [prepare(EVERY, "mlm", epoch).picks("mlm").rows for epoch in (2, 3)]
     assert not torch.equal(*many)
+
+
+def test_documents_of_a_size_lie_side_by_side() -> None:
+    batch = Prepare(Pairs(), LAYOUT, EVERY, 5)(EVERY, "itm", 0)
+    assert batch.text is not None
+    assert batch.regions is not None
+    lengths = batch.text.packing.lengths + batch.regions.packing.lengths
+    assert len(set(lengths.tolist())) > 1
+    assert torch.equal(lengths, lengths.sort().values)
+    assert sorted(batch.keys) == sorted(Pairs()[int(i)].key for i in EVERY)
 
 
 def test_prepare_pickles_without_weights() -> None:

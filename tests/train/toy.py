@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Pick, Picture, RegionRows, Sample, TextRows
 from intarsia.data.source import Provenance
+from intarsia.errors import TooLong
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import System, TooLong
+from intarsia.system import System
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.keymap import KeyMap
 

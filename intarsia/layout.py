@@ -1,0 +1,83 @@
+"""How samples become rows: what systems with BERT's words and a detector's regions share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from intarsia.batch import Array, Picture, RegionRows, Sample, TextRows
+from intarsia.errors import BadInput, TooLong
+from intarsia.text import Pieces, Vocab
+
+
+def bert_rows(vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: int) -> tuple[TextRows, list[Pieces]]:
+    """[CLS] part [SEP] part [SEP] .., positions from 0. A [SEP] takes the segment of what follows it, the last one of what precedes.
+
+    Args:
+        vocab: cuts the texts.
+        key: of the sample, for errors.
+        parts: texts with their segments.
+        limit: pieces in all, special tokens not counted.
+
+    Returns:
+        The rows, and the pieces of each part.
+
+    Raises:
+        BadInput: a text is empty.
+        TooLong: more pieces than the limit.
+    """
+    pieces = [vocab.encode(text) for text, _ in parts]
+    for piece, (text, _) in zip(pieces, parts, strict=True):
+        if not len(piece):
+            raise BadInput(f"sample {key}: the caption {text!r} is empty")
+    if (count := sum(map(len, pieces))) > limit:
+        raise TooLong(f"sample {key}: {count} pieces of text, the limit is {limit}")
+    ids, segments, words = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])]
+    for i, piece in enumerate(pieces):
+        ids += [piece.ids, np.array([vocab.sep])]
+        segments += [parts[i][1]] * len(piece) + [parts[min(i + 1, len(parts) - 1)][1]]
+        words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
+    rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
+    return rows, pieces
+
+
+def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
+    """The regions of a picture, all at position 0, none hidden.
+
+    Args:
+        key: of the sample, for errors.
+        picture: with features.
+        width: numbers of a feature that the weights take.
+        segment: segment id of all of them.
+        image: which picture of the document this is.
+
+    Raises:
+        BadInput: features of another width.
+    """
+    count = len(picture.boxes)
+    if picture.features.shape != (count, width):
+        raise BadInput(
+            f"sample {key}: picture {picture.name} has features of shape {picture.features.shape}, the weights take ({count}, {width})"
+        )
+    return RegionRows(
+        feats=picture.features,
+        boxes=picture.boxes,
+        segment_ids=np.full(count, segment),
+        position_ids=np.zeros(count, np.int64),
+        image=np.full(count, image),
+        masked=np.zeros(count, np.bool_),
+        probs=picture.probs,
+        labels=picture.labels,
+    )
+
+
+def link_rows(sample: Sample, pieces: Pieces, first: int = 1) -> Array:
+    """Gold links between the first text and the first picture as (P, 2) text row, region row; `first` is the row of the text's first piece."""
+    rows = [
+        (first + row, link.region)
+        for link in sample.links
+        if link.text == 0 and link.picture == 0
+        for row in np.flatnonzero((pieces.spans[:, 0] < link.end) & (pieces.spans[:, 1] > link.start))
+    ]
+    return np.array(rows, np.int64).reshape(-1, 2)
