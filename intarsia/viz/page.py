@@ -37,7 +37,7 @@ td small{color:var(--soft)}
 .case figcaption{padding:.6rem .85rem .8rem}
 .case .said{margin:0 0 .35rem;line-height:1.4}
 .case table{width:100%;font-size:.83rem}
-.case th,.case td{padding:.16rem .3rem .16rem 0;text-align:left}
+.case th,.case td{padding:.16rem .8rem .16rem 0;text-align:left}
 .case tr:last-child td{border-bottom:0}
 .yes{color:var(--yes);font-weight:700}
 .no{color:var(--no);font-weight:700}

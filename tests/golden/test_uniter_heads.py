@@ -79,3 +79,40 @@ def test_fine_tuned_weights_round_trip(golden: Golden, task: str) -> None:
     model, theirs = tuned(golden, task)
     again = model.keys.to_theirs(model.state_dict())
     assert all(torch.equal(again[key], theirs[key]) for key in theirs)
+
+
+LOSSES = {  # task: target in the golden file, loss
+    "vqa": ("vqa_targets", "vqa.loss"),
+    "vcr": ("vcr_targets", "vcr.loss"),
+    "nlvr2": ("nlvr2.targets", "nlvr2.loss"),
+    "nlvr2_pair": ("nlvr2.targets", "nlvr2pair.loss"),
+    "re": ("re.targets", "re.loss"),
+}
+
+
+@pytest.mark.parametrize("golden", CASES, ids=str)
+@pytest.mark.parametrize("task", LOSSES)
+def test_losses(golden: Golden, task: str) -> None:
+    target, loss = LOSSES[task]
+    labels = golden.tensors[f"input.{target}"]
+    labels = labels if labels.is_floating_point() else labels.flatten()
+    model, _ = tuned(golden, task)
+    goal = "nlvr2" if task.startswith("nlvr2") else task
+    batch = replace(batch_for(golden, task), targets={goal: labels})
+    with torch.no_grad():
+        ours, _ = model(batch)
+    assert_near(ours, golden.output(loss), task)
+
+
+def test_retrieval_loss_is_the_mean_hinge_over_broken_pairs() -> None:
+    scores = torch.tensor([2.0, 1.9, -3.0, 0.5, 0.4, 0.6])
+    batch = Batch(
+        keys=tuple("abcdef"),
+        sample=torch.tensor([0, 0, 0, 1, 1, 1]),
+        targets={"retrieval": torch.tensor([1, 0, 0, 0, 1, 0])},
+    )
+    s = torch.sigmoid(scores)
+    wanted = sum(max(0.0, 0.2 + float(s[i] - s[j])) for i, j in ((1, 0), (2, 0), (3, 4), (5, 4))) / 4
+    ours = UNITER.finetune["retrieval"].task.loss(scores, batch)
+    assert float(ours) == pytest.approx(wanted, abs=1e-6)
+    assert wanted > 0.1
