@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check parity bench docs clean
 
 demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
 	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo
@@ -16,6 +16,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+parity: .venv/dev ## the page of differences from the authors' code, written by the tests
+	INTARSIA_WRITE_PARITY=1 $(BIN)/python -m pytest tests/golden
 
 bench: .venv/bench ## speed against peers, on this machine
 	$(BIN)/python benchmarks/step.py

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from intarsia.cli_data import data, extract
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -25,30 +26,59 @@ out = Console()
 # ----------------------------------------------------------------------------------------------------------------- list
 
 
-def list_(args: Sequence[str]) -> None:
-    """The systems: paper, streams, objectives, tasks, weights."""
-    tyro.cli(_Nothing, args=args, prog="intarsia list", description="Lists the systems.")
-    from intarsia.systems import SYSTEMS, find
+@dataclass
+class List:
+    """The systems: what they train, how close to the authors' code, which weights load."""
 
-    table = Table("system", "paper", "streams", "objectives", "tasks", "weights that load", "recipes", title="systems")
+    system: Annotated[str, tyro.conf.Positional] = ""
+    """One system, told in full."""
+
+
+def list_(args: Sequence[str]) -> None:
+    """The systems: paper, streams, objectives, parity, tasks, weights."""
+    options = tyro.cli(List, args=args, prog="intarsia list")
+    from intarsia.systems import SYSTEMS, find, parity
+
+    if options.system:
+        for what, said in _about(options.system).items():
+            out.print(f"[bold]{what}[/bold]: {said}", highlight=False, soft_wrap=True)
+        return
+    table = Table("system", "paper", "streams", "objectives", "parity", "tasks", "weights that load", title="systems")
     for name in SYSTEMS:
-        system = find(name)
-        card = system.card
+        card, near = find(name).card, parity(name)
         table.add_row(
             name,
             f"{card.venue}\n{card.paper}",
             card.streams,
             ", ".join(card.objectives),
+            "none" if near is None else f"{near.difference:.0e} over {near.tensors} tensors",
             ", ".join(card.tasks),
             ", ".join(card.weights),
-            ", ".join(system.recipes),
         )
     out.print(table)
+    out.print("parity: the largest difference from the authors' code in fp32. `intarsia list NAME` tells one in full.")
 
 
-@dataclass
-class _Nothing:
-    pass
+def _about(name: str) -> dict[str, str]:
+    """The card of a system, line by line."""
+    from intarsia.systems import find, parity
+
+    cls, near = find(name), parity(name)
+    card = cls.card
+    return {
+        "system": f"{name}, {card.title}, {card.venue}, {card.paper}",
+        "new": card.new,
+        "read from": card.code,
+        "streams": card.streams,
+        "objectives": ", ".join(card.objectives),
+        "parity": "no golden file"
+        if near is None
+        else f"{near.difference:.1e} at most, over {near.tensors} tensors (docs/parity.md)",
+        "weights that load": ", ".join(card.weights),
+        "tasks": ", ".join(card.tasks),
+        **{f"recipe {size}": recipe.note for size, recipe in cls.recipes.items()},
+        "not verified in code": ", ".join(card.unverified) or "nothing",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- pretrain
@@ -319,141 +349,6 @@ def convert(args: Sequence[str]) -> None:
 
     count = run(options.system, options.source, options.target, options.size, options.to)
     out.print(f"{count} tensors: {options.target}")
-
-
-# ----------------------------------------------------------------------------------------------------- data and extract
-
-
-@dataclass
-class Fetch:
-    """Gets real parts through the package client of this machine; sizes and licences are said first."""
-
-    part: tyro.conf.Positional[str]
-    """stamps, light, emoji, text or vocab."""
-    path: Path | None = None
-    """A copy you already have, instead of a download."""
-
-
-@dataclass
-class Inspect:
-    """Says what a data set holds."""
-
-    path: tyro.conf.Positional[str]
-
-
-@dataclass
-class Check:
-    """Validates every sample of a data set."""
-
-    path: tyro.conf.Positional[str]
-    on_error: Literal["stop", "skip"] = "stop"
-    """skip = count and list the bad samples instead of stopping at the first."""
-
-
-@dataclass
-class Scenes:
-    """Writes generated scenes as pictures and pairs.jsonl."""
-
-    out: tyro.conf.Positional[Path]
-    count: int = 100
-    split: Literal["train", "validation", "test", "held_out"] = "train"
-    seed: int = 0
-
-
-@dataclass
-class Stamps:
-    """Builds a picture-caption set from fetched stamps: alone and composed into scenes, split by stamp."""
-
-    out: tyro.conf.Positional[Path]
-    scenes: int = 3000
-    languages: tuple[str, ...] = ("en", "zh")
-    seed: int = 0
-
-
-def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, scenes, stamps."""
-    kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-        "fetch": (Fetch, _fetch),
-        "inspect": (Inspect, _inspect),
-        "check": (Check, _check),
-        "scenes": (Scenes, _scenes),
-        "stamps": (Stamps, _stamps),
-    }
-    if not args or args[0] not in kinds:
-        wanted = args[0] if args else ""
-        if wanted in ("-h", "--help"):
-            out.print("intarsia data " + " | ".join(kinds))
-            return
-        raise BadInput(f"intarsia data {wanted}: say one of {', '.join(kinds)}")
-    kind, run = kinds[args[0]]
-    run(tyro.cli(kind, args=args[1:], prog=f"intarsia data {args[0]}"))
-
-
-def _fetch(options: Fetch) -> None:
-    from intarsia.data.fetch import fetch
-
-    fetch(options.part, options.path)
-
-
-def _inspect(options: Inspect) -> None:
-    from intarsia.data.check import inspect
-
-    for line in inspect(options.path).lines():
-        out.print(line, highlight=False)
-
-
-def _check(options: Check) -> None:
-    from intarsia.data.check import check
-
-    for line in check(options.path, options.on_error).lines():
-        out.print(line, highlight=False)
-
-
-def _scenes(options: Scenes) -> None:
-    from intarsia.worlds import WorldSource, write_folder
-
-    write_folder(WorldSource(split=options.split, count=options.count, seed=options.seed), options.out, options.count)
-    out.print(f"{options.count} scenes: {options.out}")
-
-
-def _stamps(options: Stamps) -> None:
-    from intarsia.data.fetch import fetched
-    from intarsia.data.stamps import compose
-
-    compose(
-        fetched("stamps", "stamps"), options.out, languages=options.languages, scenes=options.scenes, seed=options.seed
-    )
-    out.print(f"stamps: {options.out}")
-
-
-@dataclass
-class Extract:
-    """Finds and describes the regions of pictures, once; writes region shards with their provenance."""
-
-    source: tyro.conf.Positional[str]
-    """Folder with pairs.jsonl, a folder of pictures, or tars."""
-    out: Path
-    extractor: str = "light"
-    """light, grid or pixels."""
-    batch: int = 8
-    on_error: Literal["stop", "skip"] = "stop"
-    device: str = "auto"
-
-
-def extract(args: Sequence[str]) -> None:
-    """Pictures to region shards."""
-    options = tyro.cli(Extract, args=args, prog="intarsia extract")
-    from intarsia.extract import extract as run
-    from intarsia.features.extractor import open_extractor
-
-    chosen: dict[str, Any] = {} if options.extractor == "pixels" else {"device": options.device}
-    run(
-        Path(options.source),
-        options.out,
-        open_extractor(options.extractor, **chosen),
-        batch=options.batch,
-        on_error=options.on_error,
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- main

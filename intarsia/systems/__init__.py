@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intarsia.errors import BadInput
@@ -29,3 +32,18 @@ def find(name: str) -> type[System]:
     module, cls = SYSTEMS[name].split(":")
     found: type[System] = getattr(importlib.import_module(f"intarsia.systems.{module}"), cls)
     return found
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near a system is to its authors' code, as the golden tests last measured it."""
+
+    tensors: int
+    difference: float
+    """The largest, of any number in any tensor, in fp32."""
+
+
+def parity(name: str) -> Parity | None:
+    """What `make parity` wrote of a system; None where there is no golden file."""
+    known = json.loads((Path(__file__).parent / "parity.json").read_text())
+    return Parity(**known[name]) if name in known else None

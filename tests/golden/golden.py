@@ -60,9 +60,15 @@ class Golden:
         return Picks(rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows, labels)
 
 
+COMPARED: dict[str, dict[str, list[float]]] = {}
+"""Test file -> test -> the largest difference of each tensor compared; `conftest.py` makes the parity page of it."""
+
+
 def assert_near(ours: Tensor, theirs: Tensor, what: str, atol: float = 2e-5) -> None:
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, theirs {tuple(theirs.shape)}"
     worst = (ours.detach() - theirs).abs().max().item() if ours.numel() else 0.0
+    file, _, test = os.environ["PYTEST_CURRENT_TEST"].partition("::")
+    COMPARED.setdefault(Path(file).stem, {}).setdefault(test.split("[")[0].split(" ")[0], []).append(worst)
     assert worst <= atol, f"{what}: differs by {worst:.3g}"
 
 

@@ -56,7 +56,7 @@ def test_plan_prefers_the_near_region_and_stops_the_gradient() -> None:
     distance = wra.distances(cost, plan)
     assert not plan.requires_grad
     assert distance.requires_grad
-    assert float(distance) == pytest.approx(float((cost * plan.transpose(1, 2)).sum()), abs=1e-6)
+    assert distance.item() == pytest.approx((cost * plan.transpose(1, 2)).sum().item(), abs=1e-6)
 
 
 def test_score_pulls_matched_pairs_and_pushes_broken_ones() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from intarsia.batch import Batch, pack
 from intarsia.system import System
-from intarsia.systems import SYSTEMS, find
+from intarsia.systems import SYSTEMS, find, parity
 from intarsia.text import Vocab
 from intarsia.worlds import WorldSource
 
@@ -46,13 +47,21 @@ def goals(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_the_dict_is_the_folder(name: str) -> None:
-    from pathlib import Path
-
     import intarsia.systems
 
     files = {x.stem for x in Path(intarsia.systems.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == set(SYSTEMS)
     assert find(name).card.name == name
+
+
+def test_parity_is_on_its_page_and_within_the_bound() -> None:
+    page = (Path(__file__).parents[2] / "docs/parity.md").read_text()
+    for name in SYSTEMS:
+        near = parity(name)
+        if near is not None:
+            assert near.difference <= 2e-5
+            assert near.tensors > 0
+            assert find(name).card.code in page
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
