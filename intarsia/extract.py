@@ -31,7 +31,8 @@ from intarsia.data.decode import decode_image
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
-from intarsia.data.formats.shards import ShardIndex, ShardWriter
+from intarsia.data.formats.shard_files import ShardIndex
+from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.formats.tar import TarSource
 from intarsia.errors import BadInput
 from intarsia.features.extractor import Extractor, Found

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intarsia.data.formats.shards import ShardIndex, ShardSource
+from intarsia.data.formats.shard_files import ShardIndex
+from intarsia.data.formats.shards import ShardSource
 from intarsia.errors import BadInput
 from intarsia.extract import SKIPPED, extract
 from intarsia.features import open_extractor

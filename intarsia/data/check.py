@@ -15,7 +15,8 @@ from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import check_shapes
-from intarsia.data.formats.shards import ShardSource, check_fractions, check_shard
+from intarsia.data.formats.shard_files import check_shard
+from intarsia.data.formats.shards import ShardSource, check_fractions
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance, Source
 from intarsia.errors import BadInput

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
-from intarsia.data.formats.shards import INDEX, ShardSource
+from intarsia.data.formats.shard_files import INDEX
+from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Source
 from intarsia.errors import BadInput

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from intarsia.data.check import Spread, check, inspect
 from intarsia.data.formats.pairs import PairsFolder
 from intarsia.data.formats.regions import write_regions
-from intarsia.data.formats.shards import ShardSource, ShardWriter, map_arrays
+from intarsia.data.formats.shard_files import map_arrays
+from intarsia.data.formats.shards import ShardSource, ShardWriter
 from intarsia.data.formats.tar import TarSource, write_tar
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput

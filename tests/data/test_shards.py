@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from intarsia.batch import Example, Picture, RegionRows, pack
 from intarsia.data.formats import shards as module
-from intarsia.data.formats.shards import ShardIndex, ShardSource, ShardWriter, check_shard, map_arrays
+from intarsia.data.formats.shard_files import ShardIndex, check_shard, map_arrays
+from intarsia.data.formats.shards import ShardSource, ShardWriter
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 

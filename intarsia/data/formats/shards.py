@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,75 +32,13 @@ from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import LINES, LineFile, write_pairs
 from intarsia.data.formats.regions import check_shapes
+from intarsia.data.formats.shard_files import INDEX, Mapped, Shard, ShardIndex, check_shard, map_arrays, read_names
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
 
 Array = NDArray[Any]
-INDEX = "shards.json"
-VERSION = 1
-DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 EXTRAS = ("scores", "probs", "labels")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard as `shards.json` lists it."""
-
-    name: str
-    pictures: int
-    regions: int
-    size: int
-    """Bytes of the .safetensors file."""
-    sha256: str
-    """Of the .safetensors file."""
-    names_sha256: str
-    """Of the .json file."""
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """`shards.json`."""
-
-    provenance: Provenance
-    extras: tuple[str, ...] = ()
-    """Which of scores, probs and labels the shards hold."""
-    shards: tuple[Shard, ...] = ()
-    images: str = ""
-    """Folder that picture names are relative to, itself relative to the shards' folder; "" = pixels not at hand."""
-    finished: bool = False
-    """Whether `pairs.jsonl` was written."""
-    left_out: int = 0
-    """Lines that were not written because a picture of theirs has no regions."""
-
-    @classmethod
-    def read(cls, root: Path) -> ShardIndex:
-        """The index of a folder.
-
-        Raises:
-            BadInput: no such file, or not an index of this version.
-        """
-        path = root / INDEX
-        try:
-            tree = json.loads(path.read_bytes())
-            if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
-                raise ValueError(f"not region shards of version {VERSION}")
-            provenance = tree.pop("provenance")
-            made = Provenance(**{**provenance, "classes": tuple(provenance["classes"])})
-            return cls(made, tuple(tree.pop("extras")), tuple(Shard(**x) for x in tree.pop("shards")), **tree)
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{path}: not an index of region shards: {error}") from None
-
-    def text(self) -> str:
-        """The file's text."""
-        return (
-            json.dumps(
-                {"format": "intarsia region shards", "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False
-            )
-            + "\n"
-        )
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -143,7 +81,7 @@ class ShardWriter:
         for path in [*self.root.glob("shard-*.*"), *self.root.glob(".*.tmp")]:
             if path.stem not in listed:
                 path.unlink()  # what a killed writer left behind: part of no index
-        self._done = {name for shard in self._index.shards for name in _read_names(self.root, shard)}
+        self._done = {name for shard in self._index.shards for name in read_names(self.root, shard)}
         self._held: list[Picture] = []
 
     def done(self) -> frozenset[str]:
@@ -309,59 +247,7 @@ def check_fractions(boxes: Array, where: str) -> None:
         raise BadInput(f"{where}: box {bad} [{values}] has no area or is outside the picture (fractions from 0 to 1)")
 
 
-def _read_names(root: Path, shard: Shard) -> list[str]:
-    path = root / f"{shard.name}.json"
-    try:
-        names = json.loads(path.read_bytes())["names"]
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: not a list of picture names") from None
-    if not isinstance(names, list) or len(names) != shard.pictures:
-        raise BadInput(f"{path}: {len(names)} names, {INDEX} says {shard.pictures} pictures")
-    return names
-
-
 # -------------------------------------------------------------------------------------------------------------- reading
-
-
-def map_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file, mapped into memory.
-
-    Nothing is read until it is used, and no file handle stays open, however many shards there are.
-
-    Raises:
-        BadInput: not a safetensors file, or cut short.
-    """
-    try:
-        size = path.stat().st_size
-        whole = (
-            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-            if size
-            else np.zeros(0, np.uint8)
-        )
-        whole.flags.writeable = False
-        begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
-        header = json.loads(whole[8:begin].tobytes())
-        arrays = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                arrays[name] = whole[begin + start : begin + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        return arrays
-    except (OSError, RuntimeError) as error:
-        raise BadInput(f"{path}: cannot be mapped: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """An open shard."""
-
-    arrays: dict[str, Array]
-    cu: list[int]
-    """(n + 1) cumulative region counts, as plain numbers."""
 
 
 class ShardSource(LineSource):
@@ -398,9 +284,7 @@ class ShardSource(LineSource):
         self._mapped: list[Mapped | None] = [None] * len(self.shards.shards)
         stored = {
             name: number
-            for number, name in enumerate(
-                name for shard in self.shards.shards for name in _read_names(self.root, shard)
-            )
+            for number, name in enumerate(name for shard in self.shards.shards for name in read_names(self.root, shard))
         }
 
         def parse_stored(number: int) -> Line:
@@ -489,20 +373,3 @@ class ShardSource(LineSource):
             labels=None if labels is None else labels[start:end],
             path=str(self.root / self.shards.images / name) if self.shards.images else "",
         )
-
-
-def check_shard(root: Path, shard: Shard, verify: bool) -> None:
-    """Checks the files of a shard against the index: their size, and with `verify` their sha256.
-
-    Raises:
-        BadInput: a file is missing, has another size or other bytes.
-    """
-    path = root / f"{shard.name}.safetensors"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file, but {INDEX} lists it")
-    if path.stat().st_size != shard.size:
-        raise BadInput(f"{path}: {path.stat().st_size} bytes, {INDEX} says {shard.size}")
-    for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
-        found = sha256_of(file) if file.is_file() else "absent"
-        if found != expected:
-            raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {INDEX} says {expected[:16]}..")

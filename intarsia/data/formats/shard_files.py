@@ -1,0 +1,151 @@
+"""The files of a folder of region shards: its index, and arrays mapped into memory. `shards.py` says what they hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from intarsia.data.formats.files import sha256_of
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+
+Array = NDArray[Any]
+INDEX = "shards.json"
+VERSION = 1
+DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as `shards.json` lists it."""
+
+    name: str
+    pictures: int
+    regions: int
+    size: int
+    """Bytes of the .safetensors file."""
+    sha256: str
+    """Of the .safetensors file."""
+    names_sha256: str
+    """Of the .json file."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """`shards.json`."""
+
+    provenance: Provenance
+    extras: tuple[str, ...] = ()
+    """Which of scores, probs and labels the shards hold."""
+    shards: tuple[Shard, ...] = ()
+    images: str = ""
+    """Folder that picture names are relative to, itself relative to the shards' folder; "" = pixels not at hand."""
+    finished: bool = False
+    """Whether `pairs.jsonl` was written."""
+    left_out: int = 0
+    """Lines that were not written because a picture of theirs has no regions."""
+
+    @classmethod
+    def read(cls, root: Path) -> ShardIndex:
+        """The index of a folder.
+
+        Raises:
+            BadInput: no such file, or not an index of this version.
+        """
+        path = root / INDEX
+        try:
+            tree = json.loads(path.read_bytes())
+            if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
+                raise ValueError(f"not region shards of version {VERSION}")
+            provenance = tree.pop("provenance")
+            made = Provenance(**{**provenance, "classes": tuple(provenance["classes"])})
+            return cls(made, tuple(tree.pop("extras")), tuple(Shard(**x) for x in tree.pop("shards")), **tree)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path}: not an index of region shards: {error}") from None
+
+    def text(self) -> str:
+        """The file's text."""
+        return (
+            json.dumps(
+                {"format": "intarsia region shards", "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
+
+
+def read_names(root: Path, shard: Shard) -> list[str]:
+    """Names of the pictures of a shard, in order."""
+    path = root / f"{shard.name}.json"
+    try:
+        names = json.loads(path.read_bytes())["names"]
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: not a list of picture names") from None
+    if not isinstance(names, list) or len(names) != shard.pictures:
+        raise BadInput(f"{path}: {len(names)} names, {INDEX} says {shard.pictures} pictures")
+    return names
+
+
+def map_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a safetensors file, mapped into memory.
+
+    Nothing is read until it is used, and no file handle stays open, however many shards there are.
+
+    Raises:
+        BadInput: not a safetensors file, or cut short.
+    """
+    try:
+        size = path.stat().st_size
+        whole = (
+            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+            if size
+            else np.zeros(0, np.uint8)
+        )
+        whole.flags.writeable = False
+        begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+        header = json.loads(whole[8:begin].tobytes())
+        arrays = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                arrays[name] = whole[begin + start : begin + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return arrays
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"{path}: cannot be mapped: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An open shard."""
+
+    arrays: dict[str, Array]
+    cu: list[int]
+    """(n + 1) cumulative region counts, as plain numbers."""
+
+
+def check_shard(root: Path, shard: Shard, verify: bool) -> None:
+    """Checks the files of a shard against the index: their size, and with `verify` their sha256.
+
+    Raises:
+        BadInput: a file is missing, has another size or other bytes.
+    """
+    path = root / f"{shard.name}.safetensors"
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file, but {INDEX} lists it")
+    if path.stat().st_size != shard.size:
+        raise BadInput(f"{path}: {path.stat().st_size} bytes, {INDEX} says {shard.size}")
+    for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
+        found = sha256_of(file) if file.is_file() else "absent"
+        if found != expected:
+            raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {INDEX} says {expected[:16]}..")
