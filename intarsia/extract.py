@@ -74,7 +74,7 @@ def extract(
     on_error: OnError = "stop",
     boxes: Boxes = "found",
     workers: int = 2,
-    pictures_per_shard: int = 1024,
+    pictures_per_shard: int = 256,
     show: bool = True,
 ) -> Report:
     """Extracts the regions of all pictures of a data set; run again after a kill, it goes on where whole shards end.

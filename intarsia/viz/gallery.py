@@ -61,7 +61,7 @@ class Case:
 
     @property
     def wrongs(self) -> int:
-        """How much went wrong: words that attention points elsewhere count twice, hidden words not found again once."""
+        """How much went wrong: words that attention points elsewhere count twice, hidden words not filled in once."""
         return sum(
             2 * (bool(x.gold) and x.attention not in x.gold) + (x.guess is not None and not x.guessed)
             for x in self.words
@@ -142,7 +142,7 @@ def card(case: Case, pixels: Array) -> str:
     }[case.right]
     rows = "".join(_word_row(x, i) for i, x in enumerate(case.words))
     own = f"<th>{escape(case.own)}</th>" if case.own else ""
-    guess = "<th>found again</th>" if any(x.guess is not None for x in case.words) else ""
+    guess = "<th>filled in</th>" if any(x.guess is not None for x in case.words) else ""
     return (
         f'<figure class="case">{picture(case, pixels)}<figcaption><p class="said">{mark} {_caption(case)}</p>'
         f"<table><tr><th>word</th><th>attends to</th>{own}{guess}</tr>{rows}</table></figcaption></figure>"

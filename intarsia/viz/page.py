@@ -36,8 +36,8 @@ td small{color:var(--soft)}
 .case svg{display:block;width:100%;height:auto}
 .case figcaption{padding:.6rem .85rem .8rem}
 .case .said{margin:0 0 .35rem;line-height:1.4}
-.case table{width:100%;font-size:.83rem}
-.case th,.case td{padding:.16rem .8rem .16rem 0;text-align:left}
+.case table{width:100%;font-size:.8rem}
+.case th,.case td{padding:.16rem .5rem .16rem 0;text-align:left}
 .case tr:last-child td{border-bottom:0}
 .yes{color:var(--yes);font-weight:700}
 .no{color:var(--no);font-weight:700}
