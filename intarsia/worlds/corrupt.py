@@ -66,17 +66,15 @@ def corrupt(
 ) -> tuple[Caption, ...]:
     """At most `count` different captions that are false of the scene.
 
-    First the colours swapped, where that is possible; then one word replaced by another object's, one by any, and so on
+    The colours swapped, once, where that is possible; then one word replaced by another object's, one by any, and so on
     in turn. Every result is false of the scene.
     """
-    found: list[Caption] = []
+    swapped = swap_colours(caption, scene, distinct, held_out) if count else None
+    found = [] if swapped is None else [swapped]
     for attempt in range(3 * count):
         if len(found) == count:
             break
-        if attempt == 0:
-            edited = swap_colours(caption, scene, distinct, held_out)
-        else:
-            edited = replace_word(caption, scene, rng, attempt % 2 == 1, distinct, held_out)
+        edited = replace_word(caption, scene, rng, attempt % 2 == 0, distinct, held_out)
         if edited is not None and edited not in found:
             found.append(edited)
     return tuple(found)

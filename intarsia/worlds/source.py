@@ -64,7 +64,7 @@ class WorldConfig:
     """Every content word is one of two synonyms."""
     noise: float = 0.0
     """Share of training scenes whose caption is that of another scene."""
-    false_texts: int = 3
+    false_texts: int = 5
     """Verified false captions a sample."""
     background_boxes: int = 2
     """Random background regions a picture (level 1)."""
