@@ -73,6 +73,8 @@ class Sample:
     """The caption; or question and answer, sentence, choices: the task says which is which."""
     pictures: tuple[Picture, ...] = ()
     links: tuple[Link, ...] = ()
+    also: tuple[str, ...] = ()
+    """Other true captions of the same picture, in the same language."""
     false_texts: tuple[str, ...] = ()
     """Captions known to be false of the picture (hard negatives)."""
     tags: tuple[str, ...] = ()
@@ -119,6 +121,8 @@ class RegionRows:
     probs: Array | None = None
     """(R, C)"""
     labels: Array | None = None
+    """(R)"""
+    scores: Array | None = None
     """(R)"""
     levels: Array | None = None
 
@@ -221,6 +225,8 @@ class Regions(Movable):
     """(R, C) float"""
     labels: Tensor | None = None
     """(R)"""
+    scores: Tensor | None = None
+    """(R) float32, the detector's confidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +404,7 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
         packing=_packing(parts),
         probs=_maybe(parts, "probs"),
         labels=_maybe(parts, "labels", np.int64),
+        scores=_maybe(parts, "scores", np.float32),
     )
 
 

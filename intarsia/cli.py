@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -95,6 +96,8 @@ class Pretrain(Generic[C]):
     recipe: Annotated[Recipe[C], tyro.conf.arg(name="")]
     valid: str | None = None
     """Held-out pairs whose loss is watched."""
+    text: str | None = None
+    """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
     vocab: Path | None = None
@@ -149,18 +152,25 @@ def _take(args: list[str], flag: str) -> str | None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     import torch
 
-    from intarsia.data.opening import open_source
+    from intarsia.data.corpora import Alongside
+    from intarsia.data.opening import open_source, open_texts
     from intarsia.model import read_ours
+    from intarsia.system import fit_config
     from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
     from intarsia.weights.files import fill
 
     source = open_source(options.data, options.split)
-    if source.provenance is None:
+    provenance = source.provenance
+    if provenance is None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
         )
+    if options.text:
+        if not cls.reads_text_alone:
+            raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
+        source = Alongside(source, open_texts(options.text))
     kept = options.out / "vocab.txt"
     if options.vocab or kept.is_file():
         vocab = Vocab.read(options.vocab or kept)
@@ -174,18 +184,13 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(
                 f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
             )
-        if source.provenance.width != config.feature_size:
+        if provenance.width != config.feature_size:
             raise BadInput(
-                f"{options.data}: features of width {source.provenance.width}, the weights take {config.feature_size}"
+                f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}"
             )
     else:
-        config = dataclasses.replace(
-            config,
-            vocab_size=len(vocab),
-            feature_size=source.provenance.width,
-            classes=max(len(source.provenance.classes), 2),
-        )
-    recipe = _without_classes(dataclasses.replace(options.recipe, config=config), source)
+        config = fit_config(config, len(vocab), provenance.width, max(len(provenance.classes), 2))
+    recipe = _without_classes(dataclasses.replace(options.recipe, config=config), provenance)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
     if state is not None:
@@ -210,13 +215,22 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     out.print(f"trained: {options.out}")
 
 
-def _without_classes(recipe: Any, source: Any) -> Any:
+def _without_classes(recipe: Any, provenance: Provenance) -> Any:
     """The recipe less the goals that need soft labels, where the features have none; says so."""
+    from intarsia.objectives.mrm import NEED_CLASSES
+
     share = dict(recipe.mix.share)
-    gone = [goal for goal in ("mrc", "mrc_kl") if goal in share] if not source.provenance.classes else []
-    for goal in gone:
-        del share[goal]
-        out.print(f"{goal} is left out: the extractor {source.provenance.extractor} gives no soft labels")
+    if provenance.classes:
+        return recipe
+    for goal in list(share):
+        parts = goal.split("+")
+        kept = [part for part in parts if part not in NEED_CLASSES]
+        if kept != parts:
+            weight = share.pop(goal)
+            lost = ", ".join(part for part in parts if part not in kept)
+            out.print(f"{lost} is left out: the extractor {provenance.extractor} gives no soft labels")
+            if kept:
+                share["+".join(kept)] = share.get("+".join(kept), 0) + weight
     return dataclasses.replace(recipe, mix=dataclasses.replace(recipe.mix, share=share))
 
 
@@ -339,7 +353,8 @@ class Convert:
     source: tyro.conf.Positional[Path]
     target: tyro.conf.Positional[Path]
     size: str = "base"
-    to: Literal["ours", "authors"] = "ours"
+    to: str = "ours"
+    """ours, authors, or another published layout of the system (hf)."""
 
 
 def convert(args: Sequence[str]) -> None:

@@ -69,6 +69,7 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
         masked=np.zeros(count, np.bool_),
         probs=picture.probs,
         labels=picture.labels,
+        scores=picture.scores,
     )
 
 

@@ -213,7 +213,8 @@ def read_ours(cls: type[System], name: str, path: Path, size: str) -> tuple[dict
     owner = whose(state)
     if owner not in (None, "bert", name) and set(cls(_smallest(cls), Vocab(SPECIALS)).state_dict()).isdisjoint(state):
         raise BadInput(f"{path}: these look like weights of {owner}, not of {name} (keys like {next(iter(state))})")
-    ours = cls.keys.to_ours(state, str(path))
+    layout = next((keys for keys in (cls.keys, *cls.layouts.values()) if keys.knows(state)), cls.keys)
+    ours = layout.to_ours(state, str(path))
     config = _fit(cls, _recipe(cls, name, size).config, ours, path)
     return ours, config
 
@@ -253,15 +254,18 @@ def convert(name: str, source: Path, target: Path, size: str = "base", to: str =
         source: weights to read, in either layout.
         target: file to write.
         size: recipe that gives what shapes cannot say (the number of heads).
-        to: "ours" or "authors".
+        to: "ours", "authors", or another layout of the system.
 
     Returns:
         Tensors written.
     """
     cls = find(name)
     state, config = read_ours(cls, name, source, size)
-    if to == "authors":
-        theirs = cls.keys.to_theirs(state)
+    layouts = {"authors": cls.keys, **cls.layouts}
+    if to != "ours":
+        if to not in layouts:
+            raise BadInput(f"{name} has no layout {to!r} (it has ours, {', '.join(layouts)})")
+        theirs = layouts[to].to_theirs(state)
         write_weights(target, theirs)
         return len(theirs)
     if target.suffix != ".safetensors":

@@ -53,6 +53,10 @@ class Optim:
     """Parameters whose name matches one of these regular expressions (anywhere) are not decayed."""
     max_norm: float = 5.0
     """Gradients are scaled down to this norm; 0 = no clipping."""
+    clip: Literal["joint", "each"] = "joint"
+    """joint = the norm of all gradients together; each = every tensor by its own norm (BertAdam)."""
+    bias_correction: bool = True
+    """False = the moments are used as they are, as in BERT's own code (BertAdam)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Mix:
     """Which objectives a step trains, and how their losses are weighed."""
 
     share: dict[str, float] = field(default_factory=dict)
-    """Per goal: how often it is drawn (one goal a step)."""
+    """Per goal: how often it is drawn (one goal a step). "mlm+itm" is one goal: both losses on the same documents."""
     begin: dict[str, float] = field(default_factory=dict)
     """Per goal: the fraction of the run from which it takes part; 0 unless named."""
     scale: dict[str, float] = field(default_factory=dict)

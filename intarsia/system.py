@@ -30,10 +30,15 @@ class System(nn.Module, ABC):
     recipes: ClassVar[Mapping[str, Recipe[Any]]]
     finetune: ClassVar[Mapping[str, Finetune]]
     keys: ClassVar[KeyMap]
+    """The authors' layout."""
+    layouts: ClassVar[Mapping[str, KeyMap]] = {}
+    """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
+    reads_text_alone: ClassVar[bool] = False
+    """Samples without pictures take part in pre-training."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
@@ -92,6 +97,19 @@ class System(nn.Module, ABC):
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""
         return {}
+
+
+def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
+    """A system's config with the numbers that the data give, as far as it has such fields.
+
+    Args:
+        config: any system's.
+        pieces: of the vocabulary.
+        width: numbers of a region feature.
+        classes: of the soft labels, background among them.
+    """
+    found = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 
 class Task(Protocol):

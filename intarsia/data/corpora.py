@@ -76,6 +76,32 @@ class Joined:
         )
 
 
+class Alongside:
+    """Pairs and, after each of them, a text without picture: as many texts as pairs, from the first again when they run out.
+
+    Args:
+        pairs: the master source.
+        texts: samples whose pictures do not count.
+    """
+
+    def __init__(self, pairs: Source, texts: Source) -> None:
+        self.pairs, self.texts = pairs, texts
+        self.provenance: Provenance | None = pairs.provenance
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, other = divmod(index, 2)
+        if not other:
+            return self.pairs[number]
+        again, place = divmod(number, len(self.texts))
+        text = self.texts[place]
+        return Sample(
+            key=f"text/{text.key}" + (f"#{again + 1}" if again else ""), texts=text.texts, language=text.language
+        )
+
+
 def _where(source: Source) -> str:
     if source.provenance is None:
         return "unknown extractor"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
+from intarsia.data.formats.plain import TextLines
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.tar import TarSource
@@ -52,6 +53,15 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     if path.suffix == ".tar":
         return TarSource(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def open_texts(spec: str | Path) -> Source:
+    """Opens texts without pictures: a file with a passage a line, or "worlds:COUNT[:SEED]", the captions of scenes.
+
+    Raises:
+        BadInput: no such file, or nothing in it.
+    """
+    return open_source(spec) if WORLDS.fullmatch(str(spec)) else TextLines(spec)
 
 
 def _open_world(count: int, seed: int, split: str | None) -> Source:

@@ -35,8 +35,9 @@ def swap(
     if rng.random() >= rate:
         return sample, 1
     if sample.false_texts and rng.random() < false_text_share:
-        return replace(sample, texts=(str(rng.choice(sample.false_texts)), *sample.texts[1:]), links=()), 0
-    return replace(sample, pictures=draw().pictures, links=()), 0
+        false = str(rng.choice(sample.false_texts))
+        return replace(sample, texts=(false, *sample.texts[1:]), links=(), also=()), 0
+    return replace(sample, pictures=draw().pictures, links=(), also=()), 0
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Example, Pick
+from intarsia.batch import Array, Example, Pick, TextRows
 from intarsia.text import Vocab
 
 
@@ -30,35 +30,80 @@ def hide(
         linked_rate: probability of pieces that a gold link ties to a region, where it differs.
         goal: name of the target.
     """
-    text = example.text
-    assert text is not None, f"{example.key}: no text to hide"
+    text = _text(example)
     chance = np.full(len(text), rate)
     if linked_rate is not None:
         chance[example.links[:, 0]] = linked_rate
     chance[text.words < 0] = 0.0
     draws = rng.random(len(text))
     rows = np.flatnonzero(draws < chance)
-    labels = text.ids[rows].copy() if len(rows) else text.ids[:0]
-    if len(rows):
-        share = draws[rows] / chance[rows]  # uniform in [0, 1) given that the piece was chosen
-        text.ids = text.ids.copy()
-        text.ids[rows[share < 0.8]] = vocab.mask
-        swapped = rows[(share >= 0.8) & (share < 0.9)]
-        text.ids[swapped] = rng.integers(vocab.first_ordinary, len(vocab), len(swapped))
-    elif (text.words >= 0).any():
+    share = draws[rows] / chance[rows]  # uniform in [0, 1) given that the piece was chosen
+    if not len(rows):
         rows = np.flatnonzero(text.words >= 0)[:1]
-        labels = text.ids[rows].copy()
-        text.ids = text.ids.copy()
-        text.ids[rows] = vocab.mask
+        share = np.zeros(len(rows))
+    return write(example, vocab, rng, rows, share, vocab.first_ordinary, goal)
+
+
+def hide_any(
+    example: Example, vocab: Vocab, rng: np.random.Generator, rate: float = 0.15, goal: str = "mlm"
+) -> Example:
+    """Hides each piece with probability `rate`, perhaps none; random pieces come from the whole vocabulary. Else as `hide`.
+
+    Source: the code of VisualBERT and Oscar.
+    """
+    text = _text(example)
+    rows = np.flatnonzero((rng.random(len(text)) < rate) & (text.words >= 0))
+    return write(example, vocab, rng, rows, rng.random(len(rows)), 0, goal)
+
+
+def hide_words(
+    example: Example, vocab: Vocab, rng: np.random.Generator, rate: float = 0.15, goal: str = "mlm"
+) -> Example:
+    """Hides whole words, each with probability `rate`, perhaps none; all pieces of a word share its fate, random ones are drawn one by one.
+
+    Source: the code of VL-BERT.
+    """
+    text = _text(example)
+    count = int(text.words.max(initial=-1)) + 1
+    chosen, share = rng.random(count) < rate, rng.random(count)
+    rows = np.flatnonzero((text.words >= 0) & chosen[text.words]) if count else np.zeros(0, np.int64)
+    return write(example, vocab, rng, rows, share[text.words[rows]], 0, goal)
+
+
+def write(
+    example: Example, vocab: Vocab, rng: np.random.Generator, rows: Array, share: Array, lowest: int, goal: str
+) -> Example:
+    """Writes [MASK], random pieces or nothing into chosen rows and adds the target. Changes and returns the example.
+
+    Args:
+        example: laid out, with text.
+        vocab: gives [MASK] and the number of pieces.
+        rng: draws the random pieces.
+        rows: (M) text rows.
+        share: (M) in [0, 1): below .8 the row becomes [MASK], below .9 a random piece, else it stays.
+        lowest: random pieces have ids from here up.
+        goal: name of the target.
+    """
+    text = _text(example)
+    labels = text.ids[rows].copy()
+    text.ids = text.ids.copy()
+    text.ids[rows[share < 0.8]] = vocab.mask
+    swapped = rows[(share >= 0.8) & (share < 0.9)]
+    text.ids[swapped] = rng.integers(lowest, len(vocab), len(swapped))
     example.targets[goal] = Pick("text", rows, labels)
     return example
 
 
+def _text(example: Example) -> TextRows:
+    assert example.text is not None, f"{example.key}: no text to hide"
+    return example.text
+
+
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over hidden pieces.
+    """Mean cross entropy over hidden pieces; 0 where there are none.
 
     Args:
         logits: (M, vocabulary) float.
         labels: (M), the true pieces.
     """
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)

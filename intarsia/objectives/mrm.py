@@ -1,60 +1,117 @@
-"""MRM, masked region modelling: hide regions, then give back their features (mrfr), class (mrc) or class distribution (mrc_kl).
+"""MRM, masked region modelling: hide regions, then give back their features (mrfr) or class (mrc, moc: hard; mrc_kl, mvrc: soft).
 
-Source: UNITER, sec. 3.2.
+Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Example, Pick
+from intarsia.batch import Array, Example, Pick, RegionRows
 from intarsia.errors import BadInput
 
-Goal = Literal["mrfr", "mrc", "mrc_kl"]
+NEED_CLASSES = ("mrc", "mrc_kl", "moc", "mvrc")
+"""Goals that need the soft labels of a detector."""
 
 
-def hide(example: Example, rng: np.random.Generator, goal: Goal, rate: float = 0.15) -> Example:
+def hide(example: Example, rng: np.random.Generator, goal: str, rate: float = 0.15) -> Example:
     """Hides regions, each with probability `rate`, at least one. Changes and returns the example.
 
-    The target is the original feature (mrfr), the likeliest class that is not background, from 1 up (mrc), or the soft label (mrc_kl).
+    The target is what `target` says.
 
     Raises:
         BadInput: there is no region, or no soft label where one is needed.
     """
-    regions = example.regions
-    if regions is None or not len(regions):
+    regions = _regions(example, goal)
+    if not len(regions):
         raise BadInput(f"sample {example.key}: {goal} needs at least one region, there is none")
     hidden = rng.random(len(regions)) < rate
     if not hidden.any():
         hidden[rng.integers(len(regions))] = True
     rows = np.flatnonzero(hidden)
     regions.masked = hidden
-    if goal == "mrfr":
-        labels = regions.feats[rows].astype(np.float32)
-    elif regions.probs is None:
-        raise BadInput(f"sample {example.key}: {goal} needs soft labels of the detector, there are none")
-    elif goal == "mrc":
-        labels = regions.probs[rows, 1:].argmax(-1) + 1
-    else:
-        labels = regions.probs[rows].astype(np.float32)
-    example.targets[goal] = Pick("regions", rows, labels)
+    example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
     return example
+
+
+def hide_most(
+    example: Example, rng: np.random.Generator, goals: tuple[str, ...], rate: float = 0.15, first: int = 0
+) -> Example:
+    """Chooses regions, each with probability `rate`, perhaps none; 90 % of the chosen are hidden, 10 % stay, all are to be given back.
+
+    Args:
+        example: laid out, with regions. Changed and returned.
+        rng: source of randomness.
+        goals: the targets to set on the chosen regions.
+        rate: probability of each region.
+        first: regions before this one are never chosen.
+
+    Raises:
+        BadInput: no soft label where one is needed.
+    """
+    regions = _regions(example, goals[0])
+    chosen = rng.random(len(regions)) < rate
+    chosen[:first] = False
+    rows = np.flatnonzero(chosen)
+    regions.masked = np.zeros(len(regions), np.bool_)
+    regions.masked[rows[rng.random(len(rows)) < 0.9]] = True
+    for goal in goals:
+        example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
+    return example
+
+
+def target(example: Example, goal: str, rows: Array) -> Array:
+    """What should be found at hidden regions.
+
+    mrfr: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
+    the soft label, (M, C).
+
+    Raises:
+        BadInput: no soft label where one is needed.
+    """
+    regions = _regions(example, goal)
+    if goal == "mrfr":
+        return regions.feats[rows].astype(np.float32)
+    if regions.probs is None:
+        raise BadInput(f"sample {example.key}: {goal} needs soft labels of the detector, there are none")
+    match goal:
+        case "mrc":
+            return np.asarray(regions.probs[rows, 1:].argmax(-1) + 1)
+        case "moc":
+            return np.asarray(regions.probs[rows, 1:].argmax(-1))
+        case _:
+            return np.asarray(regions.probs[rows], np.float32)
+
+
+def _regions(example: Example, goal: str) -> RegionRows:
+    if example.regions is None:
+        raise BadInput(f"sample {example.key}: {goal} needs at least one region, there is none")
+    return example.regions
 
 
 def regress(predicted: Tensor, features: Tensor) -> Tensor:
     """Mean squared error over regions and feature numbers, both (M, F)."""
-    return F.mse_loss(predicted.float(), features.float())
+    return F.mse_loss(predicted.float(), features.float(), reduction="sum") / max(features.numel(), 1)
 
 
 def classify(logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross entropy of (M, C) logits against (M) classes."""
-    return F.cross_entropy(logits.float(), classes)
+    """Mean cross entropy of (M, C) logits against (M) classes; 0 of none."""
+    return F.cross_entropy(logits.float(), classes, reduction="sum") / max(len(classes), 1)
 
 
 def divergence(logits: Tensor, probs: Tensor) -> Tensor:
     """KL(probs || softmax(logits)), both (M, C): the mean over all M x C elements, as UNITER's code has it, not over regions."""
     return F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="none").mean()
+
+
+def soft_classify(logits: Tensor, probs: Tensor) -> Tensor:
+    """Mean over the regions whose probs sum to 1 (within .1) of the cross entropy of (M, C) logits against (M, C) probs; 0 of none.
+
+    Source: the code of VL-BERT.
+    """
+    counts = (probs.float().sum(-1) - 1).abs() < 0.1  # (M)
+    each = -(probs.float() * F.log_softmax(logits.float(), -1)).sum(-1)
+    return torch.where(counts, each, 0.0).sum() / counts.sum().clamp(min=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -9,6 +11,11 @@ from torch import Tensor, nn
 
 from intarsia.attend import attend
 from intarsia.packed import Packing
+
+Activation = Callable[[Tensor], Tensor]
+
+gelu_tanh: Activation = partial(F.gelu, approximate="tanh")
+"""GELU by the tanh formula, as BERT's TensorFlow code has it; the others use erf."""
 
 
 class EncoderConfig(Protocol):
@@ -68,8 +75,9 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after the sum."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, activation: Activation = F.gelu) -> None:
         super().__init__()
+        self.activation = activation
         self.attention = SelfAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -80,15 +88,15 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """(N, H) to (N, H)."""
         x = self.attention_norm(x + self.dropout(self.attention(x, packing)))
-        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))  # type: ignore[no-any-return]
+        return self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
     """A stack of layers."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, activation: Activation = F.gelu) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, activation) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """(N, H) to (N, H)."""

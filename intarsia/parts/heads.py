@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.packed import Packing
+from intarsia.parts.encoder import Activation
 
 
 class Pooler(nn.Module):
@@ -24,14 +25,15 @@ class Pooler(nn.Module):
 class Transform(nn.Module):
     """Linear, GELU, LayerNorm: the first half of BERT's prediction heads."""
 
-    def __init__(self, hidden_size: int, layer_norm_eps: float) -> None:
+    def __init__(self, hidden_size: int, layer_norm_eps: float, activation: Activation = F.gelu) -> None:
         super().__init__()
+        self.activation = activation
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, H) to (M, H)."""
-        return self.norm(F.gelu(self.dense(x)))  # type: ignore[no-any-return]
+        return self.norm(self.activation(self.dense(x)))  # type: ignore[no-any-return]
 
 
 class TiedHead(nn.Module):
@@ -40,9 +42,9 @@ class TiedHead(nn.Module):
     With the word embeddings as table it predicts words (BERT); with the transposed projection of region features it predicts features (UNITER).
     """
 
-    def __init__(self, hidden_size: int, outputs: int, layer_norm_eps: float) -> None:
+    def __init__(self, hidden_size: int, outputs: int, layer_norm_eps: float, activation: Activation = F.gelu) -> None:
         super().__init__()
-        self.transform = Transform(hidden_size, layer_norm_eps)
+        self.transform = Transform(hidden_size, layer_norm_eps, activation)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:

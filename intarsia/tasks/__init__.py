@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from intarsia.batch import Batch, Encoded
+from intarsia.parts.embeddings import initialise
 from intarsia.parts.encoder import EncoderConfig
 
 
@@ -16,6 +19,30 @@ class HeadConfig(EncoderConfig, Protocol):
     @property
     def initializer_range(self) -> float:
         """Standard deviation of fresh weights."""
+
+
+Reads = Callable[[Encoded, Batch], Tensor]
+"""What a head reads: (B, H), one vector a document."""
+Scorer = Callable[[HeadConfig, int], nn.Module]
+"""A fresh head by the config and the number of outputs."""
+
+
+def pooled(encoded: Encoded, batch: Batch) -> Tensor:
+    """The pooled vector."""
+    return encoded.pooled
+
+
+def before_last(encoded: Encoded, batch: Batch) -> Tensor:
+    """The output at the last text row but one: a [MASK] laid out before the closing [SEP], where the answer is to stand."""
+    assert batch.text is not None and encoded.text is not None, "reads the output of a word"
+    return encoded.text.index_select(0, batch.text.packing.cu_seqlens[1:].long() - 2)
+
+
+def linear(config: HeadConfig, outputs: int) -> nn.Module:
+    """One layer, after dropout."""
+    head = nn.Sequential(nn.Dropout(config.hidden_dropout_prob), nn.Linear(config.hidden_size, outputs))
+    initialise(head, config.initializer_range)
+    return head
 
 
 def groups(sample: Tensor, size: int) -> Tensor:

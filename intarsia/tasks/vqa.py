@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -10,31 +11,44 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig
+from intarsia.tasks import HeadConfig, Reads, Scorer, pooled
 
 
-@dataclass(frozen=True)
-class VQA:
-    """Every answer is a yes-no question of its own, with a soft target. Batch.targets["vqa"]: (B, answers) float in [0, 1]."""
-
-    answers: int = 3129
-    """Answers in the list; the table itself comes with the weights and is never rebuilt."""
-
-    def head(self, config: HeadConfig) -> nn.Module:
-        """Two layers on the pooled vector, GELU between."""
-        head = AnswerHead(config.hidden_size, self.answers, nn.GELU(), config.layer_norm_eps)
-        initialise(head, config.initializer_range)
-        return head
-
-    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
-        """(B, answers) logits."""
-        return head(encoded.pooled)  # type: ignore[no-any-return]
-
-    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Binary cross entropy, summed over the answers and averaged over documents."""
-        return soft_answer_loss(scores, batch.labels("vqa"))
+def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
+    """Two layers, GELU between."""
+    head = AnswerHead(config.hidden_size, outputs, nn.GELU(), config.layer_norm_eps)
+    initialise(head, config.initializer_range)
+    return head
 
 
 def soft_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of (B, C) logits against (B, C) targets in [0, 1]: the mean over all elements times C."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float()) * logits.shape[1]
+
+
+def share_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """KL(targets || softmax(logits)), both (B, C), summed over the answers and averaged over documents, as VisualBERT's code has it."""
+    return F.kl_div(F.log_softmax(logits.float(), -1), targets.float(), reduction="batchmean")
+
+
+@dataclass(frozen=True)
+class VQA:
+    """Every answer has a soft target. Batch.targets["vqa"]: (B, answers) float in [0, 1]."""
+
+    answers: int = 3129
+    """Answers in the list; the table itself comes with the weights and is never rebuilt."""
+    reads: Reads = pooled
+    scorer: Scorer = two_layers
+    criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """The answers' classifier."""
+        return self.scorer(config, self.answers)
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B, answers) logits."""
+        return head(self.reads(encoded, batch))  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """A scalar, by `criterion`."""
+        return self.criterion(scores, batch.labels("vqa"))

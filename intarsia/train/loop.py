@@ -358,7 +358,7 @@ class _Run:
             bad = torch.maximum(bad, _not_finite(total.detach()))
             self.epoch = item.epoch
             self.window.micro_batch(Seen(step, item.goal, item.batch.keys, item.batch.rows, losses))
-        norm = optim.clip(self.parameters, recipe.optim.max_norm)
+        norm = optim.clip(self.parameters, recipe.optim.max_norm, recipe.optim.clip)
         bad = torch.maximum(bad, _not_finite(norm))
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ def groups(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | N
             spared = any(re.search(pattern, name) for pattern in recipe.no_decay)
             found.setdefault((spared, _factor(name, lr_factors or {})), []).append(parameter)
     return [
-        {"params": found[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, "lr_factor": key[1]}
+        {"params": found[key], "weight_decay": decay, "decay": decay, "lr_factor": key[1]}
         for key in sorted(found)
+        for decay in [0.0 if key[0] else recipe.weight_decay]
     ]
 
 
@@ -49,22 +50,45 @@ def _factor(name: str, factors: Mapping[str, float]) -> float:
 
 
 def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> float:
-    """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1."""
+    """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1.
+
+    Without bias correction the update is lr * (m / (sqrt(v) + eps) + decay * weight), for parameters with a gradient in every step. Source: BERT, optimization.py.
+    """
     lr = recipe.lr * schedule.scale(step)
+    first, second = (1 - beta ** (step + 1) for beta in recipe.betas)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
+        if not recipe.bias_correction:  # AdamW divides the moments by these; its numbers are set so that this cancels
+            group["lr"] *= first / second**0.5
+            group["eps"] = recipe.eps / second**0.5
+            group["weight_decay"] = group["decay"] * second**0.5 / first
     return lr
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales the gradients down to a joint 2-norm of `max_norm` (0 = leaves them) and gives their norm before, over all shards, as a scalar tensor."""
+def clip(parameters: Iterable[nn.Parameter], max_norm: float, how: Literal["joint", "each"] = "joint") -> Tensor:
+    """Scales the gradients down to a 2-norm of `max_norm`, joint or each (0 = leaves them).
+
+    Returns:
+        Their joint norm before, over all shards, a scalar tensor.
+    """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if how == "each" and max_norm > 0:
+        return _clip_each(grads, max_norm)
     norm = torch.nn.utils.get_total_norm(grads)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     if max_norm > 0:
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_([_local(grad) for grad in grads], factor)
+    return norm
+
+
+def _clip_each(grads: list[Tensor], max_norm: float) -> Tensor:
+    norms = [torch.linalg.vector_norm(grad) for grad in grads]
+    whole = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    factors = torch.clamp(max_norm / (whole + 1e-6), max=1.0)
+    torch._foreach_mul_([_local(grad) for grad in grads], list(factors.unbind()))
+    norm: Tensor = torch.linalg.vector_norm(whole)
     return norm
 
 

@@ -76,6 +76,11 @@ class KeyMap:
             optional=tuple(prefix + start for start in self.optional),
         )
 
+    def knows(self, theirs: Iterable[str]) -> bool:
+        """Whether some rule matches every key."""
+        tied = {rule.theirs for rule in self.tied}
+        return all(key in tied or any(_forward(move, key) for move in self.moves) for key in map(self._spell, theirs))
+
     def to_ours(self, theirs: Mapping[str, Tensor], where: str = "weights") -> State:
         """Their state dict in our layout.
 

@@ -36,7 +36,7 @@ Split = Literal["train", "validation", "test", "held_out"]
 CLASSES = ("background", *SHAPES)
 """Classes of the soft labels."""
 
-_SCENE, _CAPTION, _PICTURE, _REGIONS, _FALSE, _NOISE = range(6)  # one stream of random numbers each
+_SCENE, _CAPTION, _PICTURE, _REGIONS, _FALSE, _NOISE, _ALSO = range(7)  # one stream of random numbers each
 _KEPT = 16_384  # samples kept in memory, some 10 kB each; and as many scenes
 
 T = TypeVar("T")
@@ -270,6 +270,15 @@ class WorldSource:
             array.setflags(write=False)
         return Picture(self.key(index), features, boxes, side, side, scores, probs, labels), members
 
+    def _other_caption(self, index: int, text: str, language: str) -> tuple[str, ...]:
+        """Another true caption of a scene, in other words; none where few draws find none."""
+        c, rng = self.config, self._rng(index, _ALSO)
+        for _ in range(4):
+            drawn, _ = draw_caption(rng, self.scene(index), c.mentions, c.textures, c.synonyms)
+            if (other := write(drawn, language).text) != text:
+                return (other,)
+        return ()
+
     def _make(self, index: int) -> Sample:
         scene, origin, language = self.scene(index), self.origin(index), self.language(index)
         picture, members = self._picture(index, scene)
@@ -284,6 +293,7 @@ class WorldSource:
             texts=(written.text,),
             pictures=(picture,),
             links=tuple(links),
+            also=self._other_caption(origin, written.text, language),
             false_texts=tuple(write(x, language).text for x in self.false_captions(index)),
             tags=tuple(
                 write_phrase(Phrase(shape=scene.objects[i].shape), language) for i in members.tolist() if i >= 0

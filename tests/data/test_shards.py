@@ -102,6 +102,9 @@ def test_gather_is_what_pack_makes(tmp_path: Path) -> None:
         if field.name == "packing":
             assert one.max_seqlen == other.max_seqlen
             one, other = one.cu_seqlens, other.cu_seqlens
+        if one is None:
+            assert other is None, field.name
+            continue
         assert one.dtype == other.dtype, field.name
         assert one.equal(other), field.name
 

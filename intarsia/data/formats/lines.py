@@ -15,7 +15,7 @@ given), false_captions, split ("train" unless given), width, height (pixels). Ot
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +105,21 @@ class Line:
             texts=(text,),
             pictures=pictures,
             links=links,
+            also=() if self._asked(number) else tuple(self._others(number, language)),
             false_texts=self.false_texts,
             tags=self.tags or tuple(label for entry in self.entries for label in entry.labels),
-            answers=self.answers if not self.asks or number == len(self.texts) - 1 else (),
+            answers=self.answers if not self.asks or self._asked(number) else (),
             language=language,
         )
+
+    def _asked(self, number: int) -> bool:
+        return self.asks and number == len(self.texts) - 1
+
+    def _others(self, number: int, language: str) -> Iterator[str]:
+        """The other captions in a language; a question is none."""
+        for i, (text, other) in enumerate(self.texts):
+            if i != number and other == language and not self._asked(i) and text != self.texts[number][0]:
+                yield text
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:

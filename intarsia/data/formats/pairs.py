@@ -59,8 +59,12 @@ class LineFile:
         """
         key = str(self._numbers.item(number))
         where = f"{self.path}, line {key}"
+        return parse_json(self.raw(number), where), where, key
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of a line that is not blank, without its end."""
         raw = self._file.read(self._offsets.item(number), self._sizes.item(number))
-        return parse_json(raw.removeprefix(BOM).rstrip(b"\r\n"), where), where, key
+        return raw.removeprefix(BOM).rstrip(b"\r\n")
 
 
 class PairsFolder(LineSource):
