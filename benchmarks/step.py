@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Example, Pick, RegionRows, TextRows, pack
 from intarsia.packed import join, joined_rows
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.weights.keymap import KeyMap
@@ -150,7 +151,7 @@ class VisualBERT(nn.Module):
         self.pooler = Pooler(H)
         self.head = TiedHead(H, VOCAB, 1e-12)
         self.match = nn.Linear(H, 2)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum of both losses."""

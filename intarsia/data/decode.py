@@ -120,7 +120,7 @@ def resize_short(image: Pixels, side: int) -> Pixels:
     if size == (height, width):
         return image
     whole = torch.from_numpy(np.require(image, requirements=["C", "W"]))
-    block = whole.permute(2, 0, 1)[None]  # (1, 3, H, W), channels last in memory
+    block = whole[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels last in memory by its strides too
     resized = torch.nn.functional.interpolate(block, size=size, mode="bicubic", antialias=True, align_corners=False)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 

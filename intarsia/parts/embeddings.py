@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from intarsia.batch import Text
+from intarsia.parts.dropout import Dropout
 
 
 class WordsConfig(Protocol):
@@ -46,7 +47,7 @@ class Words(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, text: Text) -> Tensor:
         """Embeds packed text rows: (T, H)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.attend import attend
 from intarsia.packed import Packing
+from intarsia.parts.dropout import Dropout
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -83,7 +84,7 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """(N, H) to (N, H)."""

@@ -20,6 +20,7 @@ from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, link_rows, region_rows
 from intarsia.objectives import itm, mlm, mrm, wra
 from intarsia.packed import join, joined_rows
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
@@ -233,7 +234,7 @@ class RegionEmbeddings(nn.Module):
         self.geometry_norm = nn.LayerNorm(width, eps)
         self.mask = nn.Embedding(2, config.feature_size)
         self.norm = nn.LayerNorm(width, eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, regions: Regions, segments: Tensor) -> Tensor:
         """Embeds packed regions: (R, H). Args: segments (R, H), their segment embeddings, a table shared with the words."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.encoder import EncoderConfig
 
@@ -40,7 +41,7 @@ def before_last(encoded: Encoded, batch: Batch) -> Tensor:
 
 def linear(config: HeadConfig, outputs: int) -> nn.Module:
     """One layer, after dropout."""
-    head = nn.Sequential(nn.Dropout(config.hidden_dropout_prob), nn.Linear(config.hidden_size, outputs))
+    head = nn.Sequential(Dropout(config.hidden_dropout_prob), nn.Linear(config.hidden_size, outputs))
     initialise(head, config.initializer_range)
     return head
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
 from intarsia.packed import join, joined_rows, pad
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.tasks import HeadConfig, groups
 
@@ -50,8 +51,8 @@ class PairedAttention(nn.Module):
         self.fuse = nn.Linear(2 * width, width)
         self.weigh = nn.Linear(width, 1)
         self.out = nn.Linear(2 * width, 2)
-        self.fuse_dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.pool_dropout = nn.Dropout(dropout)
+        self.fuse_dropout = Dropout(config.hidden_dropout_prob)
+        self.pool_dropout = Dropout(dropout)
 
     def forward(self, left: Tensor, right: Tensor, left_here: Tensor, right_here: Tensor) -> Tensor:
         """Args: left, right (S, L, H); left_here, right_here (S, L) bool, False = padding. Returns: (S, 2) logits."""

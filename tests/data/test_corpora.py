@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from toy import Pairs
 
 from intarsia.batch import Sample
-from intarsia.data.corpora import Joined, Pool, Subset, split
+from intarsia.data.corpora import Alongside, Joined, Pool, Subset, split
+from intarsia.data.formats.plain import TextLines
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 
@@ -77,3 +79,40 @@ def test_without_pictures_the_key_tells_samples_apart() -> None:
 
     pool = Pool(Texts(), np.array([6, 7]))
     assert {pool.draw(np.random.default_rng(i), Texts()[6]).key for i in range(9)} == {"pair7"}
+
+
+def test_passages_run_on_until_there_are_enough_words(tmp_path: Path) -> None:
+    path = tmp_path / "books.txt"
+    path.write_text("one two\n\n  three four five \nsix\n", encoding="utf-8")
+    lines = TextLines(path, words=4)
+    assert [lines[i].texts for i in range(len(lines))] == [
+        ("one two three four five",),
+        ("three four five six",),
+        ("six",),
+    ]
+    assert lines[1].pictures == ()
+    with pytest.raises(IndexError):
+        lines[3]
+
+
+def test_bad_texts_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    with pytest.raises(BadInput, match=r"texts\.txt: cannot be read"):
+        TextLines(path)
+    path.write_text("\n \n")
+    with pytest.raises(BadInput, match=r"texts\.txt: holds no line of text"):
+        TextLines(path)
+    path.write_bytes(b"fine\n\xff\xfe\n")
+    with pytest.raises(BadInput, match=r"texts\.txt, text 2: not UTF-8"):
+        TextLines(path)[0]
+
+
+def test_texts_alongside_come_one_for_one_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("a\nb\nc\n")
+    both = Alongside(Pairs(4), TextLines(path, words=1))
+    samples = [both[i] for i in range(len(both))]
+    assert [bool(sample.pictures) for sample in samples] == [True, False] * 4
+    assert [sample.texts[0] for sample in samples[1::2]] == ["a", "b", "c", "a"]
+    assert len({sample.key for sample in samples}) == 8
+    assert both.provenance == Pairs.provenance

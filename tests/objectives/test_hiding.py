@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from intarsia.batch import Example, Picture, RegionRows, Sample, TextRows
 from intarsia.errors import BadInput
@@ -160,3 +161,79 @@ def test_a_pair_without_false_texts_takes_another_picture() -> None:
     )
     assert label == 0
     assert pair.pictures[0].name == "b"
+
+
+def test_hidden_words_share_one_fate_and_may_be_none() -> None:
+    whole = masked = kept = pieces = none = torn = 0
+    for seed in range(DOCUMENTS):
+        before, example = document(seed), document(seed)
+        words = np.repeat(np.arange(10), 2)  # ten words of two pieces
+        for x in (before, example):
+            x.text.words = np.concatenate([[-1], words, [-1]])
+        pick = mlm.hide_words(example, VOCAB, np.random.default_rng(seed)).targets["mlm"]
+        hidden = example.text.words[pick.rows]
+        assert (hidden >= 0).all()
+        assert set(np.bincount(hidden, minlength=10)) <= {0, 2}
+        np.testing.assert_array_equal(pick.labels, before.text.ids[pick.rows])
+        now = example.text.ids[pick.rows].reshape(-1, 2)
+        all_masked = (now == VOCAB.mask).all(1)
+        torn += int((all_masked != (now == VOCAB.mask).any(1)).sum())
+        whole, masked, pieces = whole + len(now), masked + int(all_masked.sum()), pieces + now.size
+        kept += int((now == pick.labels.reshape(-1, 2)).all(1).sum())
+        none += not len(pick.rows)
+    assert within(whole, DOCUMENTS * 10, 0.15)
+    assert within(masked, whole, 0.8)
+    assert within(kept, whole, 0.1)
+    assert within(none, DOCUMENTS, 0.85**10)
+    assert torn < 0.002 * whole  # a random piece may be [MASK]
+
+
+def test_any_piece_may_be_hidden_or_none_and_any_piece_may_take_its_place() -> None:
+    chosen, strange, none = 0, [], 0
+    for seed in range(DOCUMENTS):
+        example = document(seed)
+        pick = mlm.hide_any(example, VOCAB, np.random.default_rng(seed)).targets["mlm"]
+        assert (example.text.words[pick.rows] >= 0).all()
+        now = example.text.ids[pick.rows]
+        strange.extend(now[(now != pick.labels) & (now != VOCAB.mask)])
+        chosen, none = chosen + len(now), none + (not len(now))
+    assert within(chosen, DOCUMENTS * (PIECES - 2), 0.15)
+    assert within(none, DOCUMENTS, 0.85 ** (PIECES - 2))
+    assert min(strange) < VOCAB.first_ordinary  # special tokens among them
+    assert max(strange) > len(VOCAB) - 20
+
+
+def test_most_chosen_regions_are_hidden_and_some_stay() -> None:
+    chosen = hidden = 0
+    for seed in range(DOCUMENTS):
+        example = mrm.hide_most(document(seed), np.random.default_rng(seed), ("moc", "mrfr", "mvrc"), first=1)
+        moc, mrfr, mvrc = (example.targets[goal] for goal in ("moc", "mrfr", "mvrc"))
+        before = document(seed).regions
+        assert not set(moc.rows) & {0}
+        assert set(np.flatnonzero(example.regions.masked)) <= set(moc.rows)
+        np.testing.assert_array_equal(moc.labels, before.probs[moc.rows, 1:].argmax(1))
+        np.testing.assert_array_equal(mrfr.labels, before.feats[moc.rows])
+        np.testing.assert_array_equal(mvrc.labels, before.probs[moc.rows])
+        chosen, hidden = chosen + len(moc.rows), hidden + int(example.regions.masked.sum())
+    assert within(chosen, DOCUMENTS * (REGIONS - 1), 0.15)
+    assert within(hidden, chosen, 0.9)
+
+
+def test_losses_of_nothing_are_zero() -> None:
+    none, classes = torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)
+    found = [
+        mlm.score(none, classes),
+        mrm.classify(none, classes),
+        mrm.regress(none, none),
+        mrm.soft_classify(none, none),
+    ]
+    assert [x.item() for x in found] == [0.0] * 4
+
+
+def test_soft_labels_that_do_not_sum_to_one_do_not_count() -> None:
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    probs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    logs = logits.log_softmax(-1)
+    expected = -((probs[0] * logs[0]).sum() + logs[2, 1]) / 2
+    assert mrm.soft_classify(logits, probs).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert mrm.soft_classify(logits[1:2], probs[1:2]).item() == 0.0

@@ -72,6 +72,36 @@ def test_steps_are_those_of_adamw_written_out() -> None:
         assert (layer.weight.item(), layer.bias.item()) == pytest.approx((w, b), rel=1e-5)
 
 
+def test_without_bias_correction_steps_are_those_of_bertadam_written_out() -> None:
+    recipe = Optim(
+        lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0, bias_correction=False
+    )
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1.0)
+    optimizer = adamw(layer, recipe)
+    m = v = 0.0
+    w = b = 1.0
+    for step in range(4):
+        g = 1.0 + step
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), g), torch.full((1,), g)
+        rate = set_lr(optimizer, recipe, Schedule(steps=10, warmup=2), step)
+        step_if(optimizer, torch.zeros(()))
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        update = m / (math.sqrt(v) + 1e-3)
+        w, b = w - rate * (update + 0.2 * w), b - rate * update
+        assert (layer.weight.item(), layer.bias.item()) == pytest.approx((w, b), rel=1e-5)
+
+
+def test_clipping_each_tensor_by_its_own_norm() -> None:
+    a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-0.5])
+    assert clip([a, b, c], 1.0, "each").item() == pytest.approx(9.25**0.5)
+    assert c.grad is None
+    assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([1.0, -0.5], rel=1e-5)
+
+
 def test_a_refused_step_changes_neither_weights_nor_state() -> None:
     layer = nn.Linear(2, 2)
     optimizer = adamw(layer, Optim())
