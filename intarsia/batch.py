@@ -50,6 +50,8 @@ class Picture:
     """(R) int64, class ids."""
     path: str = ""
     """File of the pixels; empty when only features are at hand."""
+    tags: tuple[str, ...] = ()
+    """Names of the objects in it, from a detector or a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,14 @@ class Sample:
     """Other true captions of the same picture, in the same language."""
     false_texts: tuple[str, ...] = ()
     """Captions known to be false of the picture (hard negatives)."""
-    tags: tuple[str, ...] = ()
-    """Object names, from a detector or a person."""
     answers: tuple[tuple[str, float], ...] = ()
     """Answers with their soft scores (VQA), or one label with score 1."""
     language: str = "en"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of all its pictures."""
+        return tuple(tag for picture in self.pictures for tag in picture.tags)
 
 
 # ------------------------------------------------------------------------------------------------------------------- one document, as laid out

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
-from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -155,10 +154,10 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside
     from intarsia.data.opening import open_source, open_texts
     from intarsia.model import read_ours
-    from intarsia.system import fit_config
     from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
+    from intarsia.train.start import captions, fresh, without_classes
     from intarsia.weights.files import fill
 
     source = open_source(options.data, options.split)
@@ -175,9 +174,10 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if options.vocab or kept.is_file():
         vocab = Vocab.read(options.vocab or kept)
     else:
-        vocab = Vocab.learn(text for i in range(len(source)) for text in source[i].texts)
-    config = options.recipe.config
-    state = None
+        vocab = captions(source)
+    recipe, gone = without_classes(options.recipe, provenance)
+    if gone:
+        out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
     if options.weights:
         state, config = read_ours(cls, name, options.weights, size)
         if len(vocab) != config.vocab_size:
@@ -188,13 +188,12 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(
                 f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}"
             )
-    else:
-        config = fit_config(config, len(vocab), provenance.width, max(len(provenance.classes), 2))
-    recipe = _without_classes(dataclasses.replace(options.recipe, config=config), provenance)
-    torch.manual_seed(recipe.seed)
-    system = cls(config, vocab)
-    if state is not None:
+        recipe = dataclasses.replace(recipe, config=config)
+        torch.manual_seed(recipe.seed)
+        system = cls(config, vocab)
         fill(system, state, str(options.weights), cls.keys.optional)
+    else:
+        system, recipe = fresh(cls, recipe, vocab, provenance)
     outcome = train(
         system,
         source,
@@ -213,25 +212,6 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
     out.print(f"trained: {options.out}")
-
-
-def _without_classes(recipe: Any, provenance: Provenance) -> Any:
-    """The recipe less the goals that need soft labels, where the features have none; says so."""
-    from intarsia.objectives.mrm import NEED_CLASSES
-
-    share = dict(recipe.mix.share)
-    if provenance.classes:
-        return recipe
-    for goal in list(share):
-        parts = goal.split("+")
-        kept = [part for part in parts if part not in NEED_CLASSES]
-        if kept != parts:
-            weight = share.pop(goal)
-            lost = ", ".join(part for part in parts if part not in kept)
-            out.print(f"{lost} is left out: the extractor {provenance.extractor} gives no soft labels")
-            if kept:
-                share["+".join(kept)] = share.get("+".join(kept), 0) + weight
-    return dataclasses.replace(recipe, mix=dataclasses.replace(recipe.mix, share=share))
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate

@@ -295,8 +295,7 @@ def _plain(record: Mapping[str, Any], links: list[list[int]]) -> dict[str, Any]:
     """A line without what it says of boxes; its labels become tags, as they are to readers of the line."""
     out = {k: v for k, v in record.items() if k not in ("boxes", "labels", "regions", "width", "height", "links")}
     if "labels" in record and "tags" not in record:
-        several = isinstance(record["image"], list)
-        out["tags"] = [x for row in record["labels"] for x in row] if several else record["labels"]
+        out["tags"] = record["labels"]
     return out | ({"links": links} if links else {})
 
 

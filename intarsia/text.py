@@ -92,17 +92,24 @@ class Vocab:
         Path(path).write_text("\n".join(self.tokens) + "\n", encoding="utf-8")
 
     @classmethod
-    def learn(cls, texts: Iterable[str], size: int = 8000, lower: bool = True) -> Vocab:
+    def learn(cls, texts: Iterable[str], size: int = 8000, lower: bool = True, more: Iterable[str] = ()) -> Vocab:
         """A vocabulary of at most `size` pieces: every character, first in a word and inside one, then the commonest words, ties by spelling.
 
         The same texts give the same vocabulary, which the trainers of `tokenizers` do not promise. For small corpora; a large one is better served by
-        a published vocabulary, which shares parts of words.
+        a published vocabulary, which shares parts of words. What only `more` holds (object tags, say) comes after what the texts hold.
         """
         normalizer, cutter = normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer()
-        words = Counter(w for text in texts for w, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
-        letters = sorted({letter for word in words for letter in word})
-        inner = sorted({letter for word in words for letter in word[1:]})
+
+        def count(texts: Iterable[str]) -> Counter[str]:
+            return Counter(w for text in texts for w, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
+
+        words, others = count(texts), count(more)
+        letters = sorted({letter for word in words | others for letter in word})
+        inner = sorted({letter for word in words | others for letter in word[1:]})
         common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+        common += sorted(
+            (word for word in others if len(word) > 1 and word not in words), key=lambda word: (-others[word], word)
+        )
         return cls([*SPECIALS, *letters, *(f"##{x}" for x in inner), *common][:size], lower)
 
     def encode(self, text: str) -> Pieces:

@@ -135,14 +135,15 @@ def hide_rows(example: Example, rows: Array, mask: int) -> Example:
 
 
 def keep_regions(sample: Sample, kept: Array) -> Sample:
-    """The sample with only some regions of its first picture, and no gold links."""
+    """The sample with only some regions of its first picture, and no gold links; tags, which would tell of the others, only if all are kept."""
     picture = sample.pictures[0]
     rows = {
         name: value[kept]
         for name in ("features", "boxes", "scores", "probs", "labels")
         if (value := getattr(picture, name)) is not None
     }
-    return replace(sample, pictures=(replace(picture, **rows), *sample.pictures[1:]), links=())
+    tags = picture.tags if len(kept) == len(picture.boxes) else ()
+    return replace(sample, pictures=(replace(picture, **rows, tags=tags), *sample.pictures[1:]), links=())
 
 
 def first_picture(sample: Sample) -> Picture:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -282,6 +282,8 @@ class WorldSource:
     def _make(self, index: int) -> Sample:
         scene, origin, language = self.scene(index), self.origin(index), self.language(index)
         picture, members = self._picture(index, scene)
+        shapes = (scene.objects[i].shape for i in members.tolist() if i >= 0)
+        tags = tuple(write_phrase(Phrase(shape=shape), language) for shape in shapes)
         _, caption, named = self._plan(origin)
         written = write(caption, language)
         place = {int(member): region for region, member in enumerate(members)}
@@ -291,12 +293,9 @@ class WorldSource:
         return Sample(
             key=self.key(index),
             texts=(written.text,),
-            pictures=(picture,),
+            pictures=(replace(picture, tags=tags),),
             links=tuple(links),
             also=self._other_caption(origin, written.text, language),
             false_texts=tuple(write(x, language).text for x in self.false_captions(index)),
-            tags=tuple(
-                write_phrase(Phrase(shape=scene.objects[i].shape), language) for i in members.tolist() if i >= 0
-            ),
             language=language,
         )

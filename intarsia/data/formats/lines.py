@@ -5,7 +5,7 @@
      "tags": ["dog"], "false_captions": ["a cat"], "split": "train"}
 
 Fields: key (text or number; the line number unless given), image (text; or a list for several pictures, and then
-boxes, labels, regions, width and height are lists with one entry a picture), caption or captions, question, answers
+boxes, labels, tags, regions, width and height are lists with one entry a picture), caption or captions, question, answers
 ([[answer, score]], of the question if there is one, else of every caption), language ("en"), boxes (xyxy in absolute
 pixels), labels (a name per box), regions (a .npz or .safetensors file, instead of boxes), links ([text number, first
 character, end, box number] and, with several pictures, the picture number), tags (object names; the labels unless
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Entry:
     """File of its regions, or ""."""
     size: tuple[int, int] = (0, 0)
     """Pixels wide, high; 0 when the line does not say."""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,6 @@ class Line:
     """The last text is a question, and the answers are its own."""
     answers: tuple[tuple[str, float], ...] = ()
     links: tuple[Link, ...] = ()
-    tags: tuple[str, ...] = ()
     false_texts: tuple[str, ...] = ()
     split: str = "train"
     ignored: tuple[str, ...] = ()
@@ -100,14 +100,14 @@ class Line:
         )
         if self.links:
             self.check_links([len(x.boxes) for x in pictures])
+        tagged = zip(self.entries, pictures, strict=True)
         return Sample(
             key=f"{self.key}#{number}",
             texts=(text,),
-            pictures=pictures,
+            pictures=tuple(replace(picture, tags=entry.tags) if entry.tags else picture for entry, picture in tagged),
             links=links,
             also=() if self._asked(number) else tuple(self._others(number, language)),
             false_texts=self.false_texts,
-            tags=self.tags or tuple(label for entry in self.entries for label in entry.labels),
             answers=self.answers if not self.asks or self._asked(number) else (),
             language=language,
         )
@@ -166,7 +166,6 @@ def parse_line(record: Mapping[str, Any], where: str, key: str) -> Line:
         asks="question" in record,
         answers=_answers(record["answers"], where) if "answers" in record else (),
         links=_links(record["links"], texts, entries, where) if "links" in record else (),
-        tags=_names(record, "tags", where),
         false_texts=_names(record, "false_captions", where),
         split=split,
         ignored=tuple(record.keys() - FIELDS),
@@ -220,7 +219,7 @@ def _entries(record: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
     if not isinstance(names, list) or not names:
         raise BadInput(f"{where}: image is {_short(names)}, expected text or a list of texts")
     columns: dict[str, list[Any]] = {}
-    for field in ("boxes", "labels", "regions", "width", "height"):
+    for field in ("boxes", "labels", "tags", "regions", "width", "height"):
         if field in record:
             column = record[field]
             if not isinstance(column, list) or len(column) != len(names):
@@ -250,7 +249,7 @@ def _entry(name: Any, record: Mapping[str, Any], where: str) -> Entry:
             raise BadInput(f"{where}: {len(labels)} labels for {len(boxes)} boxes")
     elif labels and not regions:
         raise BadInput(f"{where}: {len(labels)} labels but no boxes")
-    return Entry(name, boxes, labels, regions, size)
+    return Entry(name, boxes, labels, regions, size, _names(record, "tags", where) or labels)
 
 
 def _pixels(record: Mapping[str, Any], field: str, where: str) -> int:

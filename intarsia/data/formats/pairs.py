@@ -187,9 +187,8 @@ def _continues(held: list[Sample], sample: Sample) -> bool:
     stem = first.key.removesuffix("#0")
     if stem == first.key or sample.key != f"{stem}#{len(held)}":
         return False
-    shared = ("false_texts", "tags", "answers")
-    same = all(getattr(first, name) == getattr(sample, name) for name in shared)
-    return same and [x.name for x in first.pictures] == [x.name for x in sample.pictures]
+    same = all(getattr(first, name) == getattr(sample, name) for name in ("false_texts", "answers"))
+    return same and [(x.name, x.tags) for x in first.pictures] == [(x.name, x.tags) for x in sample.pictures]
 
 
 def _record(held: list[Sample]) -> dict[str, Any]:
@@ -202,6 +201,7 @@ def _record(held: list[Sample]) -> dict[str, Any]:
     }
     links = [[number, x.start, x.end, x.region, x.picture] for number, sample in enumerate(held) for x in sample.links]
     record |= {"links": links} if links else {}
-    record |= {"tags": list(first.tags)} if first.tags else {}
+    tags = [list(x.tags) for x in first.pictures]
+    record |= {"tags": tags[0] if len(tags) == 1 else tags} if any(tags) else {}
     record |= {"answers": [list(x) for x in first.answers]} if first.answers else {}
     return record | ({"false_captions": list(first.false_texts)} if first.false_texts else {})

@@ -306,8 +306,11 @@ class ShardSource(LineSource):
         classes = self.shards.provenance.classes
         if sample.tags or not classes:
             return sample
-        found = (x for picture in sample.pictures if picture.labels is not None for x in picture.labels.tolist())
-        return replace(sample, tags=tuple(classes[x] for x in found if x > 0))
+        pictures = tuple(
+            x if x.labels is None else replace(x, tags=tuple(classes[i] for i in x.labels.tolist() if i > 0))
+            for x in sample.pictures
+        )
+        return replace(sample, pictures=pictures)
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A line of `pairs.jsonl`."""

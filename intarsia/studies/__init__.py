@@ -1,0 +1,1 @@
+"""Questions as runnable experiments: each file is one, re-run by one command, and only calls the other rooms."""

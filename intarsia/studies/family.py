@@ -1,0 +1,167 @@
+"""Every system at tiny size on one budget, with the picture and without: does each objective use what it sees?
+
+    python -m intarsia.studies.family --data worlds:6000 --valid worlds:300:1 --out runs/family --page docs/family.md
+
+A run is one system, seeing or blind. Blind means: all regions hidden, their boxes and soft labels made alike, no tags; what is asked for stays. A blind
+model knows the texts and how common each class and feature is, so an objective whose held-out loss is lower with the picture has used it. Each run
+leaves `result.json` in its folder; runs that are there are not made again, and a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from intarsia.batch import Example, Sample
+from intarsia.data.opening import open_source
+from intarsia.errors import BadInput
+from intarsia.evaluate.evaluation import pairs
+from intarsia.evaluate.matching import retrieval
+from intarsia.system import System
+from intarsia.systems import SYSTEMS, find
+from intarsia.train import Pace, pretrain
+from intarsia.train.start import captions, fresh, without_classes
+
+
+@dataclass
+class Family:
+    """The runs to make and the table of all of them."""
+
+    data: str
+    """Training pairs, as for `intarsia pretrain`."""
+    valid: str
+    """Held-out pairs."""
+    out: Path
+    """A folder for all runs."""
+    valid_split: str = "test"
+    """Part of a data folder that is held out; generated worlds are told apart by their seed."""
+    systems: tuple[str, ...] = tuple(SYSTEMS)
+    steps: int = 1500
+    rows: int = 800
+    dropout: float = 0.0
+    candidates: int = 100
+    """Held-out pairs that retrieval ranks."""
+    workers: int = 1
+    page: Path | None = None
+    """Write the table here, as Markdown."""
+
+
+def blind(cls: type[System]) -> type[System]:
+    """The system without eyes: the same class, whose examples show nothing of their pictures."""
+
+    def hide(self: System, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        return without_picture(cls.hide(self, _untagged(sample), goal, rng, lambda: _untagged(draw())))
+
+    return type(f"Blind{cls.__name__}", (cls,), {"hide": hide})
+
+
+def _untagged(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, pictures=tuple(dataclasses.replace(x, tags=()) for x in sample.pictures))
+
+
+def without_picture(example: Example) -> Example:
+    """The example with all regions hidden and alike; its targets stay."""
+    regions = example.regions
+    if regions is None:
+        return example
+    return dataclasses.replace(
+        example,
+        regions=dataclasses.replace(
+            regions,
+            masked=np.ones(len(regions), np.bool_),
+            boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (len(regions), 1)),
+            probs=None if regions.probs is None else np.full_like(regions.probs, 1 / regions.probs.shape[1]),
+            labels=None if regions.labels is None else np.zeros_like(regions.labels),
+            scores=None if regions.scores is None else np.ones_like(regions.scores),
+        ),
+    )
+
+
+def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
+    """One run, or what it left when it was made before."""
+    folder = options.out / f"{name}-{'seeing' if sees else 'blind'}"
+    result = folder / "result.json"
+    if result.is_file():
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+    cls = find(name) if sees else blind(find(name))
+    source, held = open_source(options.data, "train"), open_source(options.valid, options.valid_split)
+    assert source.provenance is not None, f"{options.data}: extract its regions first"
+    system, recipe = fresh(cls, _budget(cls, options), captions(source), source.provenance)
+    recipe, _ = without_classes(recipe, source.provenance)
+    pace = Pace(log_every=100, save_every=500, valid_every=options.steps // 4, valid_batches=24, tensorboard=False)
+    outcome = pretrain(system, source, recipe, folder, valid=held, workers=options.workers, device="cpu", pace=pace)
+    if not outcome.finished:
+        raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
+    found = {"system": name, "sees": sees, "parameters": sum(x.numel() for x in system.parameters())}
+    found["valid"] = _last(folder / "metrics.jsonl", "valid")
+    found["seconds"] = _last(folder / "metrics.jsonl", "seconds")
+    if sees and type(system).match_scores is not System.match_scores:
+        samples = [held[i] for i in range(min(len(held), options.candidates))]
+        ranked = retrieval(system, *pairs(samples))
+        found["retrieval"] = [ranked.text_to_image.at[1], ranked.image_to_text.at[1]]
+    result.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _budget(cls: type[System], options: Family) -> Any:
+    recipe = cls.recipes["tiny"]
+    return dataclasses.replace(
+        recipe,
+        config=dataclasses.replace(recipe.config, hidden_dropout_prob=options.dropout),
+        schedule=dataclasses.replace(recipe.schedule, steps=options.steps, warmup=options.steps // 20),
+        batching=dataclasses.replace(recipe.batching, rows=options.rows),
+    )
+
+
+def _last(path: Path, field: str) -> Any:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line[field] for line in lines if field in line][-1]
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The runs as a Markdown table: a row an objective of a system."""
+    lines = [
+        "| system | objective | held-out loss, seeing | blind | R@1, text to picture / back | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_name: dict[str, dict[bool, dict[str, Any]]] = {}
+    for result in results:
+        by_name.setdefault(result["system"], {})[result["sees"]] = result
+    for name, arms in by_name.items():
+        seeing, unseeing = arms.get(True), arms.get(False)
+        assert seeing is not None, f"{name}: no seeing run"
+        first = True
+        for goal, loss in seeing["valid"].items():
+            other = "" if unseeing is None else f"{unseeing['valid'].get(goal, float('nan')):.3g}"
+            found = " / ".join(f"{100 * x:.0f} %" for x in seeing.get("retrieval", [])) or "-"
+            ends = f"{found} | {seeing['seconds'] / 60:.1f}" if first else " | "
+            lines.append(f"| {name if first else ''} | {goal} | {loss:.3g} | {other} | {ends} |")
+            first = False
+    return "\n".join(lines) + "\n"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Makes the runs and prints the table."""
+    options = tyro.cli(Family, args=args, prog="python -m intarsia.studies.family")
+    results = [run(options, name, sees) for name in options.systems for sees in (True, False)]
+    print(table(results))
+    if options.page:
+        about = f"`--data {options.data} --valid {options.valid} --steps {options.steps} --rows {options.rows}`"
+        options.page.write_text(f"{options.page.read_text().split(MARK)[0]}{MARK}\n\n{about}\n\n{table(results)}")
+
+
+MARK = "<!-- written by python -m intarsia.studies.family -->"
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BadInput as error:
+        raise SystemExit(f"family: {error}") from None

@@ -1,0 +1,60 @@
+"""What pre-training starts from: a fresh system and a recipe that fit the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from intarsia.data.source import Provenance, Source
+from intarsia.objectives.mrm import NEED_CLASSES
+from intarsia.recipe import Recipe
+from intarsia.system import System, fit_config
+from intarsia.text import Vocab
+
+
+def fresh(cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Provenance) -> tuple[System, Recipe[Any]]:
+    """A system with random weights, drawn by the recipe's seed, whose numbers are those of the vocabulary and the features.
+
+    Returns:
+        The system, and the recipe with its config.
+    """
+    config = fit_config(recipe.config, len(vocab), provenance.width, max(len(provenance.classes), 2))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        return cls(config, vocab), replace(recipe, config=config)
+
+
+def captions(source: Source) -> Vocab:
+    """A vocabulary learnt from all texts and tags of a source."""
+    tags: dict[str, None] = {}
+
+    def texts() -> Iterator[str]:
+        for i in range(len(source)):
+            sample = source[i]
+            tags.update(dict.fromkeys(sample.tags))
+            yield from sample.texts
+
+    said = list(texts())
+    return Vocab.learn(said, more=tags)
+
+
+def without_classes(recipe: Recipe[Any], provenance: Provenance) -> tuple[Recipe[Any], tuple[str, ...]]:
+    """The recipe less the goals that need soft labels, where the features have none.
+
+    Returns:
+        The recipe, and the goals left out.
+    """
+    if provenance.classes:
+        return recipe, ()
+    share: dict[str, float] = {}
+    gone: list[str] = []
+    for goal, weight in recipe.mix.share.items():
+        parts = goal.split("+")
+        kept = "+".join(part for part in parts if part not in NEED_CLASSES)
+        gone += [part for part in parts if part in NEED_CLASSES and part not in gone]
+        if kept:
+            share[kept] = share.get(kept, 0) + weight
+    return replace(recipe, mix=replace(recipe.mix, share=share)), tuple(gone)
