@@ -40,6 +40,26 @@ def swap(
     return replace(sample, pictures=draw().pictures, links=(), also=()), 0
 
 
+def swap_either(
+    sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample], rate: float = 0.5
+) -> tuple[Sample, int]:
+    """Keeps a pair or breaks it, by another picture for the text or by another text for the picture, one as often as the other.
+
+    Args and Returns: as for `swap`. Source: Unicoder-VL, sec. 3; ImageBERT, sec. 4.
+    """
+    if rng.random() >= rate:
+        return sample, 1
+    other = draw()
+    if rng.random() < 0.5:
+        return replace(sample, pictures=other.pictures, links=(), also=()), 0
+    return replace(sample, texts=other.texts, language=other.language, links=(), also=()), 0
+
+
 def score(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of (B, 2) logits against (B) labels, 1 = matched."""
     return F.cross_entropy(logits.float(), labels)
+
+
+def score_one(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross entropy of (B) logits against (B) labels, 1 = matched."""
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from intarsia.system import System
 
 SYSTEMS = {
+    "unicoder_vl": "unicoder_vl:UnicoderVL",
     "uniter": "uniter:UNITER",
+    "imagebert": "imagebert:ImageBERT",
 }
 
 

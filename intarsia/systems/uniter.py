@@ -19,11 +19,11 @@ from intarsia.batch import Batch, Encoded, Example, Regions, Sample
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, link_rows, region_rows
 from intarsia.objectives import itm, mlm, mrm, wra
-from intarsia.packed import join, joined_rows
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
+from intarsia.parts.stream import encode_joined
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import refer
@@ -34,6 +34,7 @@ from intarsia.tasks.retrieval import Retrieval
 from intarsia.tasks.vcr import VCR
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
+from intarsia.weights import bert
 from intarsia.weights.keymap import KeyMap, Tied
 
 
@@ -310,15 +311,7 @@ class UNITER(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "UNITER needs text and regions"
         seen = self.regions(regions, self.words.segment(regions.segment_ids))  # (R, H)
-        joined = join(text.packing, regions.packing)
-        x = joined_rows(joined, self.words(text), seen)  # (T + R, H)
-        x = self.encoder(x, joined.packing)
-        return Encoded(
-            text=x.index_select(0, joined.rows_a),
-            visual=x.index_select(0, joined.rows_b),
-            visual_packing=regions.packing,
-            pooled=self.pooler(x, joined.packing),
-        )
+        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
@@ -412,26 +405,15 @@ class UNITER(System):
         "intermediate_size": ("encoder.layers.0.up.weight", 0),
     }
     keys = KeyMap(
-        ("uniter.embeddings.word_embeddings.", "words.word."),
-        ("uniter.embeddings.position_embeddings.", "words.position."),
-        ("uniter.embeddings.token_type_embeddings.", "words.segment."),
-        ("uniter.embeddings.LayerNorm.", "words.norm."),
+        *bert.body("uniter."),
         ("uniter.img_embeddings.img_linear.", "regions.feature."),
         ("uniter.img_embeddings.img_layer_norm.", "regions.feature_norm."),
         ("uniter.img_embeddings.pos_linear.", "regions.geometry."),
         ("uniter.img_embeddings.pos_layer_norm.", "regions.geometry_norm."),
         ("uniter.img_embeddings.mask_embedding.", "regions.mask."),
         ("uniter.img_embeddings.LayerNorm.", "regions.norm."),
-        ("uniter.encoder.layer.{i}.attention.self.{query,key,value}.", "encoder.layers.{i}.attention.qkv."),
-        ("uniter.encoder.layer.{i}.attention.output.dense.", "encoder.layers.{i}.attention.out."),
-        ("uniter.encoder.layer.{i}.attention.output.LayerNorm.", "encoder.layers.{i}.attention_norm."),
-        ("uniter.encoder.layer.{i}.intermediate.dense.", "encoder.layers.{i}.up."),
-        ("uniter.encoder.layer.{i}.output.dense.", "encoder.layers.{i}.down."),
-        ("uniter.encoder.layer.{i}.output.LayerNorm.", "encoder.layers.{i}.norm."),
         ("uniter.pooler.dense.", "pooler.dense."),
-        ("cls.predictions.transform.dense.", "word_head.transform.dense."),
-        ("cls.predictions.transform.LayerNorm.", "word_head.transform.norm."),
-        ("cls.predictions.bias", "word_head.bias"),
+        *bert.word_head(),
         ("feat_regress.net.0.", "feature_head.transform.dense."),
         ("feat_regress.net.2.", "feature_head.transform.norm."),
         ("feat_regress.bias", "feature_head.bias"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
@@ -37,3 +38,22 @@ class Retrieval:
         rival = likely.new_zeros(len(likely)).index_add(0, batch.sample, likely * true)[batch.sample]  # (B)
         broken = 1 - true
         return ((self.margin + likely - rival).clamp(min=0) * broken).sum() / broken.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RetrievalBinary:
+    """Each pair is true or broken by itself. Batch.targets["retrieval"] as for `Retrieval`. Source: Unicoder-VL; ImageBERT, sec. 5."""
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One number from the pooled vector."""
+        head = nn.Linear(config.hidden_size, 1)
+        initialise(head, config.initializer_range)
+        return head
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B) logits, higher = a better match."""
+        return head(encoded.pooled).squeeze(-1)  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy."""
+        return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("retrieval").float())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig, groups
+from intarsia.tasks import HeadConfig, Scorer, groups, linear
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,28 @@ class VCR:
     def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
         """(S, choices) what the choices of a sample are compared by: the logit of being right, not the difference of both."""
         return scores[:, 1][groups(batch.sample, self.choices)]
+
+
+@dataclass(frozen=True)
+class VCROneOf:
+    """The choices of a sample compete. Batch.targets["vcr"]: (B) int64, 1 = the right choice."""
+
+    choices: int = 4
+    scorer: Scorer = linear
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One number from the pooled vector."""
+        return self.scorer(config, 1)
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B) logits."""
+        return head(encoded.pooled).squeeze(-1)  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy over the choices of each sample, averaged over samples."""
+        right = batch.labels("vcr")[groups(batch.sample, self.choices)].argmax(1)
+        return F.cross_entropy(self.ranks(scores, batch).float(), right)
+
+    def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(S, choices) logits."""
+        return scores[groups(batch.sample, self.choices)]

@@ -1,0 +1,281 @@
+"""Unicoder-VL: A Universal Encoder for Vision and Language by Cross-modal Pre-training (Li et al., AAAI 2020).
+
+New: regions are hidden and their object class is told (a hard label); trained on web captions only, for retrieval.
+Unusual: no code and no weights were published. What the paper is known to say is followed; what is not known is a field of the config, named in
+`card.unverified`. Every region is the word [IMG]. Words and regions are hidden in the same pass; a broken pair hides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia import boxes
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample
+from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.objectives import itm, joint, mlm, mrm
+from intarsia.parts.dropout import Dropout
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder
+from intarsia.parts.heads import ClassHead, Pooler, TiedHead
+from intarsia.parts.stream import encode_joined
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks.retrieval import RetrievalBinary
+from intarsia.tasks.vcr import VCROneOf
+from intarsia.text import Vocab
+from intarsia.weights import bert
+from intarsia.weights.keymap import KeyMap
+
+
+@dataclass(frozen=True)
+class UnicoderVLConfig:
+    """The numbers of the one published size."""
+
+    vocab_size: int = 30522
+    """Pieces of the vocabulary (bert-base-uncased)."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    feature_size: int = 2048
+    """Numbers of a region feature."""
+    classes: int = 1601
+    """Classes of the detector, background first; the head tells the others only."""
+    max_pieces: int = 42
+    """Longer texts are left out: 144 rows less 100 regions, [CLS] and [SEP]."""
+    region_position: Literal["shared", "sequential"] = "shared"
+    """Position of the regions: row 0 for all, or 0, 1, 2, .. in the detector's order. Not known."""
+    l2_normalise_features: bool = False
+    """Features are scaled to length 1 first, as M3P does. Not known."""
+    l2_normalise_boxes: bool = False
+    """The five location numbers are scaled to length 1, as M3P does. Not known."""
+    mlm_rate: float = 0.15
+    moc_rate: float = 0.15
+    vlm_rate: float = 0.5
+    """Share of broken pairs."""
+
+
+class RegionEmbeddings(nn.Module):
+    """LN(feature + location) plus the word [IMG], a segment and a position, normalised again. Source: sec. 3.1."""
+
+    def __init__(self, config: UnicoderVLConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.config = config
+        self.feature = nn.Linear(config.feature_size, width)
+        self.location = nn.Linear(5, width)
+        self.norm = nn.LayerNorm(width, eps)
+        self.image_word = nn.Parameter(torch.zeros(width))
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, regions: Regions, words: Words) -> Tensor:
+        """Embeds packed regions: (R, H). Args: words, whose segments, positions and last norm the regions share."""
+        feats, codes = regions.feats.to(self.feature.weight.dtype), boxes.five(regions.boxes)
+        if self.config.l2_normalise_features:
+            feats = F.normalize(feats, dim=-1)
+        if self.config.l2_normalise_boxes:
+            codes = F.normalize(codes, dim=-1)
+        seen = self.dropout(self.norm(self.feature(feats) + self.location(codes)))  # (R, H)
+        place = words.segment(regions.segment_ids) + words.position(regions.position_ids)
+        return words.dropout(words.norm(seen + self.image_word + place))  # type: ignore[no-any-return]
+
+
+def _recipes() -> dict[str, Recipe[UnicoderVLConfig]]:
+    """The published run as far as it is known, and a tiny one."""
+    base = Recipe(
+        config=UnicoderVLConfig(),
+        mix=Mix(share={"mlm+moc+vlm": 1}),
+        optim=Optim(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0),
+        schedule=Schedule(steps=200_000, warmup=10_000),
+        batching=Batching(rows=1400, window=8192, accumulate=4),
+        precision="bf16",
+        note="Conceptual Captions and SBU, 3.8 M pairs, 4 GPUs, batch 192 with accumulation 4; steps, warm-up, decay and clipping are not known.",
+    )
+    tiny = replace(
+        base,
+        config=UnicoderVLConfig(
+            hidden_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.05,
+            mlm_rate=0.25,
+        ),
+        mix=Mix(share={"mlm+moc": 1, "mlm+moc+vlm": 2}, begin={"mlm+moc+vlm": 0.3}),
+        optim=replace(base.optim, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, max_norm=5.0),
+        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
+        batching=Batching(rows=800, window=2048),
+        precision="fp32",
+        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
+    )
+    return {"tiny": tiny, "base": base}
+
+
+def _finetune() -> dict[str, Finetune]:
+    """Retrieval and VCR; the numbers are those of M3P, which goes on from this system, where the paper's are not known."""
+    optim = Optim(lr=5e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0)
+    retrieval = Tuning(
+        optim=optim,
+        schedule=Schedule(steps=30_000, warmup=3000),
+        batching=Batching(rows=3000, accumulate=4),
+        samples=24,
+        note="beside each true pair three broken ones, by picture and by text; steps not known",
+    )
+    vcr = replace(retrieval, note="not known")
+    first = {"weight": ("match_head.weight", 0), "bias": ("match_head.bias", 0)}
+    return {
+        "retrieval": Finetune(RetrievalBinary(), {"base": retrieval}, KeyMap(("head.", "head.")), head_from=first),
+        "vcr": Finetune(VCROneOf(), {"base": vcr}, KeyMap(("head.", "head."))),
+    }
+
+
+class UnicoderVL(System):
+    """Unicoder-VL; see the module's docstring."""
+
+    Config = UnicoderVLConfig
+    needs = ("text", "regions")
+    card = Card(
+        name="unicoder_vl",
+        title="Unicoder-VL: A Universal Encoder for Vision and Language by Cross-modal Pre-training",
+        venue="AAAI 2020",
+        paper="arXiv:1908.06066",
+        code="none published; read beside microsoft/M3P 8d677d8, its successor",
+        streams="single",
+        new="tells the object class of hidden regions; trained on web captions only",
+        objectives=("mlm", "moc", "vlm"),
+        tasks=("retrieval", "vcr"),
+        weights=(),
+        unverified=(
+            "order and positions of the regions",
+            "normalised features and boxes",
+            "losses of broken pairs",
+            "optimizer, batch and steps",
+            "published scores",
+        ),
+    )
+
+    def __init__(self, config: UnicoderVLConfig, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.words = Words(config)
+        self.regions = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(width)
+        self.word_head = TiedHead(width, config.vocab_size, eps)
+        self.class_head = ClassHead(width, config.classes - 1, eps)
+        self.match_head = nn.Linear(width, 1)
+        initialise(self, config.initializer_range)
+        nn.init.normal_(self.regions.image_word, 0.0, config.initializer_range)
+
+    # 1 -- inputs: [CLS] words [SEP], then the regions, each the word [IMG] -------------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """[CLS] words [SEP] in segment 0, regions in segment 1. vcr: texts are the question and the choices, `form` says which."""
+        parts = [(sample.texts[0], 0)]
+        if task == "vcr":
+            parts.append((sample.texts[1 + form], 0))
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
+        regions = region_rows(sample.key, sample.pictures[0], self.config.feature_size, 1)
+        if self.config.region_position == "sequential":
+            regions.position_ids = np.arange(len(regions))
+        return Example(
+            key=sample.key if task is None else f"{sample.key}@{form}",
+            text=text,
+            regions=regions,
+            links=link_rows(sample, pieces[0]),
+            sample=sample.key,
+        )
+
+    # 2 -- stream: one encoder over words and regions ---------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Embeds, joins and encodes; pools the output of [CLS]."""
+        text, regions = batch.text, batch.regions
+        assert text is not None and regions is not None, "Unicoder-VL needs text and regions"
+        seen = self.regions(regions, self.words)
+        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+
+    # 3 -- objectives -----------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """Words and regions of true pairs; a broken pair (another picture or another text) hides nothing."""
+        config, goals, label = self.config, goal.split("+"), 1
+        if "vlm" in goals:
+            sample, label = itm.swap_either(sample, rng, draw, config.vlm_rate)
+        example = self.lay_out(sample)
+        joint.hide(example, self.vocab, rng, goals, label * config.mlm_rate, label * config.moc_rate)
+        if "vlm" in goals:
+            example.targets["vlm"] = np.array(label)
+        return example
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """One loss a goal; the sum of all three is trained."""
+        assert encoded.visual is not None
+        found: dict[str, Tensor] = {}
+        for goal in batch.targets:
+            match goal:
+                case "mlm":
+                    picks = batch.picks(goal)
+                    found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+                case "moc":
+                    picks = batch.picks(goal)
+                    logits = self.class_head(encoded.visual.index_select(0, picks.rows))
+                    found[goal] = mrm.classify(logits, picks.labels)
+                case "vlm":
+                    found[goal] = itm.score_one(self.match_scores(encoded), batch.labels(goal))
+        return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
+        assert encoded.text is not None
+        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) logits that text and picture belong together."""
+        return self.match_head(encoded.pooled).squeeze(-1).float()  # type: ignore[no-any-return]
+
+    # 4 -- recipes ----------------------------------------------------------------------------------------------------
+
+    recipes = _recipes()
+
+    # 5 -- downstream -------------------------------------------------------------------------------------------------
+
+    heads = ("word_head", "class_head", "match_head")
+    finetune = _finetune()
+
+    # 6 -- checkpoint: none was published; the text part has BERT's names, so that BERT can begin it -------------------
+
+    sizes = {  # noqa: RUF012
+        "vocab_size": ("words.word.weight", 0),
+        "hidden_size": ("words.word.weight", 1),
+        "max_position_embeddings": ("words.position.weight", 0),
+        "type_vocab_size": ("words.segment.weight", 0),
+        "feature_size": ("regions.feature.weight", 1),
+        "intermediate_size": ("encoder.layers.0.up.weight", 0),
+    }
+    keys = KeyMap(
+        *bert.body("bert."),
+        *bert.word_head(),
+        ("bert.pooler.dense.", "pooler.dense."),
+        ("regions.", "regions."),
+        ("class_head.", "class_head."),
+        ("match_head.", "match_head."),
+        optional=("regions.", "word_head.", "class_head.", "match_head."),
+    )
