@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,12 +74,42 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
     )
 
 
-def link_rows(sample: Sample, pieces: Pieces, first: int = 1) -> Array:
-    """Gold links between the first text and the first picture as (P, 2) text row, region row; `first` is the row of the text's first piece."""
+def before_last_sep(rows: TextRows, piece: int) -> TextRows:
+    """The rows with one more special piece, such as [MASK], before the closing [SEP]."""
+    return TextRows(
+        ids=np.insert(rows.ids, -1, piece),
+        segment_ids=np.insert(rows.segment_ids, -1, rows.segment_ids[-1]),
+        position_ids=np.append(rows.position_ids, rows.position_ids[-1] + 1),
+        words=np.insert(rows.words, -1, -1),
+    )
+
+
+def side_by_side(rows: Sequence[RegionRows]) -> RegionRows:
+    """The regions of several pictures as those of one document."""
+
+    def column(name: str) -> Any:
+        values = [getattr(x, name) for x in rows]
+        return None if any(x is None for x in values) else np.concatenate(values)
+
+    return RegionRows(**{name: column(name) for name in RegionRows.__slots__})
+
+
+def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> Array:
+    """Gold links between a text and the first picture.
+
+    Args:
+        sample: with links.
+        pieces: of the text.
+        first: row of the text's first piece.
+        text: its number.
+
+    Returns:
+        (P, 2) text row, region row.
+    """
     rows = [
         (first + row, link.region)
         for link in sample.links
-        if link.text == 0 and link.picture == 0
+        if link.text == text and link.picture == 0
         for row in np.flatnonzero((pieces.spans[:, 0] < link.end) & (pieces.spans[:, 1] > link.start))
     ]
     return np.array(rows, np.int64).reshape(-1, 2)

@@ -58,7 +58,10 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return NotImplemented
-        flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = value.detach().contiguous().reshape(-1)
+        flat = (
+            (flat if len(flat) else flat.new_empty(0)).view(torch.uint8).numpy()
+        )  # of nothing, strides may be anything
         return _tensor, (pickle.PickleBuffer(flat.data), value.dtype, tuple(value.shape))
 
 

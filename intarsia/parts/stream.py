@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from intarsia.batch import Encoded
 from intarsia.packed import Packing, join, joined_rows
-from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler
 
 
 def encode_joined(
-    encoder: Encoder, pooler: Pooler, words: Tensor, text: Packing, regions: Tensor, visual: Packing
+    encoder: Callable[[Tensor, Packing], Tensor],
+    pooler: Pooler,
+    words: Tensor,
+    text: Packing,
+    regions: Tensor,
+    visual: Packing,
 ) -> Encoded:
     """Joins the two inputs of each document, encodes them and pools the output of the first word.
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from intarsia.system import System
 
 SYSTEMS = {
+    "visualbert": "visualbert:VisualBERT",
     "unicoder_vl": "unicoder_vl:UnicoderVL",
     "uniter": "uniter:UNITER",
     "imagebert": "imagebert:ImageBERT",

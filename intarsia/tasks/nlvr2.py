@@ -15,7 +15,7 @@ from intarsia.batch import Batch, Encoded
 from intarsia.packed import join, joined_rows, pad
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
-from intarsia.tasks import HeadConfig, groups
+from intarsia.tasks import HeadConfig, Scorer, groups, linear
 
 
 class CrossAttention(nn.Module):
@@ -112,6 +112,25 @@ class NLVR2Pair:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over samples."""
         return _pair_loss(scores, batch)
+
+
+@dataclass(frozen=True)
+class NLVR2Joint:
+    """One document with the regions of both pictures. Batch.targets["nlvr2"]: (B) int64, 1 = true."""
+
+    scorer: Scorer = linear
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """Two classes from the pooled vector."""
+        return self.scorer(config, 2)
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B, 2) logits."""
+        return head(encoded.pooled)  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy."""
+        return F.cross_entropy(scores.float(), batch.labels("nlvr2"))
 
 
 def _pair_loss(scores: Tensor, batch: Batch) -> Tensor:

@@ -52,3 +52,7 @@ class VQA:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """A scalar, by `criterion`."""
         return self.criterion(scores, batch.labels("vqa"))
+
+    def expected(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(B) the soft score of the likeliest answer; answer 0, "unknown", is never given."""
+        return batch.labels("vqa").gather(1, scores[:, 1:].argmax(1, keepdim=True) + 1).squeeze(1)

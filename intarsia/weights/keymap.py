@@ -2,7 +2,7 @@
 
 A rule is a pair of key prefixes, theirs and ours. `{i}` stands for a number. `{query,key,value}` on their side means three tensors of theirs lie
 stacked along the first axis in one of ours. A `Tied` key is theirs only: the same tensor as another of their keys, checked when read, written out
-again when written. Nothing else is ever left out: a key no rule matches is an error that lists it.
+again when written. A `Drop` key is left out because a rule says so. Nothing else is: a key no rule matches is an error that lists it.
 """
 
 from __future__ import annotations
@@ -35,24 +35,32 @@ class Tied:
     same_as: str
 
 
+@dataclass(frozen=True)
+class Drop:
+    """A key of theirs that holds nothing to keep, such as a table of the numbers 0, 1, 2, .."""
+
+    theirs: str
+
+
 class KeyMap:
     """An ordered list of rules; the first that matches a key wins.
 
     Args:
-        rules: `Move` and `Tied` values, or plain (theirs, ours) pairs.
+        rules: `Move`, `Tied` and `Drop` values, or plain (theirs, ours) pairs.
         spellings: older spellings of key endings, replaced before anything else (gamma and beta of early BERT files).
         optional: prefixes of ours that a file may lack as a whole (heads that were not published).
     """
 
     def __init__(
         self,
-        *rules: Move | Tied | tuple[str, str],
+        *rules: Move | Tied | Drop | tuple[str, str],
         spellings: Mapping[str, str] | None = None,
         optional: tuple[str, ...] = (),
     ) -> None:
         whole = [Move(*rule) if isinstance(rule, tuple) else rule for rule in rules]
         self.moves = [rule for rule in whole if isinstance(rule, Move)]
         self.tied = [rule for rule in whole if isinstance(rule, Tied)]
+        self.dropped = [rule for rule in whole if isinstance(rule, Drop)]
         self.spellings = dict(spellings or {".gamma": ".weight", ".beta": ".bias"})
         self.optional = optional
 
@@ -63,6 +71,8 @@ class KeyMap:
             *self.moves,
             *more.tied,
             *self.tied,
+            *more.dropped,
+            *self.dropped,
             spellings=self.spellings,
             optional=self.optional + more.optional,
         )
@@ -72,14 +82,25 @@ class KeyMap:
         return KeyMap(
             *(Move(move.theirs, prefix + move.ours) for move in self.moves),
             *self.tied,
+            *self.dropped,
             spellings=self.spellings,
             optional=tuple(prefix + start for start in self.optional),
         )
 
+    def behind(self, prefix: str) -> KeyMap:
+        """The same rules for files whose every key begins with one more prefix."""
+        return KeyMap(
+            *(Move(prefix + rule.theirs, rule.ours) for rule in self.moves),
+            *(Tied(prefix + rule.theirs, prefix + rule.same_as) for rule in self.tied),
+            *(Drop(prefix + rule.theirs) for rule in self.dropped),
+            spellings=self.spellings,
+            optional=self.optional,
+        )
+
     def knows(self, theirs: Iterable[str]) -> bool:
         """Whether some rule matches every key."""
-        tied = {rule.theirs for rule in self.tied}
-        return all(key in tied or any(_forward(move, key) for move in self.moves) for key in map(self._spell, theirs))
+        known = {rule.theirs for rule in self.tied} | {rule.theirs for rule in self.dropped}
+        return all(key in known or any(_forward(move, key) for move in self.moves) for key in map(self._spell, theirs))
 
     def to_ours(self, theirs: Mapping[str, Tensor], where: str = "weights") -> State:
         """Their state dict in our layout.
@@ -92,7 +113,7 @@ class KeyMap:
         stacks: dict[str, dict[str, Tensor]] = {}
         unknown = []
         for key, value in spelled.items():
-            if self._check_tied(key, value, spelled, where):
+            if self._check_tied(key, value, spelled, where) or any(rule.theirs == key for rule in self.dropped):
                 continue
             found = next((hit for move in self.moves if (hit := _forward(move, key))), None)
             if found is None:

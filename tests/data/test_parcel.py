@@ -50,3 +50,9 @@ def test_text_needs_no_block() -> None:
     sent = parcel("sample 3: no picture")
     assert sent.open() == "sample 3: no picture"
     assert len(sent.block) == 0
+
+
+def test_nothing_travels_whatever_its_strides() -> None:
+    empty = [torch.zeros(0, 5), torch.from_numpy(np.broadcast_to(np.int64(3), (4,))[:0]), torch.ones(3).expand(0, 3)]
+    for one, other in zip(parcel(empty).open(), empty, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -1,0 +1,373 @@
+"""VisualBERT: A Simple and Performant Baseline for Vision and Language (Li et al., arXiv 2019).
+
+New: plain BERT reads words and projected regions as one sequence; self-attention alone must find which word means which region.
+Unusual: two captions a document, the second true or not. Regions are never hidden, have no geometry and all stand at one position of a table of their own.
+The authors' pooler never trains. A region's segment is 0, where Hugging Face's code says 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from intarsia import boxes
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.errors import BadInput
+from intarsia.layout import before_last_sep, bert_rows, link_rows, region_rows, side_by_side
+from intarsia.objectives import itm, mlm
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder, Layer
+from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.stream import encode_joined
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks import before_last, linear
+from intarsia.tasks.ground import Grounding
+from intarsia.tasks.nlvr2 import NLVR2Joint
+from intarsia.tasks.vcr import VCROneOf
+from intarsia.tasks.vqa import VQA, share_loss
+from intarsia.text import Vocab
+from intarsia.weights import bert
+from intarsia.weights.keymap import Drop, KeyMap, Tied
+
+
+@dataclass(frozen=True)
+class VisualBERTConfig:
+    """The numbers of the one published size, with the features of the VQA runs."""
+
+    vocab_size: int = 30522
+    """Pieces of the vocabulary (bert-base-uncased)."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    feature_size: int = 2048
+    """Numbers of a region feature."""
+    box_numbers: bool = False
+    """x1, y1, x2, y2, width and height are appended to the feature (the Flickr30k runs)."""
+    visual_segment: int = 0
+    """Segment of the regions of the first picture; weights trained with Hugging Face's code may have 1."""
+    max_pieces: int = 125
+    """Longer texts are left out, where the authors cut them."""
+    two_captions: bool = True
+    """Pre-training documents hold a true caption and a second one, of the same picture or not; False = one caption."""
+    late_fusion: bool = False
+    """The encoder sees words only, one more layer sees both (the authors' ablation)."""
+    train_pooler: bool = False
+    """The authors leave the pooler as BERT has it, in every phase."""
+    mlm_rate: float = 0.15
+    itm_rate: float = 0.5
+    """Share of documents whose (second) caption is of another picture."""
+
+
+class RegionEmbeddings(nn.Module):
+    """Projected features with a segment and a position from tables of their own. Source: sec. 3.2."""
+
+    def __init__(self, config: VisualBERTConfig) -> None:
+        super().__init__()
+        self.box_numbers = config.box_numbers
+        self.feature = nn.Linear(config.feature_size + 6 * config.box_numbers, config.hidden_size)
+        self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, regions: Regions, text: Text, words: Words, links: Tensor | None) -> Tensor:
+        """Embeds packed regions: (R, H).
+
+        Args:
+            regions: (R) rows.
+            text: the words, for their positions.
+            words: its norm is the regions' too.
+            links: (P, 2) text row, region row; a region takes the mean position of the words that name it (VCR).
+        """
+        feats = regions.feats.to(self.feature.weight.dtype)
+        if self.box_numbers:
+            feats = torch.cat([feats, boxes.six(regions.boxes).to(feats.dtype)], -1)
+        x = self.feature(feats) + self.segment(regions.segment_ids) + self.position(regions.position_ids)
+        if links is not None and len(links):
+            named = words.position(text.position_ids[links[:, 0]])  # (P, H)
+            count = x.new_zeros(len(x)).index_add(0, links[:, 1], x.new_ones(len(links))).clamp(min=1)
+            x = x + torch.zeros_like(x).index_add(0, links[:, 1], named.to(x.dtype)) / count[:, None]
+        return words.dropout(words.norm(x))  # type: ignore[no-any-return]
+
+
+def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
+    """The authors' COCO runs, one for each kind of feature, and a tiny one."""
+    base = Recipe(
+        config=VisualBERTConfig(),
+        mix=Mix(share={"mlm+itm": 1}),
+        optim=_adam(5e-5),
+        schedule=Schedule(steps=123_000, warmup=12_300),
+        batching=Batching(rows=1500, window=8192),
+        note="COCO captions, 10 epochs at batch 48 on 4 GPUs; fp32; features of the VQA runs (Detectron, 100 regions).",
+    )
+    nlvr2 = replace(
+        base,
+        config=VisualBERTConfig(feature_size=1024),
+        schedule=Schedule(steps=92_000, warmup=9200),
+        batching=Batching(rows=2000, window=8192),
+        note="As base with the features of the NLVR2 runs (Mask R-CNN FPN, 1024 numbers, 144 regions), batch 64.",
+    )
+    vcr = replace(
+        base,
+        config=VisualBERTConfig(feature_size=512),
+        optim=_adam(1e-4),
+        schedule=Schedule(steps=46_000, warmup=4600),
+        batching=Batching(rows=4000, window=8192),
+        note="As base with the features of the VCR runs (R2C's detector, 512 numbers), batch 128.",
+    )
+    flickr = replace(
+        base,
+        config=VisualBERTConfig(box_numbers=True),
+        schedule=Schedule(steps=185_000, warmup=18_500),
+        batching=Batching(rows=1000, window=8192),
+        note="As base with the features of the Flickr30k runs (bottom-up attention and six box numbers), batch 32.",
+    )
+    tiny = replace(
+        base,
+        config=VisualBERTConfig(
+            hidden_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.05,
+            mlm_rate=0.25,
+            two_captions=False,
+            train_pooler=True,
+        ),
+        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
+        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
+        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
+        batching=Batching(rows=800, window=2048),
+        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
+    )
+    return {"tiny": tiny, "base": base, "base_nlvr2": nlvr2, "base_vcr": vcr, "base_flickr": flickr}
+
+
+def _adam(lr: float) -> Optim:
+    """BertAdam: moments without bias correction, every tensor clipped by its own norm."""
+    return Optim(
+        lr=lr,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        no_decay=("bias", "norm"),
+        max_norm=1.0,
+        clip="each",
+        bias_correction=False,
+    )
+
+
+def _finetune() -> dict[str, Finetune]:
+    """The downstream tasks with the authors' numbers; all use 4 GPUs."""
+
+    def tuning(samples: int, steps: int, note: str) -> dict[str, Tuning]:
+        schedule, batching = Schedule(steps=steps, warmup=steps // 10), Batching(rows=130 * samples // 4)
+        return {"base": Tuning(_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
+
+    classifier = KeyMap(("classifier.", "head.1."))
+    return {
+        "vqa": Finetune(
+            VQA(reads=before_last, scorer=linear, criterion=share_loss),
+            tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
+            classifier,
+        ),
+        "nlvr2": Finetune(NLVR2Joint(), tuning(64, 13_500, "10 epochs, batch 64; 144 regions a picture"), classifier),
+        "vcr": Finetune(
+            VCROneOf(),
+            tuning(32, 53_000, "8 epochs of Q to A (12 of QA to R), batch 32; boxes tied to their words"),
+            classifier,
+        ),
+        "ground": Finetune(
+            Grounding(),
+            tuning(32, 23_000, "5 epochs of Flickr30k, batch 32"),
+            KeyMap(("flickr_attention.", "head.")),
+            keeps=("word_head", "match_head"),
+        ),
+    }
+
+
+class VisualBERT(System):
+    """VisualBERT; see the module's docstring."""
+
+    Config = VisualBERTConfig
+    needs = ("text",)
+    card = Card(
+        name="visualbert",
+        title="VisualBERT: A Simple and Performant Baseline for Vision and Language",
+        venue="arXiv 2019",
+        paper="arXiv:1908.03557",
+        code="github.com/uclanlp/visualbert 2a9e8bd",
+        streams="single",
+        new="BERT over words and regions in one sequence, nothing else",
+        objectives=("mlm", "itm"),
+        tasks=("vqa", "nlvr2", "vcr", "ground"),
+        weights=("uclanlp/visualbert .th", "Hugging Face VisualBertForPreTraining"),
+        unverified=("published VQA scores", "names of some checkpoints"),
+    )
+
+    def __init__(self, config: VisualBERTConfig, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width = config.hidden_size
+        self.words = Words(config)
+        self.regions = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        if config.late_fusion:
+            self.fusion = Layer(config)
+        self.pooler = Pooler(width).requires_grad_(config.train_pooler)
+        self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
+        self.match_head = nn.Linear(width, 2)
+        initialise(self, config.initializer_range)
+
+    # 1 -- inputs: [CLS] caption [SEP] second caption [SEP], then the regions ------------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """Texts in segments 0 and 1, then the regions.
+
+        vqa: the question and [MASK]. nlvr2: the regions of both pictures, the second's in segment 1. vcr: texts are the question (with the right
+        answer, for rationales) and the choices, `form` says which; gold links tie regions to the first piece of their words.
+        """
+        texts = sample.texts[:2] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
+        if task == "vqa":
+            texts = (sample.texts[0].rstrip(" ?") + " ?",)
+        parts = [(text, i) for i, text in enumerate(texts)]
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
+        if task == "vqa":
+            text = before_last_sep(text, self.vocab.mask)
+        if task == "nlvr2" and len(sample.pictures) < 2:
+            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs 2")
+        shown = sample.pictures[: 2 if task == "nlvr2" else 1]
+        regions = [
+            region_rows(sample.key, picture, self.config.feature_size, self.config.visual_segment + i, i)
+            for i, picture in enumerate(shown)
+        ]
+        example = Example(sample.key, text, side_by_side(regions) if regions else None, sample=sample.key)
+        if task == "vcr":
+            example.key = f"{sample.key}@{form}"
+            second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
+            example.links = _first_pieces(np.concatenate([link_rows(sample, pieces[0]), second]), text.words)
+        return example
+
+    # 2 -- stream: BERT over both --------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Embeds, joins and encodes; pools the output of [CLS]. Without regions it is BERT."""
+        text, regions = batch.text, batch.regions
+        assert text is not None, "VisualBERT needs text"
+        words = self.words(text)
+        if regions is None:
+            x = self.encoder(words, text.packing)
+            return Encoded(text=x, visual=None, visual_packing=None, pooled=self.pooler(x, text.packing))
+        seen = self.regions(regions, text, self.words, batch.links)
+        if self.config.late_fusion:
+            words = self.encoder(words, text.packing)
+        both = self.fusion if self.config.late_fusion else self.encoder
+        return encode_joined(both, self.pooler, words, text.packing, seen, regions.packing)
+
+    # 3 -- objectives ---------------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """Words are hidden, regions never; the second caption (or the only one) is of another picture half of the time (sec. 3.3)."""
+        goals, label = goal.split("+"), 1
+        if "itm" in goals:
+            if self.config.two_captions and not sample.also:
+                raise BadInput(f"sample {sample.key}: its picture has one caption, two_captions needs two")
+            if rng.random() < self.config.itm_rate:
+                label, other = 0, draw().texts[0]
+            else:
+                other = str(rng.choice(sample.also)) if self.config.two_captions else sample.texts[0]
+            sample = replace(sample, texts=(sample.texts[0], other) if self.config.two_captions else (other,))
+        example = mlm.hide_any(self.lay_out(sample), self.vocab, rng, self.config.mlm_rate)
+        if "itm" in goals:
+            example.targets["itm"] = np.array(label)
+        return example
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """One loss a goal; the sum of both is trained."""
+        found: dict[str, Tensor] = {}
+        if "mlm" in batch.targets:
+            picks = batch.picks("mlm")
+            found["mlm"] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+        if "itm" in batch.targets:
+            found["itm"] = itm.score(self.match_head(encoded.pooled), batch.labels("itm"))
+        return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
+        assert encoded.text is not None
+        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) log odds that the (second) caption belongs to the picture."""
+        logits = self.match_head(encoded.pooled).float()
+        return logits[:, 1] - logits[:, 0]  # type: ignore[no-any-return]
+
+    # 4 -- recipes ------------------------------------------------------------------------------------------------------
+
+    recipes = _recipes()
+
+    # 5 -- downstream ---------------------------------------------------------------------------------------------------
+
+    heads = ("word_head", "match_head")
+    finetune = _finetune()
+
+    # 6 -- checkpoint: the authors' files have one more "bert." in front, their wrapper's; MMF's have "model." ------------------
+
+    sizes = {  # noqa: RUF012
+        "vocab_size": ("words.word.weight", 0),
+        "hidden_size": ("words.word.weight", 1),
+        "max_position_embeddings": ("words.position.weight", 0),
+        "type_vocab_size": ("words.segment.weight", 0),
+        "feature_size": ("regions.feature.weight", 1),
+        "intermediate_size": ("encoder.layers.0.up.weight", 0),
+    }
+    keys = KeyMap(
+        *bert.body("bert."),
+        ("bert.embeddings.projection.", "regions.feature."),
+        ("bert.embeddings.token_type_embeddings_visual.", "regions.segment."),
+        ("bert.embeddings.position_embeddings_visual.", "regions.position."),
+        *bert.layers("bert.additional_layer.", "fusion."),
+        ("bert.pooler.dense.", "pooler.dense."),
+        *bert.word_head(),
+        ("cls.seq_relationship.", "match_head."),
+        Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        optional=("word_head.", "match_head."),
+    )
+    layouts = {  # noqa: RUF012
+        "wrapped": keys.behind("bert."),
+        "mmf": keys.behind("model."),
+        "hf": KeyMap(
+            *bert.body("visual_bert."),
+            ("visual_bert.embeddings.visual_projection.", "regions.feature."),
+            ("visual_bert.embeddings.visual_token_type_embeddings.", "regions.segment."),
+            ("visual_bert.embeddings.visual_position_embeddings.", "regions.position."),
+            *bert.layers("visual_bert.additional_layer.", "fusion."),
+            ("visual_bert.pooler.dense.", "pooler.dense."),
+            *bert.word_head(),
+            ("cls.seq_relationship.", "match_head."),
+            Tied("cls.predictions.decoder.weight", "visual_bert.embeddings.word_embeddings.weight"),
+            Tied("cls.predictions.decoder.bias", "cls.predictions.bias"),
+            Drop("visual_bert.embeddings.position_ids"),
+            optional=("word_head.", "match_head."),
+        ),
+    }
+
+
+def _first_pieces(links: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Of links to several pieces of a mention only the first: (P, 2)."""
+    follows = np.zeros(len(links), np.bool_)
+    follows[1:] = (links[1:, 1] == links[:-1, 1]) & (links[1:, 0] == links[:-1, 0] + 1)
+    return links[~follows]
