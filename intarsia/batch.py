@@ -134,6 +134,13 @@ class RegionRows:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def first(self, count: int) -> RegionRows:
+        """The first `count` of them."""
+        rows = {
+            f.name: value if value is None else value[:count] for f in fields(self) for value in [getattr(self, f.name)]
+        }
+        return RegionRows(**rows)
+
 
 @dataclass(slots=True)
 class Pick:

@@ -12,14 +12,18 @@ from intarsia.errors import BadInput, TooLong
 from intarsia.text import Pieces, Vocab
 
 
-def bert_rows(vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: int) -> tuple[TextRows, list[Pieces]]:
-    """[CLS] part [SEP] part [SEP] .., positions from 0. A [SEP] takes the segment of what follows it, the last one of what precedes.
+def bert_rows(
+    vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: int, cut: bool = False, own_sep: bool = False
+) -> tuple[TextRows, list[Pieces]]:
+    """[CLS] part [SEP] part [SEP] .., positions from 0.
 
     Args:
         vocab: cuts the texts.
         key: of the sample, for errors.
         parts: texts with their segments.
         limit: pieces in all, special tokens not counted.
+        cut: longer texts lose pieces at the end of the longest part until they fit (Oscar's tags), instead of being refused.
+        own_sep: a [SEP] has the segment of the part it closes, as in BERT; else that of the part which follows, the last one excepted (UNITER).
 
     Returns:
         The rows, and the pieces of each part.
@@ -32,12 +36,15 @@ def bert_rows(vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: i
     for piece, (text, _) in zip(pieces, parts, strict=True):
         if not len(piece):
             raise BadInput(f"sample {key}: the caption {text!r} is empty")
+    while cut and sum(map(len, pieces)) > limit:
+        longest = max(range(len(pieces)), key=lambda i: (len(pieces[i]), i))
+        pieces[longest] = Pieces(pieces[longest].ids[:-1], pieces[longest].words[:-1], pieces[longest].spans[:-1])
     if (count := sum(map(len, pieces))) > limit:
         raise TooLong(f"sample {key}: {count} pieces of text, the limit is {limit}")
     ids, segments, words = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])]
     for i, piece in enumerate(pieces):
         ids += [piece.ids, np.array([vocab.sep])]
-        segments += [parts[i][1]] * len(piece) + [parts[min(i + 1, len(parts) - 1)][1]]
+        segments += [parts[i][1]] * len(piece) + [parts[i if own_sep else min(i + 1, len(parts) - 1)][1]]
         words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
     rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
     return rows, pieces

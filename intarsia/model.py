@@ -225,7 +225,7 @@ def _smallest(cls: type[System]) -> Any:
 
 def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path) -> Any:
     """The config with the numbers that the shapes of the weights say."""
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {field: key in state for field, key in cls.flags.items()}
     for field, (key, axis) in cls.sizes.items():
         if key not in state:
             continue

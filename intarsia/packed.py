@@ -112,6 +112,26 @@ def join(a: Packing, b: Packing) -> Joined:
     )
 
 
+def split(packing: Packing, first: Tensor) -> Packing:
+    """Every document cut in two, which then do not see each other.
+
+    Args:
+        packing: of B documents, without levels.
+        first: (B) int64, rows of the first part of each.
+
+    Returns:
+        The packing of 2 B documents over the same rows.
+    """
+    second = packing.pos >= first[packing.doc]  # (N)
+    ends = torch.stack([packing.cu_seqlens[:-1] + first, packing.cu_seqlens[1:].long()], 1).flatten()  # (2 B)
+    return Packing(
+        torch.cat([packing.cu_seqlens[:1], ends.int()]),
+        packing.max_seqlen,
+        2 * packing.doc + second,
+        packing.pos - second * first[packing.doc],
+    )
+
+
 def joined_rows(joined: Joined, a: Tensor, b: Tensor) -> Tensor:
     """Lays the rows of two streams (Na, ..) and (Nb, ..) into one tensor (Na + Nb, ..)."""
     return _place(a, joined.rows_a, b, joined.rows_b)

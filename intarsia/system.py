@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
@@ -35,6 +35,8 @@ class System(nn.Module, ABC):
     """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
     reads_text_alone: ClassVar[bool] = False
@@ -93,6 +95,18 @@ class System(nn.Module, ABC):
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the words at the given text rows."""
         raise TypeError(f"{self.card.name} does not predict words")
+
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """The document in which the system names the next piece of a caption.
+
+        Args:
+            sample: its picture counts, its texts do not.
+            said: the pieces so far.
+
+        Returns:
+            The document, and the text row of the [MASK] that stands for the next piece.
+        """
+        raise TypeError(f"{self.card.name} does not generate texts")
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""

@@ -59,10 +59,9 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, Tensor):
             return NotImplemented
         flat = value.detach().contiguous().reshape(-1)
-        flat = (
-            (flat if len(flat) else flat.new_empty(0)).view(torch.uint8).numpy()
-        )  # of nothing, strides may be anything
-        return _tensor, (pickle.PickleBuffer(flat.data), value.dtype, tuple(value.shape))
+        whole = flat if len(flat) else flat.new_empty(0)  # of nothing, strides may be anything
+        raw = whole.view(torch.uint8).numpy()
+        return _tensor, (pickle.PickleBuffer(raw.data), value.dtype, tuple(value.shape))
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -17,6 +17,8 @@ SYSTEMS = {
     "visualbert": "visualbert:VisualBERT",
     "unicoder_vl": "unicoder_vl:UnicoderVL",
     "uniter": "uniter:UNITER",
+    "vlp": "vlp:VLP",
+    "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
 }
 

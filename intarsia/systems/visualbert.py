@@ -244,7 +244,7 @@ class VisualBERT(System):
         if task == "vqa":
             texts = (sample.texts[0].rstrip(" ?") + " ?",)
         parts = [(text, i) for i, text in enumerate(texts)]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, own_sep=True)
         if task == "vqa":
             text = before_last_sep(text, self.vocab.mask)
         if task == "nlvr2" and len(sample.pictures) < 2:
@@ -334,6 +334,7 @@ class VisualBERT(System):
         "feature_size": ("regions.feature.weight", 1),
         "intermediate_size": ("encoder.layers.0.up.weight", 0),
     }
+    flags = {"late_fusion": "fusion.norm.weight"}  # noqa: RUF012
     keys = KeyMap(
         *bert.body("bert."),
         ("bert.embeddings.projection.", "regions.feature."),

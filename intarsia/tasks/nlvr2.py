@@ -5,6 +5,7 @@ Two documents a sample, the sentence with the left picture and the sentence with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,15 +96,22 @@ class NLVR2:
         return _pair_loss(scores, batch)
 
 
+def one_layer(config: HeadConfig) -> nn.Module:
+    """A linear map of both pooled vectors."""
+    head = nn.Linear(2 * config.hidden_size, 2)
+    initialise(head, config.initializer_range)
+    return head
+
+
 @dataclass(frozen=True)
 class NLVR2Pair:
     """The two pooled vectors side by side, and nothing else. Batch.targets["nlvr2"] as for `NLVR2`."""
 
+    scorer: Callable[[HeadConfig], nn.Module] = one_layer
+
     def head(self, config: HeadConfig) -> nn.Module:
-        """One layer on both pooled vectors."""
-        head = nn.Linear(2 * config.hidden_size, 2)
-        initialise(head, config.initializer_range)
-        return head
+        """On both pooled vectors."""
+        return self.scorer(config)
 
     def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
         """(S, 2) logits, one row a sample."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.embeddings import initialise
-from intarsia.tasks import HeadConfig
+from intarsia.tasks import HeadConfig, Scorer, linear
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,22 @@ class RetrievalBinary:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean binary cross entropy."""
         return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("retrieval").float())
+
+
+@dataclass(frozen=True)
+class RetrievalTwoWay:
+    """Each pair is broken or true, two classes. Batch.targets["retrieval"] as for `Retrieval`. Source: Oscar, sec. 5."""
+
+    scorer: Scorer = linear
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """Two classes from the pooled vector."""
+        return self.scorer(config, 2)
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B, 2) logits: broken, true."""
+        return head(encoded.pooled)  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy."""
+        return F.cross_entropy(scores.float(), batch.labels("retrieval"))

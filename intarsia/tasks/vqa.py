@@ -31,6 +31,11 @@ def share_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), -1), targets.float(), reduction="batchmean")
 
 
+def one_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of (B, C) logits against the best answer of (B, C) targets (GQA, where one answer is right)."""
+    return F.cross_entropy(logits.float(), targets.argmax(1))
+
+
 @dataclass(frozen=True)
 class VQA:
     """Every answer has a soft target. Batch.targets["vqa"]: (B, answers) float in [0, 1]."""

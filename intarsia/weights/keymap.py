@@ -97,8 +97,12 @@ class KeyMap:
             optional=self.optional,
         )
 
-    def knows(self, theirs: Iterable[str]) -> bool:
-        """Whether some rule matches every key."""
+    def knows(self, theirs: Mapping[str, Tensor]) -> bool:
+        """Whether some rule matches every key, and what should be tied is."""
+        for rule in self.tied:
+            one, other = theirs.get(rule.theirs), theirs.get(rule.same_as)
+            if one is not None and other is not None and not torch.equal(one, other):
+                return False
         known = {rule.theirs for rule in self.tied} | {rule.theirs for rule in self.dropped}
         return all(key in known or any(_forward(move, key) for move in self.moves) for key in map(self._spell, theirs))
 

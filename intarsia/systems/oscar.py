@@ -1,0 +1,475 @@
+"""Oscar: Object-Semantics Aligned Pre-training for Vision-Language Tasks (Li et al., ECCV 2020); Oscar+ of VinVL (Zhang et al., CVPR 2021).
+
+New: the names of the detected objects stand between caption and regions, as anchors; a pooled vector tells whether they were exchanged. Oscar+ tells
+exchanged captions too and normalises the projected regions.
+Unusual: regions have neither position nor segment nor a norm of their own in Oscar; class 0 of the contrast is the clean triple. Captions are written by
+masked words that see what stands before, all tags and all regions. The captioner's word table is not that of its embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia import boxes
+from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
+from intarsia.errors import BadInput
+from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.objectives import lm, mlm
+from intarsia.packed import Packing, split
+from intarsia.parts.dropout import Dropout
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder
+from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.stream import encode_joined
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks import HeadConfig, Scorer, linear
+from intarsia.tasks.nlvr2 import NLVR2Pair
+from intarsia.tasks.retrieval import RetrievalTwoWay
+from intarsia.tasks.vqa import VQA, one_answer_loss
+from intarsia.text import Vocab
+from intarsia.weights import bert
+from intarsia.weights.keymap import KeyMap, Tied
+
+
+@dataclass(frozen=True)
+class OscarConfig:
+    """The numbers of Oscar-base; the recipes replace some."""
+
+    vocab_size: int = 30522
+    """Pieces of the vocabulary (bert-base-uncased)."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    feature_size: int = 2048
+    """Numbers of a region feature; six box numbers are appended."""
+    use_img_layernorm: bool = False
+    """Projected regions are normalised (Oscar+)."""
+    img_layer_norm_eps: float = 1e-12
+    num_contrast_classes: int = 2
+    """2: clean, second text exchanged. 3: caption exchanged as well (Oscar+)."""
+    texta_false_prob: float = 0.0
+    """Share of documents whose caption is exchanged; .25 in Oscar+."""
+    textb_sample_mode: Literal[0, 1] = 0
+    """What takes the place of the tags: 0 = another picture's caption or tags, one as often as the other; 1 = its tags."""
+    mask_loss_for_unmatched: bool = True
+    """Words of exchanged tags are hidden too."""
+    max_pieces: int = 32
+    """Caption and tags together; the longer of the two is cut until they fit."""
+    max_regions: int = 50
+    """More regions are left out, from the end of the detector's order."""
+    mlm_rate: float = 0.15
+    untied_words: bool = False
+    """The words are told by a table of their own (captioning)."""
+    max_caption_rows: int = 40
+    """In captioning: the tags' positions begin here."""
+    lm_most: int = 3
+    """In captioning: at most so many words are hidden."""
+    label_smoothing: float = 0.0
+    drop_worst: float = 0.0
+    """In captioning: share of hidden words left out of the loss, the worst ones."""
+    attention: Literal["CLR", "CL", "LR"] = "CLR"
+    """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named alone (the authors' ablation)."""
+
+
+class RegionEmbeddings(nn.Module):
+    """Feature and six box numbers, projected, in Oscar+ normalised; nothing else. Source: sec. 3; VinVL, sec. 3."""
+
+    def __init__(self, config: OscarConfig) -> None:
+        super().__init__()
+        self.feature = nn.Linear(config.feature_size + 6, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.img_layer_norm_eps) if config.use_img_layernorm else None
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, regions: Regions) -> Tensor:
+        """Embeds packed regions: (R, H)."""
+        feats = torch.cat([regions.feats.float(), boxes.six(regions.boxes.float())], -1)
+        x = self.feature(feats.to(self.feature.weight.dtype))
+        return self.dropout(x if self.norm is None else self.norm(x))  # type: ignore[no-any-return]
+
+
+LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+PLUS: dict[str, Any] = {
+    "use_img_layernorm": True,
+    "num_contrast_classes": 3,
+    "texta_false_prob": 0.25,
+    "textb_sample_mode": 1,
+}
+
+
+def _recipes() -> dict[str, Recipe[OscarConfig]]:
+    """Oscar, Oscar+, their captioners, and a tiny run."""
+    base = Recipe(
+        config=OscarConfig(),
+        mix=Mix(share={"mlm+contrast": 1}),
+        optim=_adam(5e-5, max_norm=10.0),
+        schedule=Schedule(steps=1_000_000, warmup=0),
+        batching=Batching(rows=16_000, window=8192, accumulate=4),
+        note="6.5 M triples of COCO, CC, SBU, Flickr30k, GQA and VG-QA; batch 768, at least 1 M steps (from the paper); fp32.",
+    )
+    large = replace(
+        base,
+        config=OscarConfig(**LARGE),
+        optim=_adam(1e-5, max_norm=10.0),
+        schedule=Schedule(steps=900_000, warmup=0),
+        batching=Batching(rows=10_000, window=8192, accumulate=4),
+        note="As base; batch 512, at least 900,000 steps.",
+    )
+    base_plus = replace(
+        base,
+        config=OscarConfig(**PLUS),
+        optim=_adam(1e-4, max_norm=10.0),
+        batching=Batching(rows=20_000, window=8192, accumulate=4),
+        note="Oscar+ (VinVL): 8.85 M triples; batch 1,024, at least 1 M steps; features of X152-C4.",
+    )
+    large_plus = replace(base_plus, config=OscarConfig(**LARGE, **PLUS), optim=_adam(3e-5, max_norm=10.0))
+    caption = replace(
+        base,
+        config=OscarConfig(untied_words=True, max_pieces=67),
+        mix=Mix(share={"caption": 1}),
+        optim=_adam(3e-5, max_norm=1.0),
+        schedule=Schedule(steps=66_000, warmup=0),
+        batching=Batching(rows=7000, window=8192),
+        note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy only, no SCST.",
+    )
+    caption_plus = replace(
+        caption,
+        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2),
+        schedule=Schedule(steps=132_000, warmup=0),
+        note="VinVL: 60 epochs, word table tied; the authors drop the worst words only after 20,000 steps.",
+    )
+    tiny = replace(
+        base,
+        config=OscarConfig(
+            hidden_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.05,
+            mlm_rate=0.25,
+            **PLUS,
+        ),
+        mix=Mix(share={"mlm": 1, "mlm+contrast": 2}, begin={"mlm+contrast": 0.3}),
+        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
+        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
+        batching=Batching(rows=800, window=2048),
+        note="Not a published recipe: Oscar+ on generated scenes from scratch, in minutes on two CPU cores.",
+    )
+    return {
+        "tiny": tiny,
+        "base": base,
+        "large": large,
+        "base_plus": base_plus,
+        "large_plus": large_plus,
+        "caption": caption,
+        "caption_plus": caption_plus,
+    }
+
+
+def _adam(lr: float, max_norm: float, decay: float = 0.01) -> Optim:
+    no_decay = ("bias", "norm")
+    return Optim(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, no_decay=no_decay, max_norm=max_norm)
+
+
+def two_layers(scale: int) -> Scorer:
+    """Dropout, a layer `scale` times as wide, ReLU, outputs: the authors' "mlp" classifier."""
+
+    def make(config: HeadConfig, outputs: int) -> nn.Module:
+        width = config.hidden_size
+        head = nn.Sequential(
+            Dropout(config.hidden_dropout_prob),
+            nn.Linear(width, scale * width),
+            nn.ReLU(),
+            nn.Linear(scale * width, outputs),
+        )
+        initialise(head, config.initializer_range)
+        return head
+
+    return make
+
+
+def pair_of(scale: int, norm: bool) -> Callable[[HeadConfig], nn.Module]:
+    """For NLVR2: a layer on both pooled vectors, ReLU, in Oscar+ a norm, two classes."""
+
+    def make(config: HeadConfig) -> nn.Module:
+        width = config.hidden_size
+        middle = [nn.LayerNorm(scale * width, 1e-12)] if norm else []
+        last = nn.Linear(scale * width, 2)
+        head = nn.Sequential(
+            Dropout(config.hidden_dropout_prob), nn.Linear(2 * width, scale * width), nn.ReLU(), *middle, last
+        )
+        initialise(head, config.initializer_range)
+        return head
+
+    return make
+
+
+def _finetune() -> dict[str, Finetune]:
+    """The downstream tasks of both papers; captioning is pre-training with another recipe."""
+
+    def tuning(lr: float, steps: int, rows: int, samples: int, note: str, warmup: int = 0) -> Tuning:
+        schedule = Schedule(steps=steps, warmup=warmup)
+        return Tuning(_adam(lr, 1.0, decay=0.05), schedule, Batching(rows=rows), samples=samples, note=note)
+
+    drop = {"hidden_dropout_prob": 0.3}
+    vqa = {
+        "base": tuning(5e-5, 125_000, 4000, 32, "25 epochs, batch 32 a GPU; dropout .3"),
+        "large": tuning(3e-5, 167_000, 3000, 24, "25 epochs, batch 24 a GPU; dropout .3"),
+    }
+    gqa = {"base": tuning(5e-5, 98_000, 6000, 48, "5 epochs of the balanced questions, batch 48; dropout .3")}
+    nlvr2 = {
+        "base": tuning(3e-5, 24_000, 7000, 72, "20 epochs, batch 72; dropout .3", warmup=10_000),
+        "large": tuning(3e-5, 72_000, 3000, 24, "20 epochs, batch 24; dropout .3", warmup=5000),
+    }
+    retrieval = {
+        "base": tuning(
+            2e-5, 133_000, 4500, 32, "30 epochs of COCO, batch 32 on each of 4 GPUs; one true and one broken pair"
+        ),
+        "large": tuning(1e-5, 266_000, 2500, 16, "as base; VinVL large 7.5e-6"),
+    }
+    one = KeyMap(("classifier.", "head.1."))
+    two = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."))
+    three = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."), ("classifier.3.", "head.4."))
+    long = {"max_pieces": 125}
+    return {
+        "vqa": Finetune(VQA(scorer=linear), vqa, one, config=drop | long),
+        "vqa_mlp": Finetune(VQA(scorer=two_layers(3)), vqa, two, config=drop | long),
+        "gqa": Finetune(
+            VQA(1853, scorer=linear, criterion=one_answer_loss),
+            gqa,
+            one,
+            config=drop | {"max_pieces": 162, "max_regions": 45},
+        ),
+        "nlvr2": Finetune(
+            NLVR2Pair(pair_of(3, norm=False)), nlvr2, two, config=drop | {"max_pieces": 52, "max_regions": 40}
+        ),
+        "nlvr2_plus": Finetune(
+            NLVR2Pair(pair_of(3, norm=True)), nlvr2, three, config=drop | {"max_pieces": 52, "max_regions": 40}
+        ),
+        "retrieval": Finetune(RetrievalTwoWay(), retrieval, one, config={"max_pieces": 67}),
+    }
+
+
+class Oscar(System):
+    """Oscar and Oscar+; see the module's docstring."""
+
+    Config = OscarConfig
+    needs = ("text", "regions")
+    card = Card(
+        name="oscar",
+        title="Oscar: Object-Semantics Aligned Pre-training for Vision-Language Tasks",
+        venue="ECCV 2020 (Oscar+: CVPR 2021)",
+        paper="arXiv:2004.06165, arXiv:2101.00529",
+        code="github.com/microsoft/Oscar 266075f",
+        streams="single",
+        new="names of detected objects stand between caption and regions",
+        objectives=("mlm", "contrast", "caption"),
+        tasks=("vqa", "vqa_mlp", "gqa", "nlvr2", "nlvr2_plus", "retrieval", "caption"),
+        weights=("microsoft/Oscar pytorch_model.bin (Oscar and Oscar+)",),
+        unverified=(
+            "batch and learning rates of pre-training",
+            "corpus sizes",
+            "answers of GQA",
+            "steps of fine-tuning",
+        ),
+    )
+
+    def __init__(self, config: OscarConfig, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width = config.hidden_size
+        self.words = Words(config)
+        self.regions = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(width)
+        self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
+        if config.untied_words:
+            self.decoder = nn.Linear(width, config.vocab_size, bias=False)
+        self.match_head = nn.Linear(width, config.num_contrast_classes)
+        initialise(self, config.initializer_range)
+
+    # 1 -- inputs: [CLS] caption [SEP] tags [SEP], then the regions ---------------------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """Caption in segment 0, tags in segment 1. nlvr2: one document a picture, `form` says which."""
+        second = form if task in ("nlvr2", "nlvr2_plus") else 0
+        if second >= len(sample.pictures):
+            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
+        example = self._document(sample, sample.texts[0], " ".join(sample.pictures[second].tags), second)
+        example.key = sample.key if task is None else f"{sample.key}@{form}"
+        return example
+
+    def lay_out_caption(self, sample: Sample) -> Example:
+        """The caption sees what stands before, tags and regions; nothing sees the caption."""
+        pieces = self.vocab.encode(sample.texts[0])
+        ids = np.concatenate([[self.vocab.cls], pieces.ids, [self.vocab.sep]])
+        return self._writing(sample, ids, np.concatenate([[-1], pieces.words, [-1]]))
+
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """[CLS], what was said, [MASK]; then tags and regions."""
+        ids = np.array([self.vocab.cls, *said, self.vocab.mask])
+        return self._writing(sample, ids, np.full(len(ids), -1)), len(ids) - 1
+
+    def _document(self, sample: Sample, caption: str, tags: str, picture: int = 0) -> Example:
+        parts = [(caption, 0), (tags, 1)] if tags else [(caption, 0)]
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut=True, own_sep=True)
+        links = link_rows(sample, pieces[0])
+        regions = self._regions(sample, picture)
+        return Example(sample.key, text, regions, links[links[:, 1] < len(regions)], sample=sample.key)
+
+    def _writing(self, sample: Sample, ids: np.ndarray, words: np.ndarray) -> Example:
+        """A caption's rows, which see what stands before, and the tags."""
+        room = self.config.max_pieces + 3 - self.config.max_caption_rows
+        tags = self.vocab.encode(" ".join(sample.pictures[0].tags)).ids[: max(0, room - 1)]
+        after = np.append(tags, self.vocab.sep) if len(tags) else tags
+        rows = TextRows(
+            ids=np.concatenate([ids, after]).astype(np.int64),
+            segment_ids=np.repeat([0, 1], [len(ids), len(after)]),
+            position_ids=np.concatenate([np.arange(len(ids)), self.config.max_caption_rows + np.arange(len(after))]),
+            words=np.concatenate([words, np.full(len(after), -1)]),
+            levels=np.concatenate([np.arange(1, len(ids) + 1), np.zeros(len(after))]).astype(np.int32),
+        )
+        return Example(sample.key, rows, self._regions(sample, 0), sample=sample.key)
+
+    def _regions(self, sample: Sample, picture: int) -> RegionRows:
+        return region_rows(sample.key, sample.pictures[picture], self.config.feature_size, 0).first(
+            self.config.max_regions
+        )
+
+    # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Embeds, joins and encodes; pools the output of [CLS]."""
+        text, regions = batch.text, batch.regions
+        assert text is not None and regions is not None, "Oscar needs text and regions"
+        words, seen = self.words(text), self.regions(regions)
+        if self.config.attention == "CLR":
+            return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing)
+        lengths = text.packing.lengths.long()
+        if self.config.attention == "LR":
+            lengths = torch.zeros_like(lengths).index_add(0, text.packing.doc, 1 - text.segment_ids)
+
+        def apart(x: Tensor, packing: Packing) -> Tensor:
+            return self.encoder(x, split(packing, lengths))  # type: ignore[no-any-return]
+
+        return encode_joined(apart, self.pooler, words, text.packing, seen, regions.packing)
+
+    # 3 -- objectives -----------------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """Words and tags are hidden alike; tags, and in Oscar+ captions, are exchanged (sec. 4). Or a caption is written."""
+        config, goals = self.config, goal.split("+")
+        if goal == "caption":
+            example = self.lay_out_caption(sample)
+            assert example.text is not None and example.text.levels is not None
+            count = int((example.text.levels > 0).sum())
+            return lm.hide_few(
+                example, self.vocab, rng, np.arange(1, count), count, config.mlm_rate, config.lm_most, goal
+            )
+        label, caption, tags = 0, sample.texts[0], " ".join(sample.pictures[0].tags)
+        if "contrast" in goals and (drawn := rng.random()) <= 0.5:
+            other = draw()
+            label = 2 if drawn <= config.texta_false_prob else 1
+            if label == 2:
+                caption = other.texts[0]
+            else:
+                tags = " ".join(other.pictures[0].tags)
+                if config.textb_sample_mode == 0 and rng.random() < 0.5:
+                    tags = other.texts[0]
+        example = self._document(sample if label == 0 else replace(sample, links=()), caption, tags)
+        assert example.text is not None
+        if label == 1 and not config.mask_loss_for_unmatched:
+            example.text.words = np.where(example.text.segment_ids == 1, -1, example.text.words)
+        if "mlm" in goals:
+            mlm.hide_any(example, self.vocab, rng, config.mlm_rate)
+        if "contrast" in goals:
+            example.targets["contrast"] = np.array(label)
+        return example
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """One loss a goal; masked words and contrast are added."""
+        found: dict[str, Tensor] = {}
+        for goal in batch.targets:
+            match goal:
+                case "mlm":
+                    picks = batch.picks(goal)
+                    found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+                case "contrast":
+                    logits = self.match_head(encoded.pooled).float()
+                    found[goal] = F.cross_entropy(logits, batch.labels(goal))
+                case "caption":
+                    picks = batch.picks(goal)
+                    logits = self.word_logits(encoded, picks.rows)
+                    each = lm.smoothed(logits, picks.labels, self.config.label_smoothing)
+                    found[goal] = lm.best_words(each, self.config.drop_worst)
+        return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows."""
+        assert encoded.text is not None
+        table = self.decoder.weight if self.config.untied_words else self.words.word.weight
+        return self.word_head(encoded.text.index_select(0, rows), table)  # type: ignore[no-any-return]
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) log odds that caption, tags and regions belong together."""
+        logits = self.match_head(encoded.pooled).float()
+        return logits[:, 0] - logits[:, 1:].logsumexp(1)  # type: ignore[no-any-return]
+
+    # 4 -- recipes ------------------------------------------------------------------------------------------------------
+
+    recipes = _recipes()
+
+    # 5 -- downstream ---------------------------------------------------------------------------------------------------
+
+    heads = ("word_head", "match_head", "decoder")
+    finetune = _finetune()
+
+    # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
+
+    sizes = {  # noqa: RUF012
+        "vocab_size": ("words.word.weight", 0),
+        "hidden_size": ("words.word.weight", 1),
+        "max_position_embeddings": ("words.position.weight", 0),
+        "type_vocab_size": ("words.segment.weight", 0),
+        "num_contrast_classes": ("match_head.weight", 0),
+        "intermediate_size": ("encoder.layers.0.up.weight", 0),
+    }
+    flags = {"use_img_layernorm": "regions.norm.weight", "untied_words": "decoder.weight"}  # noqa: RUF012
+    _rules = (
+        *bert.body("bert."),
+        ("bert.img_embedding.", "regions.feature."),
+        ("bert.LayerNorm.", "regions.norm."),
+        ("bert.pooler.dense.", "pooler.dense."),
+        *bert.word_head(),
+        ("cls.seq_relationship.", "match_head."),
+    )
+    keys = KeyMap(
+        *_rules,
+        Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        optional=("word_head.", "match_head."),
+    )
+    layouts = {  # noqa: RUF012
+        "untied": KeyMap(*_rules, ("cls.predictions.decoder.", "decoder."), optional=("word_head.", "match_head."))
+    }

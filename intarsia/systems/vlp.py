@@ -1,0 +1,330 @@
+"""VLP: Unified Vision-Language Pre-Training for Image Captioning and VQA (Zhou et al., AAAI 2020).
+
+New: one encoder reads and writes. The same masked words are trained under two visibilities, all of the document or only what stands before, so that it
+both answers and generates.
+Unusual: regions stand between [CLS] and the first [SEP]; what a region has of place and class takes the place of a position embedding. Boxes are scaled
+by the furthest box, not by the picture. At most three words of a caption are hidden, its closing [SEP] may be one of them. LayerNorm's epsilon is 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
+from intarsia.errors import BadInput, TooLong
+from intarsia.layout import link_rows, region_rows
+from intarsia.objectives import lm
+from intarsia.parts.dropout import Dropout
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder
+from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.stream import encode_joined
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks import HeadConfig
+from intarsia.tasks.vqa import VQA
+from intarsia.text import Vocab
+from intarsia.weights import bert
+from intarsia.weights.keymap import KeyMap, Tied
+
+
+@dataclass(frozen=True)
+class VLPConfig:
+    """The numbers of the one published size."""
+
+    vocab_size: int = 28996
+    """Pieces of the vocabulary (bert-base-cased)."""
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-5
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 6
+    """Segments: 0 and 1 where all is seen, 4 and 5 where a caption is written."""
+    initializer_range: float = 0.02
+    feature_size: int = 2048
+    """Numbers of a region feature (fc6 of the detector)."""
+    classes: int = 1601
+    """Classes of the detector's soft labels, background first."""
+    max_pieces: int = 20
+    """Longer texts are left out, where the authors cut them."""
+    lm_rate: float = 0.15
+    lm_most: int = 3
+    """At most so many words of a caption are hidden."""
+    s2s_share: float = 0.75
+    """Share of documents whose caption sees only what stands before."""
+    drop_worst: float = 0.0
+    """Share of documents left out of the loss, the worst ones."""
+    label_smoothing: float = 0.0
+
+
+class RegionEmbeddings(nn.Module):
+    """Features through two layers; box, confidence and soft label through one, in place of a position. Source: sec. 3.1."""
+
+    def __init__(self, config: VLPConfig) -> None:
+        super().__init__()
+        width, size = config.hidden_size, config.feature_size
+        self.fc7 = nn.Linear(size, size)
+        self.feature = nn.Linear(size, width)
+        self.place = nn.Linear(6 + config.classes, width)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, regions: Regions, words: Words) -> Tensor:
+        """Embeds packed regions: (R, H). Args: words, whose segments and norm the regions share."""
+        seen, place = self.parts(regions)
+        summed = self.dropout(seen) + self.dropout(place) + words.segment(regions.segment_ids)
+        return words.dropout(words.norm(summed))  # type: ignore[no-any-return]
+
+    def parts(self, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Feature part and place part, each (R, H), before dropout."""
+        seen = F.relu(self.feature(F.relu(self.fc7(regions.feats.to(self.fc7.weight.dtype)))))
+        return seen, F.relu(self.place(place_codes(regions).to(seen.dtype)))
+
+
+def place_codes(regions: Regions) -> Tensor:
+    """(R, 6 + C): box, area and confidence, and the soft label, each normalised to mean 0 and variance 1."""
+    assert regions.probs is not None and regions.scores is not None
+    documents, doc = regions.packing.documents, regions.packing.doc
+    x1, y1, x2, y2 = regions.boxes.float().unbind(-1)
+    wide, high = (
+        x1.new_zeros(documents).scatter_reduce(0, doc, torch.maximum(a, b), "amax").clamp(min=1e-9)[doc]
+        for a, b in ((x1, x2), (y1, y2))
+    )
+    box = torch.stack([x1 / wide, y1 / high, x2 / wide, y2 / high], -1)
+    area = ((box[:, 3] - box[:, 1]) * (box[:, 2] - box[:, 0])).clamp(min=0)
+    codes = torch.cat([box, area[:, None], regions.scores.float()[:, None]], -1)
+    return torch.cat(
+        [F.layer_norm(codes, codes.shape[-1:]), F.layer_norm(regions.probs.float(), regions.probs.shape[-1:])], -1
+    )
+
+
+def _recipes() -> dict[str, Recipe[VLPConfig]]:
+    """The authors' runs on Conceptual Captions and on COCO captions, and a tiny one."""
+    optim = Optim(
+        lr=1e-4,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        no_decay=("bias", "norm"),
+        max_norm=1.0,
+        clip="each",
+        bias_correction=False,
+    )
+    base = Recipe(
+        config=VLPConfig(),
+        mix=Mix(share={"lm": 1}),
+        optim=optim,
+        schedule=Schedule(steps=176_000, warmup=17_600),
+        batching=Batching(rows=7360, window=8192),
+        note="Conceptual Captions, 30 epochs at batch 64 on each of 8 GPUs, 100 regions; fp32; from UniLM or BERT weights.",
+    )
+    caption = replace(
+        base,
+        config=VLPConfig(s2s_share=1.0),
+        optim=replace(optim, lr=3e-5),
+        schedule=Schedule(steps=33_000, warmup=3300),
+        note="COCO captions (Karpathy's train and restval), 30 epochs at batch 64 on each of 8 GPUs, from `base` (--weights).",
+    )
+    tiny = replace(
+        base,
+        config=VLPConfig(
+            hidden_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.05,
+            lm_rate=0.25,
+        ),
+        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
+        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
+        batching=Batching(rows=800, window=2048),
+        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
+    )
+    return {"tiny": tiny, "base": base, "caption": caption}
+
+
+def _cls_times_sep(encoded: Encoded, batch: Batch) -> Tensor:
+    """(B, H) the outputs of [CLS] and of the [SEP] after the regions, multiplied."""
+    assert batch.text is not None and encoded.text is not None
+    first = batch.text.packing.first
+    return encoded.text.index_select(0, first) * encoded.text.index_select(0, first + 1)
+
+
+def _answers(config: HeadConfig, outputs: int) -> nn.Module:
+    """Twice the width, ReLU, answers."""
+    width = config.hidden_size
+    head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
+    initialise(head, config.initializer_range)
+    return head
+
+
+def _finetune() -> dict[str, Finetune]:
+    """VQA; captioning is pre-training with another recipe."""
+    vqa = Tuning(
+        optim=replace(_recipes()["base"].optim, lr=2e-5),
+        schedule=Schedule(steps=100_000, warmup=10_000),
+        batching=Batching(rows=7360),
+        samples=64,
+        note="20 epochs at batch 64 on each of 2 GPUs; in training one piece of the question stays hidden by the 80/10/10 rule",
+    )
+    return {
+        "vqa": Finetune(VQA(reads=_cls_times_sep, scorer=_answers), {"base": vqa}, KeyMap(("ans_classifier.", "head.")))
+    }
+
+
+class VLP(System):
+    """VLP; see the module's docstring."""
+
+    Config = VLPConfig
+    needs = ("text", "regions")
+    card = Card(
+        name="vlp",
+        title="VLP: Unified Vision-Language Pre-Training for Image Captioning and VQA",
+        venue="AAAI 2020",
+        paper="arXiv:1909.11059",
+        code="github.com/LuoweiZhou/VLP 74c4d85",
+        streams="single",
+        new="one encoder that reads and writes, by what a caption may see",
+        objectives=("lm",),
+        tasks=("vqa", "caption"),
+        weights=("LuoweiZhou/VLP .bin",),
+        unverified=("pictures with fewer than 100 regions", "size of the corpus"),
+    )
+
+    def __init__(self, config: VLPConfig, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width = config.hidden_size
+        self.words = Words(config)
+        self.regions = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(width).requires_grad_(False)  # no loss reads it
+        self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
+        initialise(self, config.initializer_range)
+
+    # 1 -- inputs: [CLS] regions [SEP] caption [SEP] --------------------------------------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """Everything sees everything; `lay_out_caption` is the other visibility."""
+        return self._document(sample, writes=False)
+
+    def lay_out_caption(self, sample: Sample) -> Example:
+        """The caption sees what stands before; nothing sees the caption."""
+        return self._document(sample, writes=True)
+
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """[CLS] regions [SEP], what was said, [MASK]."""
+        text = self._rows(sample, np.array([*said, self.vocab.mask]), np.full(len(said) + 1, -1), writes=True)
+        return Example(sample.key, text, self._regions(sample, 4), sample=sample.key), len(text) - 1
+
+    def _document(self, sample: Sample, writes: bool) -> Example:
+        pieces = self.vocab.encode(sample.texts[0])
+        if not len(pieces):
+            raise BadInput(f"sample {sample.key}: the caption {sample.texts[0]!r} is empty")
+        if len(pieces) > self.config.max_pieces:
+            raise TooLong(f"sample {sample.key}: {len(pieces)} pieces of text, the limit is {self.config.max_pieces}")
+        ids, words = np.append(pieces.ids, self.vocab.sep), np.append(pieces.words, -1)
+        text = self._rows(sample, ids, words, writes)
+        return Example(
+            sample.key, text, self._regions(sample, 4 * writes), link_rows(sample, pieces, 2), sample=sample.key
+        )
+
+    def _rows(self, sample: Sample, ids: np.ndarray, words: np.ndarray, writes: bool) -> TextRows:
+        """[CLS], the [SEP] after the regions, then the caption's rows."""
+        count, after = len(ids), len(sample.pictures[0].boxes) + 1
+        return TextRows(
+            ids=np.concatenate([[self.vocab.cls, self.vocab.sep], ids]),
+            segment_ids=np.repeat([4 * writes, 1 + 4 * writes], [2, count]),
+            position_ids=np.concatenate([[0], np.arange(after, after + count + 1)]),
+            words=np.concatenate([[-1, -1], words]),
+            levels=np.concatenate([[0, 0], np.arange(1, count + 1)]).astype(np.int32) if writes else None,
+        )
+
+    def _regions(self, sample: Sample, segment: int) -> RegionRows:
+        picture = sample.pictures[0]
+        if picture.probs is None:
+            raise BadInput(
+                f"sample {sample.key}: VLP reads the soft labels of its regions, picture {picture.name} has none"
+            )
+        rows = region_rows(sample.key, picture, self.config.feature_size, segment)
+        rows.scores = picture.probs.max(-1) if picture.scores is None else picture.scores
+        return rows
+
+    # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Embeds, joins and encodes; who sees whom is in the rows' levels."""
+        text, regions = batch.text, batch.regions
+        assert text is not None and regions is not None, "VLP needs text and regions"
+        seen = self.regions(regions, self.words)
+        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+
+    # 3 -- objective ----------------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """A few words, the closing [SEP] among the candidates, in a document that is read or written (sec. 3.2)."""
+        if goal != "lm":
+            raise BadInput(f"vlp has no objective {goal!r}; it has lm")
+        example = self._document(sample, writes=rng.random() < self.config.s2s_share)
+        assert example.text is not None
+        rows = np.arange(2, len(example.text))
+        return lm.hide_few(
+            example, self.vocab, rng, rows, len(rows) - 1, self.config.lm_rate, self.config.lm_most, goal
+        )
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """The one loss."""
+        assert batch.text is not None
+        if "lm" not in batch.targets:
+            return {}
+        config, picks = self.config, batch.picks("lm")
+        each = lm.smoothed(self.word_logits(encoded, picks.rows), picks.labels, config.label_smoothing, self.vocab.pad)
+        documents = batch.text.packing.doc[picks.rows]
+        return {"lm": lm.best_documents(each, documents, len(batch.keys), config.drop_worst)}
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
+        assert encoded.text is not None
+        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
+
+    # 4 -- recipes ------------------------------------------------------------------------------------------------------
+
+    recipes = _recipes()
+
+    # 5 -- downstream ---------------------------------------------------------------------------------------------------
+
+    heads = ("word_head",)
+    finetune = _finetune()
+
+    # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
+
+    sizes = {  # noqa: RUF012
+        "vocab_size": ("words.word.weight", 0),
+        "hidden_size": ("words.word.weight", 1),
+        "max_position_embeddings": ("words.position.weight", 0),
+        "type_vocab_size": ("words.segment.weight", 0),
+        "feature_size": ("regions.fc7.weight", 1),
+        "intermediate_size": ("encoder.layers.0.up.weight", 0),
+    }
+    keys = KeyMap(
+        *bert.body("bert."),
+        ("bert.pooler.dense.", "pooler.dense."),
+        *bert.word_head(),
+        ("vis_embed.0.", "regions.fc7."),
+        ("vis_embed.2.", "regions.feature."),
+        ("vis_pe_embed.0.", "regions.place."),
+        Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        optional=("word_head.",),
+    )
