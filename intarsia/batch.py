@@ -139,7 +139,7 @@ class RegionRows:
         rows = {
             f.name: value if value is None else value[:count] for f in fields(self) for value in [getattr(self, f.name)]
         }
-        return RegionRows(**rows)
+        return replace(self, **rows)
 
 
 @dataclass(slots=True)

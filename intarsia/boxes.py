@@ -28,6 +28,15 @@ def seven(boxes: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2, y2, width, height, width * height], -1)
 
 
+def sine(boxes: Tensor, waves: int = 256, base: float = 1000.0) -> Tensor:
+    """(R, 4) to (R, 8 * waves): centre x, centre y, width, height in hundredths, each as sines, then cosines. Source: VL-BERT, fast_rcnn.py."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    numbers = 100 * torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)  # (R, 4)
+    steps = base ** (torch.arange(waves, device=boxes.device, dtype=boxes.dtype) / waves)
+    angles = numbers[:, :, None] / steps  # (R, 4, waves)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
+
+
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every box of a (N, 4) with every box of b (M, 4): (N, M); 0 where both have no area."""
     low = torch.maximum(a[:, None, :2], b[None, :, :2])

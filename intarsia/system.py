@@ -92,6 +92,11 @@ class System(nn.Module, ABC):
         """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""
         raise TypeError(f"{self.card.name} was not trained to match texts and pictures")
 
+    @property
+    def matches(self) -> bool:
+        """Whether `match_scores` says anything."""
+        return type(self).match_scores is not System.match_scores
+
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the words at the given text rows."""
         raise TypeError(f"{self.card.name} does not predict words")

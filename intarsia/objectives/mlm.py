@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -107,3 +108,16 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (M), the true pieces.
     """
     return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
+
+
+def score_by_document(each: Tensor, documents: Tensor, count: int) -> Tensor:
+    """The mean over documents with hidden rows of their mean loss, both a little less, as VL-BERT's code has it.
+
+    Args:
+        each: (M) losses.
+        documents: (M) the document of each.
+        count: documents of the batch.
+    """
+    sums = each.new_zeros(count).index_add(0, documents, each)
+    rows = each.new_zeros(count).index_add(0, documents, torch.ones_like(each))
+    return (sums / (rows + 1e-4)).sum() / ((rows > 0).sum() + 1e-4)

@@ -103,7 +103,7 @@ def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
     found = {"system": name, "sees": sees, "parameters": sum(x.numel() for x in system.parameters())}
     found["valid"] = _last(folder / "metrics.jsonl", "valid")
     found["seconds"] = _last(folder / "metrics.jsonl", "seconds")
-    if sees and type(system).match_scores is not System.match_scores:
+    if sees and system.matches:
         samples = [held[i] for i in range(min(len(held), options.candidates))]
         ranked = retrieval(system, *pairs(samples))
         found["retrieval"] = [ranked.text_to_image.at[1], ranked.image_to_text.at[1]]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "visualbert": "visualbert:VisualBERT",
+    "vl_bert": "vl_bert:VLBERT",
     "unicoder_vl": "unicoder_vl:UnicoderVL",
     "uniter": "uniter:UNITER",
     "vlp": "vlp:VLP",

@@ -47,3 +47,16 @@ class Refer:
         assert batch.regions is not None, "referring expressions need regions"
         block = pad(scores.float(), batch.regions.packing, fill=-1e4)  # (B, L)
         return F.cross_entropy(block, batch.labels("re"))
+
+
+@dataclass(frozen=True)
+class ReferEach(Refer):
+    """Each region is meant or not by itself. Batch.targets["re"]: Picks of region rows with labels (M), 1 = overlaps the gold box by more than half.
+
+    Source: VL-BERT, sec. 4.2.
+    """
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over the picked regions."""
+        picks = batch.picks("re")
+        return F.binary_cross_entropy_with_logits(scores[picks.rows].float(), picks.labels.float())

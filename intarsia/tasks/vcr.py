@@ -64,3 +64,12 @@ class VCROneOf:
     def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
         """(S, choices) logits."""
         return scores[groups(batch.sample, self.choices)]
+
+
+@dataclass(frozen=True)
+class VCREach(VCROneOf):
+    """Each choice is right or wrong by itself, one number a choice. Source: VL-BERT, sec. 4.2."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over choices."""
+        return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("vcr").float())

@@ -1,0 +1,174 @@
+"""VL-BERT against the authors' own code: elements, streams, losses, gradients, weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import Golden, assert_near
+from torch import Tensor
+
+from intarsia.batch import Batch, Encoded, Picks, Regions, Text
+from intarsia.packed import Packing
+from intarsia.systems.vl_bert import VLBERT, VLBERTConfig
+from intarsia.text import SPECIALS, Vocab
+from intarsia.weights.files import fill, read_weights, write_weights
+
+CASES = Golden.cases("vl_bert")
+each_case = pytest.mark.parametrize("golden", CASES, ids=str)
+
+
+def build(golden: Golden, **changes: Any) -> VLBERT:
+    about = golden.about["config"]
+    named = {key: value for key, value in about.items() if key in VLBERTConfig.__dataclass_fields__}
+    config = VLBERTConfig(
+        **(named | changes),
+        classes=about["visual_region_classes"],
+        relation=about["WITH_REL_LOSS"],
+    )
+    vocab = Vocab([*SPECIALS, *(f"w{i}" for i in range(config.vocab_size - len(SPECIALS)))])
+    system = VLBERT(config, vocab).eval()
+    fill(system, VLBERT.keys.to_ours(golden.weights("weights.")), "golden")
+    return system
+
+
+def batch_of(golden: Golden, alone: bool = True) -> Batch:
+    """The pairs, and after them the texts without pictures; their targets."""
+    given = {key.removeprefix("input."): value for key, value in golden.tensors.items() if key.startswith("input.")}
+    rows = [x[x > 0] for x in given["text"]]
+    others = [x[x > 0] for x in given["aux_text"]] if alone else []
+    packing = Packing.of([len(x) for x in (*rows, *others)])
+    zeros = torch.zeros(packing.rows, dtype=torch.long)
+    text = Text(torch.cat([*rows, *others]), zeros, packing.pos, zeros, packing)
+    here = given["boxes"][..., 0] > -1.5  # (B, N)
+    counts = here.sum(1)
+    shown = Packing.of([*counts.tolist(), *([0] * len(others))])
+    size = given["im_info"][:, None, [0, 1, 0, 1]].expand(-1, here.shape[1], -1)
+    boxes = (given["boxes"][..., :4] / size)[here]
+    places = torch.tensor([len(x) for x in rows])[:, None].expand_as(here)[here]
+    masked = given["mvrc_ops"][here] > 0
+    feats = given["boxes"][..., 4:][here] * ~masked[:, None]
+    none = torch.zeros(shown.rows, dtype=torch.long)
+    labels, soft = given["mvrc_labels"][here], given["mvrc_labels"][here].sum(-1) > 0.5
+    words = torch.cat([x[: len(y)] for x, y in zip(given["mlm_labels"], rows, strict=True)])
+    targets: dict[str, Any] = {
+        "mlm": Picks((words != -1).nonzero()[:, 0], words[words != -1]),
+        "mvrc": Picks(soft.nonzero()[:, 0], labels[soft]),
+        "itm": torch.cat([given["relationship_label"], torch.full((len(others),), -1)]),
+    }
+    if alone:
+        said = torch.cat([x[: len(y)] for x, y in zip(given["aux_text_mlm_labels"], others, strict=True)])
+        targets["mlm_text"] = Picks((said != -1).nonzero()[:, 0] + sum(map(len, rows)), said[said != -1])
+    return Batch(
+        keys=tuple(map(str, range(packing.documents))),
+        sample=torch.arange(packing.documents),
+        text=text,
+        regions=Regions(feats, boxes, none + 2, places, none, masked, shown),
+        targets=targets,
+    )
+
+
+def compare_rows(batch: Batch, text: Tensor, visual: Tensor, end: Tensor | None, theirs: Tensor, what: str) -> None:
+    """Their documents are text, boxes, [END], then padding."""
+    for i in range(len(batch.keys)):
+        words, boxes = int(batch.text.packing.lengths[i]), int(batch.regions.packing.lengths[i])
+        first, shown = int(batch.text.packing.first[i]), int(batch.regions.packing.first[i])
+        ours = [text[first : first + words], visual[shown : shown + boxes]]
+        count = words + boxes
+        if end is not None:
+            ours, count = [*ours, end[i : i + 1]], count + 1
+        assert_near(torch.cat(ours), theirs[i, :count], f"{what} {i}")
+
+
+@each_case
+def test_elements(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden)
+    seen = system.elements.seen(batch.regions)
+    theirs = golden.output("obj_reps")
+    for i in range(len(theirs)):
+        first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
+        assert_near(seen[first : first + count], theirs[i, :count], f"regions {i}")
+    text, visual, end = system.elements(system.words, batch.text, batch.regions, None)
+    compare_rows(batch, text, visual, end, golden.output("embedding_output"), "elements")
+
+
+@each_case
+def test_streams(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden)
+    encoded: Encoded = system.encode(batch)
+    compare_rows(batch, encoded.text, encoded.visual, None, golden.output("sequence_output"), "sequence")
+    assert_near(encoded.pooled, golden.output("pooled_output"), "pooled")
+    theirs = golden.output("relationship_logits")
+    assert_near(system.match_head(encoded.pooled)[: len(theirs)], theirs, "relation logits")
+
+
+@each_case
+def test_losses_logits_and_gradients(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden)
+    losses, encoded = system(batch)
+    names = {"mlm": "mlm_loss_wvc", "mlm_text": "mlm_loss_aux", "mvrc": "mvrc_loss", "itm": "relationship_loss"}
+    for goal, name in names.items():
+        assert_near(losses[goal], golden.output(name), goal)
+    total = sum(losses.values(), torch.zeros(()))
+    assert_near(total, golden.output("loss"), "total")
+    logits = system.word_logits(encoded, torch.arange(len(encoded.text)))
+    pairs = len(golden.tensors["input.text"])
+    for i in range(len(batch.keys)):
+        first, words = int(batch.text.packing.first[i]), int(batch.text.packing.lengths[i])
+        theirs = golden.output("mlm_logits_wvc")[i] if i < pairs else golden.output("mlm_logits_aux")[i - pairs]
+        assert_near(logits[first : first + words], theirs[:words], f"word logits {i}")
+    classes = system.class_head(encoded.visual)
+    for i in range(pairs):
+        first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
+        assert_near(classes[first : first + count], golden.output("mvrc_logits")[i, :count], f"class logits {i}")
+    total.backward()
+    ours = {key: parameter.grad for key, parameter in system.named_parameters() if parameter.grad is not None}
+    theirs_ = VLBERT.keys.to_theirs(ours)
+    for key, gradient in golden.weights("grad.").items():
+        assert_near(theirs_[key], gradient, f"gradient of {key}")
+
+
+@each_case
+def test_without_texts_alone(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden, alone=False)
+    losses, encoded = system(batch)
+    for goal, name in (("mlm", "mlm_loss"), ("mvrc", "mvrc_loss")):
+        assert_near(losses[goal], golden.output(f"no_aux.{name}"), goal)
+    assert_near(system.match_head(encoded.pooled), golden.output("no_aux.relationship_logits"), "relation logits")
+    assert_near(sum(losses.values(), torch.zeros(())), golden.output("no_aux.loss"), "total")
+
+
+@each_case
+def test_losses_by_document(golden: Golden) -> None:
+    losses, _ = build(golden, norm_in_batch_first=True)(batch_of(golden))
+    for goal, name in (("mlm", "mlm_loss_wvc"), ("mlm_text", "mlm_loss_aux"), ("mvrc", "mvrc_loss")):
+        assert_near(losses[goal], golden.output(f"norm_first.{name}"), goal)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@each_case
+def test_weights_round_trip_byte_equal(golden: Golden, suffix: str, tmp_path: Path) -> None:
+    theirs = golden.weights("weights.")
+    named = {
+        f"module.{key}": value for key, value in theirs.items()
+    }  # as published; the prefix goes when a file is read
+    write_weights(tmp_path / f"theirs{suffix}", named if suffix == ".pt" else theirs)
+    system = build(golden)
+    fill(system, VLBERT.keys.to_ours(read_weights(tmp_path / f"theirs{suffix}")), "theirs")
+    again = VLBERT.keys.to_theirs(system.state_dict())
+    assert again.keys() == theirs.keys()
+    assert all(torch.equal(again[key], theirs[key]) for key in theirs)
+
+
+@each_case
+def test_published_weights_have_no_pooler_and_no_relation(golden: Golden) -> None:
+    state = {k: v for k, v in golden.weights("weights.").items() if "pooler" not in k and "relationsip" not in k}
+    system = build(golden)
+    bare = VLBERT(replace(system.config, relation=False, with_pooler=False), system.vocab)
+    fill(bare, VLBERT.keys.to_ours(state), "published")
+    batch = batch_of(golden)
+    batch = replace(batch, targets={goal: value for goal, value in batch.targets.items() if goal != "itm"})
+    assert_near(bare.eval()(batch)[0]["mlm"], golden.output("mlm_loss_wvc"), "mlm")
