@@ -136,10 +136,10 @@ class RegionRows:
 
     def first(self, count: int) -> RegionRows:
         """The first `count` of them."""
-        rows = {
+        cut: dict[str, Any] = {
             f.name: value if value is None else value[:count] for f in fields(self) for value in [getattr(self, f.name)]
         }
-        return replace(self, **rows)
+        return RegionRows(**cut)
 
 
 @dataclass(slots=True)
