@@ -134,6 +134,15 @@ class Recipe(Generic[C]):
     """Where the numbers come from, what the run costs and what it should reach."""
 
 
+TINY_RUN: dict[str, Any] = {
+    "optim": Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
+    "schedule": Schedule(steps=2400, warmup=120, floor=0.02),
+    "batching": Batching(rows=800, window=2048),
+    "precision": "fp32",
+}
+"""How every system's `tiny` size is trained, unless it says otherwise."""
+
+
 def to_json(value: Any) -> str:
     """A nested dataclass as JSON text."""
     return json.dumps(dataclasses.asdict(value), indent=2) + "\n"

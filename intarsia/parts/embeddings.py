@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor, nn
 
 from intarsia.batch import Text
 from intarsia.parts.dropout import Dropout
-
-
-class WordsConfig(Protocol):
-    """The numbers word embeddings need, by the names of BERT's published JSON."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces in the vocabulary."""
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Rows of the position table."""
-
-    @property
-    def type_vocab_size(self) -> int:
-        """Rows of the segment table."""
-
-    @property
-    def hidden_dropout_prob(self) -> float:
-        """Dropout after the norm."""
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """Epsilon of the LayerNorm."""
+from intarsia.parts.numbers import BertNumbers
 
 
 class Words(nn.Module):
     """Word, position and segment embeddings, summed and normalised. Source: BERT, sec. 3."""
 
-    def __init__(self, config: WordsConfig) -> None:
+    def __init__(self, config: BertNumbers) -> None:
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)

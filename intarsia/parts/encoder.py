@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from intarsia.attend import attend
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
+from intarsia.parts.numbers import BertNumbers
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -19,42 +19,10 @@ gelu_tanh: Activation = partial(F.gelu, approximate="tanh")
 """GELU by the tanh formula, as BERT's TensorFlow code has it; the others use erf."""
 
 
-class EncoderConfig(Protocol):
-    """The numbers an encoder needs, by the names of BERT's published JSON."""
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers."""
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Heads; H must be a multiple."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """Width of the feed-forward layer."""
-
-    @property
-    def hidden_dropout_prob(self) -> float:
-        """Dropout after embeddings and sublayers."""
-
-    @property
-    def attention_probs_dropout_prob(self) -> float:
-        """Dropout on attention probabilities."""
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """Epsilon of every LayerNorm."""
-
-
 class SelfAttention(nn.Module):
     """Multi-head attention of a stream to itself, with query, key and value in one product."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: BertNumbers) -> None:
         super().__init__()
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(
@@ -76,7 +44,7 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after the sum."""
 
-    def __init__(self, config: EncoderConfig, activation: Activation = F.gelu) -> None:
+    def __init__(self, config: BertNumbers, activation: Activation = F.gelu) -> None:
         super().__init__()
         self.activation = activation
         self.attention = SelfAttention(config)
@@ -95,7 +63,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """A stack of layers."""
 
-    def __init__(self, config: EncoderConfig, activation: Activation = F.gelu) -> None:
+    def __init__(self, config: BertNumbers, activation: Activation = F.gelu) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, activation) for _ in range(config.num_hidden_layers))
 

@@ -21,8 +21,9 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks.retrieval import Retrieval, RetrievalBinary
 from intarsia.text import Vocab
@@ -31,21 +32,9 @@ from intarsia.weights.keymap import KeyMap
 
 
 @dataclass(frozen=True)
-class ImageBERTConfig:
+class ImageBERTConfig(BertNumbers):
     """The numbers of the one published size."""
 
-    vocab_size: int = 30522
-    """Pieces of the vocabulary (bert-base-uncased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    layer_norm_eps: float = 1e-12
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
     feature_size: int = 2048
     """Numbers of a region feature."""
     classes: int = 1601
@@ -100,23 +89,13 @@ def _recipes() -> dict[str, Recipe[ImageBERTConfig]]:
     tiny = replace(
         base,
         config=ImageBERTConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             mlm_rate=0.25,
         ),
         mix=Mix(
             share={"mlm+moc+mrfr": 1, "mlm+moc+mrfr+itm": 2}, begin={"mlm+moc+mrfr+itm": 0.3}, scale={"mrfr": 1 / 192}
         ),
-        optim=replace(stage1.optim, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
-        precision="fp32",
+        **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. MRFR is weighed by one over the feature's width.",
     )
     return {"tiny": tiny, "base": base, "stage1": stage1}
@@ -259,14 +238,7 @@ class ImageBERT(System):
 
     # 6 -- checkpoint: none was published; the text part has BERT's names, so that BERT can begin it -------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "feature_size": ("regions.feature.weight", 1),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"feature_size": ("regions.feature.weight", 1)}
     keys = KeyMap(
         *bert.body("bert."),
         *bert.word_head(),

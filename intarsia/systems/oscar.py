@@ -27,8 +27,9 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import HeadConfig, Scorer, linear
 from intarsia.tasks.nlvr2 import NLVR2Pair
@@ -40,21 +41,9 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class OscarConfig:
+class OscarConfig(BertNumbers):
     """The numbers of Oscar-base; the recipes replace some."""
 
-    vocab_size: int = 30522
-    """Pieces of the vocabulary (bert-base-uncased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    layer_norm_eps: float = 1e-12
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
     feature_size: int = 2048
     """Numbers of a region feature; six box numbers are appended."""
     use_img_layernorm: bool = False
@@ -102,12 +91,6 @@ class RegionEmbeddings(nn.Module):
         return self.dropout(x if self.norm is None else self.norm(x))  # type: ignore[no-any-return]
 
 
-LARGE: dict[str, Any] = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
 PLUS: dict[str, Any] = {
     "use_img_layernorm": True,
     "num_contrast_classes": 3,
@@ -160,21 +143,12 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     tiny = replace(
         base,
         config=OscarConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             mlm_rate=0.25,
             **PLUS,
         ),
         mix=Mix(share={"mlm": 1, "mlm+contrast": 2}, begin={"mlm+contrast": 0.3}),
-        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
+        **TINY_RUN,
         note="Not a published recipe: Oscar+ on generated scenes from scratch, in minutes on two CPU cores.",
     )
     return {
@@ -448,14 +422,7 @@ class Oscar(System):
 
     # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "num_contrast_classes": ("match_head.weight", 0),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"num_contrast_classes": ("match_head.weight", 0)}
     flags = {"use_img_layernorm": "regions.norm.weight", "untied_words": "decoder.weight"}  # noqa: RUF012
     _rules = (
         *bert.body("bert."),

@@ -23,8 +23,9 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
+from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import refer
 from intarsia.tasks.entail import Entailment
@@ -39,22 +40,11 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class UNITERConfig:
+class UNITERConfig(BertNumbers):
     """The numbers of UNITER-base; the recipes replace some."""
 
     vocab_size: int = 28996
     """Pieces of the vocabulary (bert-base-cased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    layer_norm_eps: float = 1e-12
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    """Rows of the segment table: 2, for NLVR2 3, for VCR 4."""
-    initializer_range: float = 0.02
     feature_size: int = 2048
     """Numbers of a region feature."""
     classes: int = 1601
@@ -91,30 +81,21 @@ def _recipes() -> dict[str, Recipe[UNITERConfig]]:
     )
     large = replace(
         base,
-        config=UNITERConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+        config=UNITERConfig(**LARGE),
         schedule=Schedule(steps=500_000, warmup=10_000),
         batching=Batching(rows=6144, window=8192, accumulate=4, reduce="sum"),
         note="config/pretrain-alldata-large-16gpu.json: 16 GPUs, 6,144 rows each.",
     )
     tiny = Recipe(
         config=UNITERConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             mlm_rate=0.1,
             mlm_linked_rate=0.5,
             itm_false_text_share=0.6,
             ot_iterations=20,
         ),
         mix=Mix(share={"mlm": 4, "mrfr": 1, "mrc_kl": 1, "itm": 4}, begin={"itm": 0.3}, scale={"wra": 0.1}),
-        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
+        **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Words with a gold link are hidden more often.",
     )
     return {"tiny": tiny, "base": base, "base_in_domain": in_domain, "large": large}
@@ -395,15 +376,7 @@ class UNITER(System):
 
     # 6 -- checkpoint -----------------------------------------------------------------------------------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "feature_size": ("regions.feature.weight", 1),
-        "classes": ("class_head.out.weight", 0),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"feature_size": ("regions.feature.weight", 1), "classes": ("class_head.out.weight", 0)}
     keys = KeyMap(
         *bert.body("uniter."),
         ("uniter.img_embeddings.img_linear.", "regions.feature."),

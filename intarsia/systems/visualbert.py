@@ -22,8 +22,9 @@ from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import before_last, linear
 from intarsia.tasks.ground import Grounding
@@ -36,21 +37,9 @@ from intarsia.weights.keymap import Drop, KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VisualBERTConfig:
+class VisualBERTConfig(BertNumbers):
     """The numbers of the one published size, with the features of the VQA runs."""
 
-    vocab_size: int = 30522
-    """Pieces of the vocabulary (bert-base-uncased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    layer_norm_eps: float = 1e-12
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
     feature_size: int = 2048
     """Numbers of a region feature."""
     box_numbers: bool = False
@@ -135,22 +124,13 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     tiny = replace(
         base,
         config=VisualBERTConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             mlm_rate=0.25,
             two_captions=False,
             train_pooler=True,
         ),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
-        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
+        **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
     )
     return {"tiny": tiny, "base": base, "base_nlvr2": nlvr2, "base_vcr": vcr, "base_flickr": flickr}
@@ -326,14 +306,7 @@ class VisualBERT(System):
 
     # 6 -- checkpoint: the authors' files have one more "bert." in front, their wrapper's; MMF's have "model." ------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "feature_size": ("regions.feature.weight", 1),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"feature_size": ("regions.feature.weight", 1)}
     flags = {"late_fusion": "fusion.norm.weight"}  # noqa: RUF012
     keys = KeyMap(
         *bert.body("bert."),

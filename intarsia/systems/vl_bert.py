@@ -40,7 +40,8 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead, Transform
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import HeadConfig, before_last
 from intarsia.tasks.refer import ReferEach
@@ -52,22 +53,11 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VLBERTConfig:
+class VLBERTConfig(BertNumbers):
     """The numbers of VL-BERT-base on features made beforehand; the recipes replace some."""
 
-    vocab_size: int = 30522
-    """Pieces of the vocabulary (bert-base-uncased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    layer_norm_eps: float = 1e-12
-    max_position_embeddings: int = 512
     type_vocab_size: int = 3
     """Segments: 0 and 1 for texts, 2 for regions and [END]."""
-    initializer_range: float = 0.02
     visual_scale: float = 0.0
     """Gain of the picture part's norms at the start."""
     feature_size: int = 2048
@@ -153,28 +143,19 @@ def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
     )
     large = replace(
         base,
-        config=VLBERTConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+        config=VLBERTConfig(**LARGE),
         precision="bf16",
         note="cfgs/pretrain/large_prec_4x16G_fp16.yaml, as base in half precision.",
     )
     tiny = replace(
         base,
         config=VLBERTConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=80,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             visual_scale=1.0,
             geometry_waves=16,
             mlm_rate=0.25,
         ),
-        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
+        **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; with or without --text.",
     )
     return {"tiny": tiny, "base": base, "large": large}
@@ -450,15 +431,7 @@ class VLBERT(System):
 
     # 6 -- checkpoint: a "module." in front of all keys goes when a file is read ---------------------------------------------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "feature_size": ("elements.masked_feature.weight", 1),
-        "classes": ("class_head.2.weight", 0),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"feature_size": ("elements.masked_feature.weight", 1), "classes": ("class_head.2.weight", 0)}
     flags = {"with_pooler": "pooler.dense.weight", "relation": "match_head.weight"}  # noqa: RUF012
     keys = KeyMap(
         ("vlbert.word_embeddings.", "words.word."),

@@ -24,8 +24,9 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import VQA
@@ -35,22 +36,14 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VLPConfig:
+class VLPConfig(BertNumbers):
     """The numbers of the one published size."""
 
     vocab_size: int = 28996
     """Pieces of the vocabulary (bert-base-cased)."""
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
     layer_norm_eps: float = 1e-5
-    max_position_embeddings: int = 512
     type_vocab_size: int = 6
     """Segments: 0 and 1 where all is seen, 4 and 5 where a caption is written."""
-    initializer_range: float = 0.02
     feature_size: int = 2048
     """Numbers of a region feature (fc6 of the detector)."""
     classes: int = 1601
@@ -137,19 +130,10 @@ def _recipes() -> dict[str, Recipe[VLPConfig]]:
     tiny = replace(
         base,
         config=VLPConfig(
-            hidden_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
+            **TINY,
             lm_rate=0.25,
         ),
-        optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=5.0),
-        schedule=Schedule(steps=2400, warmup=120, floor=0.02),
-        batching=Batching(rows=800, window=2048),
+        **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
     return {"tiny": tiny, "base": base, "caption": caption}
@@ -310,14 +294,7 @@ class VLP(System):
 
     # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
 
-    sizes = {  # noqa: RUF012
-        "vocab_size": ("words.word.weight", 0),
-        "hidden_size": ("words.word.weight", 1),
-        "max_position_embeddings": ("words.position.weight", 0),
-        "type_vocab_size": ("words.segment.weight", 0),
-        "feature_size": ("regions.fc7.weight", 1),
-        "intermediate_size": ("encoder.layers.0.up.weight", 0),
-    }
+    sizes = bert.SIZES | {"feature_size": ("regions.fc7.weight", 1)}
     keys = KeyMap(
         *bert.body("bert."),
         ("bert.pooler.dense.", "pooler.dense."),

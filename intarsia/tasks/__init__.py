@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +10,10 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
-from intarsia.parts.encoder import EncoderConfig
+from intarsia.parts.numbers import BertNumbers
 
-
-class HeadConfig(EncoderConfig, Protocol):
-    """The numbers of a system that heads need, by the names of BERT's published JSON."""
-
-    @property
-    def initializer_range(self) -> float:
-        """Standard deviation of fresh weights."""
-
-
+HeadConfig = BertNumbers
+"""What a head is made by: the system's config."""
 Reads = Callable[[Encoded, Batch], Tensor]
 """What a head reads: (B, H), one vector a document."""
 Scorer = Callable[[HeadConfig, int], nn.Module]

@@ -39,3 +39,13 @@ def word_head(prefix: str = "cls.predictions.") -> tuple[tuple[str, str], ...]:
         (prefix + "transform.LayerNorm.", "word_head.transform.norm."),
         (prefix + "bias", "word_head.bias"),
     )
+
+
+SIZES = {
+    "vocab_size": ("words.word.weight", 0),
+    "hidden_size": ("words.word.weight", 1),
+    "max_position_embeddings": ("words.position.weight", 0),
+    "type_vocab_size": ("words.segment.weight", 0),
+    "intermediate_size": ("encoder.layers.0.up.weight", 0),
+}
+"""Config fields that the shapes of a BERT's weights tell, as in `System.sizes`."""
