@@ -120,3 +120,49 @@ def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> 
         for row in np.flatnonzero((pieces.spans[:, 0] < link.end) & (pieces.spans[:, 1] > link.start))
     ]
     return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def with_whole_picture(rows: RegionRows, picture: Picture) -> RegionRows:
+    """The regions and, after them, the whole picture as one more, whose feature is their mean; its class is background.
+
+    Order inside a document is free: the papers put it first.
+    """
+    count = len(rows)
+    edge = [(size - 1) / size if size else 1.0 for size in (picture.width, picture.height)]
+    last: dict[str, Any] = {
+        "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)),
+        "boxes": [0, 0, *edge],
+        "segment_ids": rows.segment_ids[:1].sum(),
+        "position_ids": rows.position_ids[:1].sum(),
+        "image": rows.image[:1].sum(),
+        "masked": False,
+        "probs": 0,
+        "labels": 0,
+        "scores": 1,
+    }
+
+    def column(name: str) -> Any:
+        column = getattr(rows, name)
+        if column is None or name not in last:
+            return column
+        row = np.broadcast_to(np.asarray(last[name], column.dtype), (1, *column.shape[1:]))
+        return np.concatenate([column, row])
+
+    return RegionRows(**{name: column(name) for name in RegionRows.__slots__})
+
+
+def whole_feature(feats: Array, hidden: Array) -> Array:
+    """(F) the feature of the whole picture: the mean of the regions (R, F) that are not hidden (R), so that it tells nothing of those that are.
+
+    Source: VL-BERT, pretrain/data/datasets/conceptual_captions.py.
+    """
+    kept = feats[~hidden].astype(np.float32)
+    return np.asarray(kept.sum(0) / max(len(kept) + 1e-5 * hidden.any(), 1e-5))
+
+
+def no_regions(width: int) -> RegionRows:
+    """Those of a document without picture."""
+    none = np.zeros(0, np.int64)
+    return RegionRows(
+        np.zeros((0, width), np.float16), np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_)
+    )

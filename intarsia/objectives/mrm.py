@@ -6,7 +6,6 @@ Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT.
 from __future__ import annotations
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def hide(example: Example, rng: np.random.Generator, goal: str, rate: float = 0.
 
 
 def hide_most(
-    example: Example, rng: np.random.Generator, goals: tuple[str, ...], rate: float = 0.15, first: int = 0
+    example: Example, rng: np.random.Generator, goals: tuple[str, ...], rate: float = 0.15, spare: int = 0
 ) -> Example:
     """Chooses regions, each with probability `rate`, perhaps none; 90 % of the chosen are hidden, 10 % stay, all are to be given back.
 
@@ -47,20 +46,26 @@ def hide_most(
         rng: source of randomness.
         goals: the targets to set on the chosen regions.
         rate: probability of each region.
-        first: regions before this one are never chosen.
+        spare: so many of the last regions are never chosen.
 
     Raises:
         BadInput: no soft label where one is needed.
     """
     regions = _regions(example, goals[0])
     chosen = rng.random(len(regions)) < rate
-    chosen[:first] = False
+    chosen[len(chosen) - spare :] = False
     rows = np.flatnonzero(chosen)
     regions.masked = np.zeros(len(regions), np.bool_)
     regions.masked[rows[rng.random(len(rows)) < 0.9]] = True
     for goal in goals:
-        example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
+        told = rows if goal != "mvrc" else rows[_sums_to_one(regions, rows)]
+        example.targets[goal] = Pick("regions", told, target(example, goal, told))
     return example
+
+
+def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
+    """(M) bool: within .1, as VL-BERT's code has it; soft labels of nothing are no labels."""
+    return np.ones(len(rows), np.bool_) if regions.probs is None else abs(regions.probs[rows].sum(-1) - 1) < 0.1
 
 
 def target(example: Example, goal: str, rows: Array) -> Array:
@@ -107,11 +112,6 @@ def divergence(logits: Tensor, probs: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="none").mean()
 
 
-def soft_classify(logits: Tensor, probs: Tensor) -> Tensor:
-    """Mean over the regions whose probs sum to 1 (within .1) of the cross entropy of (M, C) logits against (M, C) probs; 0 of none.
-
-    Source: the code of VL-BERT.
-    """
-    counts = (probs.float().sum(-1) - 1).abs() < 0.1  # (M)
-    each = -(probs.float() * F.log_softmax(logits.float(), -1)).sum(-1)
-    return torch.where(counts, each, 0.0).sum() / counts.sum().clamp(min=1)
+def soft_losses(logits: Tensor, probs: Tensor) -> Tensor:
+    """(M) cross entropy of (M, C) logits against (M, C) probs. Source: the code of VL-BERT."""
+    return -(probs.float() * F.log_softmax(logits.float(), -1)).sum(-1)

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from intarsia.batch import Encoded
 from intarsia.packed import Packing, join, joined_rows
-from intarsia.parts.heads import Pooler
+
+Stage = Callable[[Tensor, Packing], Tensor]
 
 
 def encode_joined(
-    encoder: Callable[[Tensor, Packing], Tensor],
-    pooler: Pooler,
+    encoder: Stage,
+    pooler: Stage,
     words: Tensor,
     text: Packing,
     regions: Tensor,

@@ -26,7 +26,7 @@ from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks import before_last, linear
+from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
 from intarsia.tasks.vcr import VCROneOf
@@ -160,7 +160,7 @@ def _finetune() -> dict[str, Finetune]:
     classifier = KeyMap(("classifier.", "head.1."))
     return {
         "vqa": Finetune(
-            VQA(reads=before_last, scorer=linear, criterion=share_loss),
+            VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
             tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
             classifier,
         ),

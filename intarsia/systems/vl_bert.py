@@ -2,7 +2,7 @@
 
 New: every element has a word part and a picture part, added. Words carry the whole picture, regions carry a learnt word; text without pictures is
 trained beside the pairs. Nothing tells whether text and picture belong together.
-Unusual: the whole picture is the first region, the mean of those that are not hidden. All regions share one position, [END] takes the next. Geometry is
+Unusual: the whole picture is one more region, the mean of those that are not hidden. All regions share one position, [END] takes the next. Geometry is
 sines and cosines, fused into the feature. The picture part's norm starts with a gain of 0: at the first step the system is BERT. Whole words are hidden.
 Weight decay spares nothing. Only region features made beforehand are read here, not the authors' variant that trains its detector.
 """
@@ -19,34 +19,39 @@ from torch import Tensor, nn
 
 from intarsia import boxes
 from intarsia.batch import (
-    Array,
     Batch,
     Encoded,
     Example,
     Pick,
-    Picks,
-    Picture,
-    RegionRows,
     Regions,
     Sample,
     Text,
     TextRows,
 )
 from intarsia.errors import BadInput
-from intarsia.layout import before_last_sep, bert_rows, link_rows, region_rows
+from intarsia.layout import (
+    before_last_sep,
+    bert_rows,
+    link_rows,
+    no_regions,
+    region_rows,
+    whole_feature,
+    with_whole_picture,
+)
 from intarsia.objectives import mlm, mrm
-from intarsia.packed import Packing, join, joined_rows
+from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
-from intarsia.parts.heads import Pooler, TiedHead, Transform
+from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks import HeadConfig, before_last
-from intarsia.tasks.refer import ReferEach
+from intarsia.tasks import from_end
+from intarsia.tasks.refer import ReferEach, two_linear
 from intarsia.tasks.vcr import VCREach
-from intarsia.tasks.vqa import VQA
+from intarsia.tasks.vqa import VQA, transformed
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import KeyMap, Tied
@@ -104,31 +109,29 @@ class Elements(nn.Module):
         codes = boxes.sine(regions.boxes.float(), self.waves).to(dtype)
         return F.relu(self.downsample(self.dropout(torch.cat([codes, feats], -1))))
 
-    def forward(
-        self, words: Words, text: Text, regions: Regions, links: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeds words (T, H), regions (R, H) and one [END] a document (B, H).
+    def forward(self, words: Words, text: Text, regions: Regions, links: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeds words and [END] (T, H) and regions (R, H).
 
         Args:
             words: the tables of words, positions and segments, and the norm of all elements.
-            text: packed text rows.
-            regions: packed regions, the first of each document the whole picture; documents may have none.
+            text: packed text rows; [END] is the one in segment 2.
+            regions: packed regions, the last of each document the whole picture; documents may have none.
             links: (P, 2) text row, region row: these words carry that region in place of the whole picture.
         """
-        seen = self.seen(regions)
-        lengths = regions.packing.lengths
-        whole = torch.cat([seen, self.no_picture.weight])[torch.where(lengths > 0, regions.packing.first, len(seen))]
-        carried = whole.index_select(0, text.packing.doc)  # (T, H)
+        seen, packing = self.seen(regions), regions.packing
+        last = torch.where(packing.lengths > 0, packing.cu_seqlens[1:].long() - 1, len(seen))
+        carried = torch.cat([seen, self.no_picture.weight])[last].index_select(0, text.packing.doc)  # (T, H)
         if links is not None and len(links):
             carried = carried.index_copy(0, links[:, 0], seen[links[:, 1]])
-        embedded = words.word(text.ids) + self.text_norm(carried)
-        x = embedded + words.position(text.position_ids) + words.segment(text.segment_ids)
-        named = torch.where(regions.masked[:, None], self.masked_word.weight, self.region_word.weight)
-        place = words.position(regions.position_ids) + words.segment(regions.segment_ids)
-        y = named + self.region_norm(seen) + place
-        after = text.packing.lengths.long() + 1
-        z = self.end.weight + words.position(after) + words.segment.weight[-1]
-        return tuple(words.dropout(words.norm(each)) for each in (x, y, z))
+        said = words.word(text.ids) + self.text_norm(carried)
+        said = torch.where(text.segment_ids[:, None] == 2, self.end.weight, said)
+        shown = torch.where(regions.masked[:, None], self.masked_word.weight, self.region_word.weight)
+        shown = shown + self.region_norm(seen)
+        x, y = (
+            words.dropout(words.norm(part + words.position(rows.position_ids) + words.segment(rows.segment_ids)))
+            for part, rows in ((said, text), (shown, regions))
+        )
+        return x, y
 
 
 def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
@@ -165,22 +168,6 @@ def _adam(lr: float, max_norm: float) -> Optim:
     return Optim(lr=lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=1e-4, no_decay=(), max_norm=max_norm)
 
 
-def _answers(config: HeadConfig, outputs: int) -> nn.Module:
-    """The word head's first half, dropout, answers."""
-    width = config.hidden_size
-    head = nn.Sequential(
-        Transform(width, config.layer_norm_eps), Dropout(config.hidden_dropout_prob), nn.Linear(width, outputs)
-    )
-    initialise(head, config.initializer_range)
-    return head
-
-
-def _region_score(config: HeadConfig) -> nn.Module:
-    """Linear, GELU, dropout, one number."""
-    width = config.hidden_size
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, 1))
-
-
 def _finetune() -> dict[str, Finetune]:
     """The downstream tasks; the authors train the detector along for VCR and RefCOCO+, which is not done here."""
 
@@ -193,7 +180,7 @@ def _finetune() -> dict[str, Finetune]:
     pooler = {"with_pooler": True}
     return {
         "vqa": Finetune(
-            VQA(reads=before_last, scorer=_answers),
+            VQA(reads=from_end(3), scorer=transformed),
             tuning(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014"),
             answers,
             config=pooler | {"max_rows": 200},
@@ -211,7 +198,7 @@ def _finetune() -> dict[str, Finetune]:
             config=pooler | {"max_rows": 200},
         ),
         "re": Finetune(
-            ReferEach(_region_score),
+            ReferEach(two_linear),
             tuning(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate"),
             KeyMap(("final_mlp.0.dense.", "head.0."), ("final_mlp.2.", "head.3.")),
             config={"max_rows": 200},
@@ -260,91 +247,58 @@ class VLBERT(System):
     # 1 -- inputs: [CLS] words [SEP], the whole picture, regions, [END] -------------------------------------------------
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
-        """Texts in segments 0 and 1, the whole picture and the regions in segment 2; [END] is added when encoding.
+        """Texts in segments 0 and 1; [END], the regions and the whole picture in segment 2. A sample without picture is its pieces and [END].
 
-        A sample without picture is its pieces alone. vqa: the question, then [MASK] as the second text. vcr: question and choice, `form` says which;
-        words with a gold link carry their region.
+        vqa: the question, then [MASK] as the second text. vcr: question and choice, `form` says which; words with a gold link carry their region.
         """
         if not sample.pictures:
-            return self._text_alone(sample)
+            return Example(
+                sample.key, self._text_alone(sample), no_regions(self.config.feature_size), sample=sample.key
+            )
         texts = sample.texts[:1] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
-        picture, most = sample.pictures[0], self.config.max_rows
-        count = min(len(picture.boxes), most) + 1
-        length = sum(len(self.vocab.encode(x)) for x in texts) + 1 + len(texts) + 2 * (task == "vqa")
-        while length + count > most:
+        special = 1 + len(texts) + 2 * (task == "vqa")
+        length = sum(len(self.vocab.encode(x)) for x in texts) + special
+        count = len(sample.pictures[0].boxes) + 1
+        while length + count > self.config.max_rows:
             length, count = (length, count - 1) if count > length else (length - 1, count)
-        room = length - 1 - len(texts) - 2 * (task == "vqa")
         parts = [(text, i) for i, text in enumerate(texts)]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, room, cut=True, own_sep=True)
+        text, pieces = bert_rows(self.vocab, sample.key, parts, length - special, cut=True, own_sep=True)
         if task == "vqa":
-            text = _answer_slot(text, self.vocab)
-        shown = self._shown(sample.key, picture, count - 1, len(text))
-        links = link_rows(sample, pieces[0])
+            text = before_last_sep(before_last_sep(text, self.vocab.sep), self.vocab.mask)
+            text.segment_ids[-2:] = 1
+        rows = region_rows(sample.key, sample.pictures[0], self.config.feature_size, 2).first(count - 1)
+        rows.position_ids += len(text)
+        example = Example(
+            sample.key, self._ended(text), with_whole_picture(rows, sample.pictures[0]), sample=sample.key
+        )
         if task == "vcr":
-            links = np.concatenate([links, link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)])
-        key = sample.key if task is None else f"{sample.key}@{form}"
-        return Example(
-            key,
-            text,
-            shown,
-            links[links[:, 1] < count - 1] + [[0, 1]] if task == "vcr" else links[:0],
-            sample=sample.key,
-        )
+            example.key = f"{sample.key}@{form}"
+            second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
+            links = np.concatenate([link_rows(sample, pieces[0]), second])
+            example.links = links[links[:, 1] < count - 1]
+        return example
 
-    def _shown(self, key: str, picture: Picture, count: int, position: int) -> RegionRows:
-        """The whole picture and the first `count` regions."""
-        rows = region_rows(key, picture, self.config.feature_size, 2).first(count)
-        width, height = max(picture.width, 1), max(picture.height, 1)
-        edge = [0, 0, (width - 1) / width if picture.width else 1, (height - 1) / height if picture.height else 1]
-        whole = whole_picture(rows.feats, np.zeros(count, np.bool_))
-        return replace(
-            rows,
-            feats=np.concatenate([whole[None].astype(rows.feats.dtype), rows.feats]),
-            boxes=np.concatenate([np.array([edge], np.float32), rows.boxes]),
-            segment_ids=np.full(count + 1, 2),
-            position_ids=np.full(count + 1, position),
-            image=np.zeros(count + 1, np.int64),
-            masked=np.zeros(count + 1, np.bool_),
-            probs=None
-            if rows.probs is None
-            else np.concatenate([np.zeros_like(rows.probs, shape=(1, rows.probs.shape[1])), rows.probs]),
-            labels=None if rows.labels is None else np.concatenate([[0], rows.labels]),
-            scores=None,
-        )
-
-    def _text_alone(self, sample: Sample) -> Example:
+    def _text_alone(self, sample: Sample) -> TextRows:
         pieces = self.vocab.encode(sample.texts[0])
         if not len(pieces):
             raise BadInput(f"sample {sample.key}: the text {sample.texts[0]!r} is empty")
-        count = min(len(pieces), self.config.max_rows)
-        zeros, none = np.zeros(count, np.int64), np.zeros(0, np.int64)
-        text = TextRows(pieces.ids[:count], zeros, np.arange(count), pieces.words[:count])
-        feats, box = np.zeros((0, self.config.feature_size), np.float16), np.zeros((0, 4), np.float32)
-        shown = RegionRows(feats, box, none, none, none, none.astype(np.bool_))
-        return Example(sample.key, text, shown, sample=sample.key)
+        ids, words = pieces.ids[: self.config.max_rows], pieces.words[: self.config.max_rows]
+        return self._ended(TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), words))
+
+    def _ended(self, text: TextRows) -> TextRows:
+        """With [END], whose id does not count; its position is one past the regions'."""
+        added = {"ids": self.vocab.pad, "segment_ids": 2, "position_ids": len(text) + 1, "words": -1}
+        return TextRows(**{name: np.append(getattr(text, name), value) for name, value in added.items()})
 
     # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> Encoded:
-        """Embeds, joins words, regions and [END], encodes. Without a pooler `pooled` is the first row as it is."""
+        """Embeds, joins and encodes. Without a pooler `pooled` is the first row as it is."""
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VL-BERT needs text and regions"
-        words, seen, ends = self.elements(self.words, text, regions, batch.links)
-        both = join(text.packing, regions.packing)
-        one = torch.arange(text.packing.documents + 1, device=words.device)
-        whole = join(both.packing, Packing(one.int(), 1, one[:-1], torch.zeros_like(one[:-1])))
-        x = joined_rows(whole, joined_rows(both, words, seen.to(words.dtype)), ends.to(words.dtype))
-        x = self.encoder(x, whole.packing)
-        inner = x.index_select(0, whole.rows_a)
-        pooled = x.index_select(0, whole.packing.first)
-        if self.config.with_pooler or self.config.relation:
-            pooled = self.pooler(x, whole.packing)
-        return Encoded(
-            text=inner.index_select(0, both.rows_a),
-            visual=inner.index_select(0, both.rows_b),
-            visual_packing=regions.packing,
-            pooled=pooled,
-        )
+        words, seen = self.elements(self.words, text, regions, batch.links)
+        pooler = self.pooler if self.config.with_pooler or self.config.relation else _first
+        return encode_joined(self.encoder, pooler, words, text.packing, seen, regions.packing)
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
@@ -366,16 +320,15 @@ class VLBERT(System):
             none = np.zeros((0, config.classes), np.float32)
             example.targets["mvrc"] = Pick("regions", np.zeros(0, np.int64), none)
         elif "mvrc" in goals:
-            mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, first=1)
-            shown = example.regions
-            shown.feats = shown.feats.copy()
-            shown.feats[0] = whole_picture(shown.feats[1:], shown.masked[1:])
+            shown = mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1).regions
+            assert shown is not None
+            shown.feats[-1] = whole_feature(shown.feats[:-1], shown.masked[:-1])
         if "itm" in goals:
             example.targets["itm"] = np.array(-1 if alone else label)
         return example
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """One loss a goal, which are added; none for a goal that no document has."""
+        """One loss a goal, which are added; none for texts alone where there are none."""
         assert encoded.visual is not None and batch.text is not None and batch.regions is not None
         found: dict[str, Tensor] = {}
         for goal in batch.targets:
@@ -383,25 +336,18 @@ class VLBERT(System):
                 labels = batch.labels(goal)
                 found[goal] = F.cross_entropy(self.match_head(encoded.pooled).float(), labels, ignore_index=-1)
                 continue
-            picks = batch.picks(goal)
+            picks, packing = batch.picks(goal), batch.text.packing
             if goal == "mvrc":
-                logits = self.class_head(encoded.visual.index_select(0, picks.rows))
-                found[goal] = self._classes(logits, picks, batch.regions.packing)
-            elif goal == "mlm" or len(picks.rows):
-                found[goal] = self._words(self.word_logits(encoded, picks.rows), picks, batch.text.packing)
+                packing = batch.regions.packing
+                each = mrm.soft_losses(self.class_head(encoded.visual.index_select(0, picks.rows)), picks.labels)
+            else:
+                logits = self.word_logits(encoded, picks.rows)
+                each = F.cross_entropy(logits.float(), picks.labels, reduction="none")
+            if self.config.norm_in_batch_first:
+                found[goal] = mlm.score_by_document(each, packing.doc[picks.rows], packing.documents)
+            elif goal != "mlm_text" or len(each):
+                found[goal] = each.sum() / max(len(each), 1)
         return found
-
-    def _words(self, logits: Tensor, picks: Picks, packing: Packing) -> Tensor:
-        if not self.config.norm_in_batch_first:
-            return mlm.score(logits, picks.labels)
-        each = F.cross_entropy(logits.float(), picks.labels, reduction="none")
-        return mlm.score_by_document(each, packing.doc[picks.rows], packing.documents)
-
-    def _classes(self, logits: Tensor, picks: Picks, packing: Packing) -> Tensor:
-        if not self.config.norm_in_batch_first:
-            return mrm.soft_classify(logits, picks.labels)
-        each = -(picks.labels.float() * F.log_softmax(logits.float(), -1)).sum(-1)
-        return mlm.score_by_document(each, packing.doc[picks.rows], packing.documents)
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
@@ -457,15 +403,5 @@ class VLBERT(System):
     )
 
 
-def whole_picture(feats: Array, hidden: Array) -> Array:
-    """(F) the feature of the whole picture: the mean of the regions (R, F) that are not hidden (R), so that it does not tell of those that are."""
-    kept = feats[~hidden].astype(np.float32)
-    return np.asarray(
-        kept.sum(0) / (len(kept) + 1e-5 * hidden.any()) if len(kept) else np.zeros(feats.shape[1], np.float32)
-    )
-
-
-def _answer_slot(text: TextRows, vocab: Vocab) -> TextRows:
-    """[CLS] question [SEP] with [MASK] [SEP] after it, in segment 1."""
-    added = before_last_sep(before_last_sep(text, vocab.sep), vocab.mask)
-    return replace(added, segment_ids=np.append(text.segment_ids, [1, 1]))
+def _first(x: Tensor, packing: Packing) -> Tensor:
+    return x.index_select(0, packing.first)

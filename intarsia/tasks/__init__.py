@@ -25,10 +25,14 @@ def pooled(encoded: Encoded, batch: Batch) -> Tensor:
     return encoded.pooled
 
 
-def before_last(encoded: Encoded, batch: Batch) -> Tensor:
-    """The output at the last text row but one: a [MASK] laid out before the closing [SEP], where the answer is to stand."""
-    assert batch.text is not None and encoded.text is not None, "reads the output of a word"
-    return encoded.text.index_select(0, batch.text.packing.cu_seqlens[1:].long() - 2)
+def from_end(count: int) -> Reads:
+    """The output of the text row that is `count` before the end of its document: a [MASK] before what closes the text, where the answer is to stand."""
+
+    def read(encoded: Encoded, batch: Batch) -> Tensor:
+        assert batch.text is not None and encoded.text is not None, "reads the output of a word"
+        return encoded.text.index_select(0, batch.text.packing.cu_seqlens[1:].long() - count)
+
+    return read
 
 
 def linear(config: HeadConfig, outputs: int) -> nn.Module:

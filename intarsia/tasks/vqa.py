@@ -9,14 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
-from intarsia.parts.heads import AnswerHead
+from intarsia.parts.heads import AnswerHead, Transform
 from intarsia.tasks import HeadConfig, Reads, Scorer, pooled
 
 
 def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
     """Two layers, GELU between."""
     head = AnswerHead(config.hidden_size, outputs, nn.GELU(), config.layer_norm_eps)
+    initialise(head, config.initializer_range)
+    return head
+
+
+def transformed(config: HeadConfig, outputs: int) -> nn.Module:
+    """The first half of BERT's word head, dropout, answers. Source: VL-BERT."""
+    head = nn.Sequential(
+        Transform(config.hidden_size, config.layer_norm_eps),
+        Dropout(config.hidden_dropout_prob),
+        nn.Linear(config.hidden_size, outputs),
+    )
     initialise(head, config.initializer_range)
     return head
 

@@ -35,15 +35,32 @@ def build(golden: Golden, **changes: Any) -> VLBERT:
     return system
 
 
+def last(here: Tensor) -> Tensor:
+    """(N) the order in which the first of the real boxes comes last of them."""
+    count = int(here.sum())
+    return torch.tensor([*range(1, count), 0, *range(count, len(here))])
+
+
+def spread(order: Tensor, block: Tensor) -> Tensor:
+    return order.view(*order.shape, *([1] * (block.ndim - 2))).expand_as(block)
+
+
+def add_end(labels: Tensor) -> Tensor:
+    return torch.cat([labels, labels.new_full((1,), -1)])
+
+
 def batch_of(golden: Golden, alone: bool = True) -> Batch:
     """The pairs, and after them the texts without pictures; their targets."""
     given = {key.removeprefix("input."): value for key, value in golden.tensors.items() if key.startswith("input.")}
     rows = [x[x > 0] for x in given["text"]]
     others = [x[x > 0] for x in given["aux_text"]] if alone else []
-    packing = Packing.of([len(x) for x in (*rows, *others)])
-    zeros = torch.zeros(packing.rows, dtype=torch.long)
-    text = Text(torch.cat([*rows, *others]), zeros, packing.pos, zeros, packing)
+    ended = [torch.cat([x, x.new_zeros(1)]) for x in (*rows, *others)]  # [END] closes every document
+    packing = Packing.of([len(x) for x in ended])
+    end = packing.pos == packing.lengths[packing.doc] - 1
+    text = Text(torch.cat(ended), 2 * end, packing.pos + end, packing.pos, packing)
     here = given["boxes"][..., 0] > -1.5  # (B, N)
+    order = torch.stack([last(x) for x in here])  # the whole picture after the others
+    given |= {key: given[key].gather(1, spread(order, given[key])) for key in ("boxes", "mvrc_ops", "mvrc_labels")}
     counts = here.sum(1)
     shown = Packing.of([*counts.tolist(), *([0] * len(others))])
     size = given["im_info"][:, None, [0, 1, 0, 1]].expand(-1, here.shape[1], -1)
@@ -53,15 +70,15 @@ def batch_of(golden: Golden, alone: bool = True) -> Batch:
     feats = given["boxes"][..., 4:][here] * ~masked[:, None]
     none = torch.zeros(shown.rows, dtype=torch.long)
     labels, soft = given["mvrc_labels"][here], given["mvrc_labels"][here].sum(-1) > 0.5
-    words = torch.cat([x[: len(y)] for x, y in zip(given["mlm_labels"], rows, strict=True)])
+    words = torch.cat([add_end(x[: len(y)]) for x, y in zip(given["mlm_labels"], rows, strict=True)])
     targets: dict[str, Any] = {
         "mlm": Picks((words != -1).nonzero()[:, 0], words[words != -1]),
         "mvrc": Picks(soft.nonzero()[:, 0], labels[soft]),
         "itm": torch.cat([given["relationship_label"], torch.full((len(others),), -1)]),
     }
     if alone:
-        said = torch.cat([x[: len(y)] for x, y in zip(given["aux_text_mlm_labels"], others, strict=True)])
-        targets["mlm_text"] = Picks((said != -1).nonzero()[:, 0] + sum(map(len, rows)), said[said != -1])
+        said = torch.cat([add_end(x[: len(y)]) for x, y in zip(given["aux_text_mlm_labels"], others, strict=True)])
+        targets["mlm_text"] = Picks((said != -1).nonzero()[:, 0] + sum(map(len, rows)) + len(rows), said[said != -1])
     return Batch(
         keys=tuple(map(str, range(packing.documents))),
         sample=torch.arange(packing.documents),
@@ -71,16 +88,14 @@ def batch_of(golden: Golden, alone: bool = True) -> Batch:
     )
 
 
-def compare_rows(batch: Batch, text: Tensor, visual: Tensor, end: Tensor | None, theirs: Tensor, what: str) -> None:
-    """Their documents are text, boxes, [END], then padding."""
+def compare_rows(batch: Batch, text: Tensor, visual: Tensor, theirs: Tensor, what: str) -> None:
+    """Their documents are text, the whole picture, boxes, [END], then padding."""
     for i in range(len(batch.keys)):
-        words, boxes = int(batch.text.packing.lengths[i]), int(batch.regions.packing.lengths[i])
+        words, count = int(batch.text.packing.lengths[i]) - 1, int(batch.regions.packing.lengths[i])
         first, shown = int(batch.text.packing.first[i]), int(batch.regions.packing.first[i])
-        ours = [text[first : first + words], visual[shown : shown + boxes]]
-        count = words + boxes
-        if end is not None:
-            ours, count = [*ours, end[i : i + 1]], count + 1
-        assert_near(torch.cat(ours), theirs[i, :count], f"{what} {i}")
+        said, seen = text[first : first + words + 1], visual[shown : shown + count]
+        ours = torch.cat([said[:-1], seen[-1:], seen[:-1], said[-1:]])
+        assert_near(ours, theirs[i, : words + count + 1], f"{what} {i}")
 
 
 @each_case
@@ -90,16 +105,16 @@ def test_elements(golden: Golden) -> None:
     theirs = golden.output("obj_reps")
     for i in range(len(theirs)):
         first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
-        assert_near(seen[first : first + count], theirs[i, :count], f"regions {i}")
-    text, visual, end = system.elements(system.words, batch.text, batch.regions, None)
-    compare_rows(batch, text, visual, end, golden.output("embedding_output"), "elements")
+        assert_near(seen[first : first + count].roll(1, 0), theirs[i, :count], f"regions {i}")
+    text, visual = system.elements(system.words, batch.text, batch.regions, None)
+    compare_rows(batch, text, visual, golden.output("embedding_output"), "elements")
 
 
 @each_case
 def test_streams(golden: Golden) -> None:
     system, batch = build(golden), batch_of(golden)
     encoded: Encoded = system.encode(batch)
-    compare_rows(batch, encoded.text, encoded.visual, None, golden.output("sequence_output"), "sequence")
+    compare_rows(batch, encoded.text, encoded.visual, golden.output("sequence_output"), "sequence")
     assert_near(encoded.pooled, golden.output("pooled_output"), "pooled")
     theirs = golden.output("relationship_logits")
     assert_near(system.match_head(encoded.pooled)[: len(theirs)], theirs, "relation logits")
@@ -117,13 +132,15 @@ def test_losses_logits_and_gradients(golden: Golden) -> None:
     logits = system.word_logits(encoded, torch.arange(len(encoded.text)))
     pairs = len(golden.tensors["input.text"])
     for i in range(len(batch.keys)):
-        first, words = int(batch.text.packing.first[i]), int(batch.text.packing.lengths[i])
+        first, words = int(batch.text.packing.first[i]), int(batch.text.packing.lengths[i]) - 1
         theirs = golden.output("mlm_logits_wvc")[i] if i < pairs else golden.output("mlm_logits_aux")[i - pairs]
         assert_near(logits[first : first + words], theirs[:words], f"word logits {i}")
     classes = system.class_head(encoded.visual)
     for i in range(pairs):
         first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
-        assert_near(classes[first : first + count], golden.output("mvrc_logits")[i, :count], f"class logits {i}")
+        assert_near(
+            classes[first : first + count].roll(1, 0), golden.output("mvrc_logits")[i, :count], f"class logits {i}"
+        )
     total.backward()
     ours = {key: parameter.grad for key, parameter in system.named_parameters() if parameter.grad is not None}
     theirs_ = VLBERT.keys.to_theirs(ours)

@@ -206,10 +206,10 @@ def test_any_piece_may_be_hidden_or_none_and_any_piece_may_take_its_place() -> N
 def test_most_chosen_regions_are_hidden_and_some_stay() -> None:
     chosen = hidden = 0
     for seed in range(DOCUMENTS):
-        example = mrm.hide_most(document(seed), np.random.default_rng(seed), ("moc", "mrfr", "mvrc"), first=1)
+        example = mrm.hide_most(document(seed), np.random.default_rng(seed), ("moc", "mrfr", "mvrc"), spare=1)
         moc, mrfr, mvrc = (example.targets[goal] for goal in ("moc", "mrfr", "mvrc"))
         before = document(seed).regions
-        assert not set(moc.rows) & {0}
+        assert not set(moc.rows) & {REGIONS - 1}
         assert set(np.flatnonzero(example.regions.masked)) <= set(moc.rows)
         np.testing.assert_array_equal(moc.labels, before.probs[moc.rows, 1:].argmax(1))
         np.testing.assert_array_equal(mrfr.labels, before.feats[moc.rows])
@@ -225,15 +225,23 @@ def test_losses_of_nothing_are_zero() -> None:
         mlm.score(none, classes),
         mrm.classify(none, classes),
         mrm.regress(none, none),
-        mrm.soft_classify(none, none),
+        mrm.soft_losses(none, none).sum(),
     ]
     assert [x.item() for x in found] == [0.0] * 4
 
 
-def test_soft_labels_that_do_not_sum_to_one_do_not_count() -> None:
-    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    probs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+def test_soft_labels_that_do_not_sum_to_one_are_not_asked_for() -> None:
+    for seed in range(60):
+        example = document(seed)
+        example.regions.probs[:4] *= 0.5
+        hidden = mrm.hide_most(example, np.random.default_rng(seed), ("mvrc", "mrfr"), rate=0.5)
+        told, chosen = hidden.targets["mvrc"].rows, hidden.targets["mrfr"].rows
+        assert set(told) == {row for row in chosen if row >= 4}
+
+
+def test_soft_losses_are_cross_entropies() -> None:
+    logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    probs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 0.0]])
     logs = logits.log_softmax(-1)
-    expected = -((probs[0] * logs[0]).sum() + logs[2, 1]) / 2
-    assert mrm.soft_classify(logits, probs).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert mrm.soft_classify(logits[1:2], probs[1:2]).item() == 0.0
+    expected = torch.stack([-(probs[0] * logs[0]).sum(), -logs[1, 1]])
+    torch.testing.assert_close(mrm.soft_losses(logits, probs), expected)
