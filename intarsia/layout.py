@@ -160,9 +160,8 @@ def whole_feature(feats: Array, hidden: Array) -> Array:
     return np.asarray(kept.sum(0) / max(len(kept) + 1e-5 * hidden.any(), 1e-5))
 
 
-def no_regions(width: int) -> RegionRows:
+def no_regions(width: int, classes: int) -> RegionRows:
     """Those of a document without picture."""
     none = np.zeros(0, np.int64)
-    return RegionRows(
-        np.zeros((0, width), np.float16), np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_)
-    )
+    feats, probs = np.zeros((0, width), np.float16), np.zeros((0, classes), np.float16)
+    return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)

@@ -18,16 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia import boxes
-from intarsia.batch import (
-    Batch,
-    Encoded,
-    Example,
-    Pick,
-    Regions,
-    Sample,
-    Text,
-    TextRows,
-)
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text, TextRows
 from intarsia.errors import BadInput
 from intarsia.layout import (
     before_last_sep,
@@ -152,12 +143,7 @@ def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
     )
     tiny = replace(
         base,
-        config=VLBERTConfig(
-            **TINY,
-            visual_scale=1.0,
-            geometry_waves=16,
-            mlm_rate=0.25,
-        ),
+        config=VLBERTConfig(**TINY, visual_scale=1.0, geometry_waves=16, mlm_rate=0.25),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; with or without --text.",
     )
@@ -174,34 +160,17 @@ def _finetune() -> dict[str, Finetune]:
     def tuning(optim: Optim, steps: int, warmup: int, samples: int, note: str) -> dict[str, Tuning]:
         return {"base": Tuning(optim, Schedule(steps, warmup), Batching(rows=64 * samples), samples=samples, note=note)}
 
-    answers = KeyMap(
-        ("final_mlp.0.dense.", "head.0.dense."), ("final_mlp.0.LayerNorm.", "head.0.norm."), ("final_mlp.2.", "head.2.")
-    )
-    pooler = {"with_pooler": True}
+    scorer = "final_mlp.0.dense."
+    answers = KeyMap((scorer, "head.0.dense."), ("final_mlp.0.LayerNorm.", "head.0.norm."), ("final_mlp.2.", "head.2."))
+    vqa = tuning(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014")
+    vcr = tuning(_adam(4.48e-3, 10.0), 66_000, 1000, 4, "20 epochs of SGD with momentum .9, a tenth at 14 and 18")
+    re = tuning(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate")
+    long = {"max_rows": 200, "with_pooler": True}
     return {
-        "vqa": Finetune(
-            VQA(reads=from_end(3), scorer=transformed),
-            tuning(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014"),
-            answers,
-            config=pooler | {"max_rows": 200},
-        ),
-        "vcr": Finetune(
-            VCREach(),
-            tuning(
-                _adam(4.48e-3, 10.0),
-                66_000,
-                1000,
-                4,
-                "20 epochs of SGD with momentum .9, a tenth at 14 and 18, 4 choices each",
-            ),
-            KeyMap(("final_mlp.1.", "head.1.")),
-            config=pooler | {"max_rows": 200},
-        ),
+        "vqa": Finetune(VQA(reads=from_end(3), scorer=transformed), vqa, answers, config=long),
+        "vcr": Finetune(VCREach(), vcr, KeyMap(("final_mlp.1.", "head.1.")), config=long),
         "re": Finetune(
-            ReferEach(two_linear),
-            tuning(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate"),
-            KeyMap(("final_mlp.0.dense.", "head.0."), ("final_mlp.2.", "head.3.")),
-            config={"max_rows": 200},
+            ReferEach(two_linear), re, KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.3.")), config=long
         ),
     }
 
@@ -253,7 +222,10 @@ class VLBERT(System):
         """
         if not sample.pictures:
             return Example(
-                sample.key, self._text_alone(sample), no_regions(self.config.feature_size), sample=sample.key
+                sample.key,
+                self._text_alone(sample),
+                no_regions(self.config.feature_size, self.config.classes),
+                sample=sample.key,
             )
         texts = sample.texts[:1] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
         special = 1 + len(texts) + 2 * (task == "vqa")
@@ -313,16 +285,11 @@ class VLBERT(System):
         alone = not len(example.regions)
         for name in ("mlm", "mlm_text"):
             if name in goals:
-                mlm.hide_words(
-                    example, self.vocab, rng, config.mlm_rate if alone == (name == "mlm_text") else 0.0, name
-                )
-        if "mvrc" in goals and alone:
-            none = np.zeros((0, config.classes), np.float32)
-            example.targets["mvrc"] = Pick("regions", np.zeros(0, np.int64), none)
-        elif "mvrc" in goals:
-            shown = mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1).regions
-            assert shown is not None
-            shown.feats[-1] = whole_feature(shown.feats[:-1], shown.masked[:-1])
+                rate = config.mlm_rate if alone == (name == "mlm_text") else 0.0
+                mlm.hide_words(example, self.vocab, rng, rate, name)
+        if "mvrc" in goals:
+            mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1)
+            example.regions.feats[-1:] = whole_feature(example.regions.feats[:-1], example.regions.masked[:-1])
         if "itm" in goals:
             example.targets["itm"] = np.array(-1 if alone else label)
         return example
