@@ -174,7 +174,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if options.vocab or kept.is_file():
         vocab = Vocab.read(options.vocab or kept)
     else:
-        vocab = captions(source)
+        vocab = captions(source, cls.specials)
     recipe, gone = without_classes(options.recipe, provenance)
     if gone:
         out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")

@@ -61,16 +61,20 @@ class Optim:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then linear decay to `floor` times the peak."""
+    """Linear warm-up from 0, then linear decay."""
 
     steps: int = 200_000
     """Optimizer steps in all."""
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
+    shape: Literal["peak", "bert"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
+        if self.shape == "bert":
+            return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
             return (step + 1) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))

@@ -39,6 +39,8 @@ class System(nn.Module, ABC):
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
+    specials: ClassVar[tuple[str, ...]] = ()
+    """Special tokens beside BERT's; a vocabulary must have them, or unused rows to give them."""
     reads_text_alone: ClassVar[bool] = False
     """Samples without pictures take part in pre-training."""
     heads: ClassVar[tuple[str, ...]]

@@ -92,11 +92,18 @@ class Vocab:
         Path(path).write_text("\n".join(self.tokens) + "\n", encoding="utf-8")
 
     @classmethod
-    def learn(cls, texts: Iterable[str], size: int = 8000, lower: bool = True, more: Iterable[str] = ()) -> Vocab:
+    def learn(
+        cls,
+        texts: Iterable[str],
+        size: int = 8000,
+        lower: bool = True,
+        more: Iterable[str] = (),
+        specials: Sequence[str] = (),
+    ) -> Vocab:
         """A vocabulary of at most `size` pieces: every character, first in a word and inside one, then the commonest words, ties by spelling.
 
         The same texts give the same vocabulary, which the trainers of `tokenizers` do not promise. For small corpora; a large one is better served by
-        a published vocabulary, which shares parts of words. What only `more` holds (object tags, say) comes after what the texts hold.
+        a published vocabulary, which shares parts of words. What only `more` holds (object tags, say) comes after what the texts hold; `specials` come before all of it.
         """
         normalizer, cutter = normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer()
 
@@ -110,7 +117,7 @@ class Vocab:
         common += sorted(
             (word for word in others if len(word) > 1 and word not in words), key=lambda word: (-others[word], word)
         )
-        return cls([*SPECIALS, *letters, *(f"##{x}" for x in inner), *common][:size], lower)
+        return cls([*SPECIALS, *specials, *letters, *(f"##{x}" for x in inner), *common][:size], lower)
 
     def encode(self, text: str) -> Pieces:
         """Cuts a text into pieces, without [CLS] and [SEP]."""

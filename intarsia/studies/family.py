@@ -94,7 +94,7 @@ def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
     cls = find(name) if sees else blind(find(name))
     source, held = open_source(options.data, "train"), open_source(options.valid, options.valid_split)
     assert source.provenance is not None, f"{options.data}: extract its regions first"
-    system, recipe = fresh(cls, _budget(cls, options), captions(source), source.provenance)
+    system, recipe = fresh(cls, _budget(cls, options), captions(source, cls.specials), source.provenance)
     recipe, _ = without_classes(recipe, source.provenance)
     pace = Pace(log_every=100, save_every=500, valid_every=options.steps // 4, valid_batches=24, tensorboard=False)
     outcome = pretrain(system, source, recipe, folder, valid=held, workers=options.workers, device="cpu", pace=pace)

@@ -95,14 +95,14 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
         config=VisualBERTConfig(),
         mix=Mix(share={"mlm+itm": 1}),
         optim=_adam(5e-5),
-        schedule=Schedule(steps=123_000, warmup=12_300),
+        schedule=Schedule(steps=123_000, warmup=12_300, shape="bert"),
         batching=Batching(rows=1500, window=8192),
         note="COCO captions, 10 epochs at batch 48 on 4 GPUs; fp32; features of the VQA runs (Detectron, 100 regions).",
     )
     nlvr2 = replace(
         base,
         config=VisualBERTConfig(feature_size=1024),
-        schedule=Schedule(steps=92_000, warmup=9200),
+        schedule=Schedule(steps=92_000, warmup=9200, shape="bert"),
         batching=Batching(rows=2000, window=8192),
         note="As base with the features of the NLVR2 runs (Mask R-CNN FPN, 1024 numbers, 144 regions), batch 64.",
     )
@@ -110,14 +110,14 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
         base,
         config=VisualBERTConfig(feature_size=512),
         optim=_adam(1e-4),
-        schedule=Schedule(steps=46_000, warmup=4600),
+        schedule=Schedule(steps=46_000, warmup=4600, shape="bert"),
         batching=Batching(rows=4000, window=8192),
         note="As base with the features of the VCR runs (R2C's detector, 512 numbers), batch 128.",
     )
     flickr = replace(
         base,
         config=VisualBERTConfig(box_numbers=True),
-        schedule=Schedule(steps=185_000, warmup=18_500),
+        schedule=Schedule(steps=185_000, warmup=18_500, shape="bert"),
         batching=Batching(rows=1000, window=8192),
         note="As base with the features of the Flickr30k runs (bottom-up attention and six box numbers), batch 32.",
     )
@@ -154,7 +154,7 @@ def _finetune() -> dict[str, Finetune]:
     """The downstream tasks with the authors' numbers; all use 4 GPUs."""
 
     def tuning(samples: int, steps: int, note: str) -> dict[str, Tuning]:
-        schedule, batching = Schedule(steps=steps, warmup=steps // 10), Batching(rows=130 * samples // 4)
+        schedule, batching = Schedule(steps=steps, warmup=steps // 10, shape="bert"), Batching(rows=130 * samples // 4)
         return {"base": Tuning(_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
 
     classifier = KeyMap(("classifier.", "head.1."))

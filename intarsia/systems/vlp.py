@@ -116,7 +116,7 @@ def _recipes() -> dict[str, Recipe[VLPConfig]]:
         config=VLPConfig(),
         mix=Mix(share={"lm": 1}),
         optim=optim,
-        schedule=Schedule(steps=176_000, warmup=17_600),
+        schedule=Schedule(steps=176_000, warmup=17_600, shape="bert"),
         batching=Batching(rows=7360, window=8192),
         note="Conceptual Captions, 30 epochs at batch 64 on each of 8 GPUs, 100 regions; fp32; from UniLM or BERT weights.",
     )
@@ -124,7 +124,7 @@ def _recipes() -> dict[str, Recipe[VLPConfig]]:
         base,
         config=VLPConfig(s2s_share=1.0),
         optim=replace(optim, lr=3e-5),
-        schedule=Schedule(steps=33_000, warmup=3300),
+        schedule=Schedule(steps=33_000, warmup=3300, shape="bert"),
         note="COCO captions (Karpathy's train and restval), 30 epochs at batch 64 on each of 8 GPUs, from `base` (--weights).",
     )
     tiny = replace(
@@ -158,7 +158,7 @@ def _finetune() -> dict[str, Finetune]:
     """VQA; captioning is pre-training with another recipe."""
     vqa = Tuning(
         optim=replace(_recipes()["base"].optim, lr=2e-5),
-        schedule=Schedule(steps=100_000, warmup=10_000),
+        schedule=Schedule(steps=100_000, warmup=10_000, shape="bert"),
         batching=Batching(rows=7360),
         samples=64,
         note="20 epochs at batch 64 on each of 2 GPUs; in training one piece of the question stays hidden by the 80/10/10 rule",

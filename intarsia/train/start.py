@@ -27,8 +27,8 @@ def fresh(cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Prov
         return cls(config, vocab), replace(recipe, config=config)
 
 
-def captions(source: Source) -> Vocab:
-    """A vocabulary learnt from all texts and tags of a source."""
+def captions(source: Source, specials: tuple[str, ...] = ()) -> Vocab:
+    """A vocabulary learnt from all texts and tags of a source, with the special tokens that a system needs beside BERT's."""
     tags: dict[str, None] = {}
 
     def texts() -> Iterator[str]:
@@ -38,7 +38,7 @@ def captions(source: Source) -> Vocab:
             yield from sample.texts
 
     said = list(texts())
-    return Vocab.learn(said, more=tags)
+    return Vocab.learn(said, more=tags, specials=specials)
 
 
 def without_classes(recipe: Recipe[Any], provenance: Provenance) -> tuple[Recipe[Any], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Move:
 
     theirs: str
     ours: str
+    turned: bool = False
+    """The matrix is theirs transposed (TensorFlow's kernels)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class KeyMap:
     def under(self, prefix: str) -> KeyMap:
         """The same rules for a module that holds ours under a name: every key of ours begins with `prefix`."""
         return KeyMap(
-            *(Move(move.theirs, prefix + move.ours) for move in self.moves),
+            *(replace(move, ours=prefix + move.ours) for move in self.moves),
             *self.tied,
             *self.dropped,
             spellings=self.spellings,
@@ -90,7 +92,7 @@ class KeyMap:
     def behind(self, prefix: str) -> KeyMap:
         """The same rules for files whose every key begins with one more prefix."""
         return KeyMap(
-            *(Move(prefix + rule.theirs, rule.ours) for rule in self.moves),
+            *(replace(rule, theirs=prefix + rule.theirs) for rule in self.moves),
             *(Tied(prefix + rule.theirs, prefix + rule.same_as) for rule in self.tied),
             *(Drop(prefix + rule.theirs) for rule in self.dropped),
             spellings=self.spellings,
@@ -120,6 +122,8 @@ class KeyMap:
             if self._check_tied(key, value, spelled, where) or any(rule.theirs == key for rule in self.dropped):
                 continue
             found = next((hit for move in self.moves if (hit := _forward(move, key))), None)
+            if found is not None and found[2]:
+                value = value.t()
             if found is None:
                 unknown.append(key)
             elif found[1]:
@@ -135,7 +139,7 @@ class KeyMap:
             if set(parts) != set(order):
                 raise BadInput(f"{where}: {key} needs {', '.join(order)}, only {', '.join(parts)} are there")
             ours[key] = torch.cat([parts[name] for name in order])
-        return ours
+        return {key: value.contiguous() for key, value in ours.items()}
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> State:
         """Our state dict in their layout, tied keys written out.
@@ -152,6 +156,7 @@ class KeyMap:
                 continue
             names = found[1] or [""]
             for name, part in zip(names, value.chunk(len(names)), strict=True):
+                part = part.t() if found[2] else part
                 theirs[re.sub(r"\{[^}]*,[^}]*\}", name, found[0])] = part
         if unknown:
             raise BadInput(f"no rule writes {len(unknown)} of our keys, e.g. {_some(unknown)}")
@@ -181,7 +186,7 @@ def _braces(pattern: str) -> list[str]:
     return found[1].split(",") if found else []
 
 
-def _forward(move: Move, key: str) -> tuple[str, str] | None:
+def _forward(move: Move, key: str) -> tuple[str, str, bool] | None:
     pattern = re.escape(move.theirs).replace(r"\{i\}", r"(?P<i>\d+)")
     names = _braces(move.theirs)
     if names:
@@ -190,14 +195,18 @@ def _forward(move: Move, key: str) -> tuple[str, str] | None:
     if not found:
         return None
     groups = found.groupdict()
-    return move.ours.replace("{i}", groups.get("i") or "") + key[found.end() :], groups.get("part") or ""
+    return move.ours.replace("{i}", groups.get("i") or "") + key[found.end() :], groups.get("part") or "", move.turned
 
 
-def _backward(move: Move, key: str) -> tuple[str, list[str]] | None:
+def _backward(move: Move, key: str) -> tuple[str, list[str], bool] | None:
     found = re.match(re.escape(move.ours).replace(r"\{i\}", r"(?P<i>\d+)"), key)
     if not found:
         return None
-    return move.theirs.replace("{i}", found.groupdict().get("i") or "") + key[found.end() :], _braces(move.theirs)
+    return (
+        move.theirs.replace("{i}", found.groupdict().get("i") or "") + key[found.end() :],
+        _braces(move.theirs),
+        move.turned,
+    )
 
 
 def _some(keys: Iterable[str], most: int = 4) -> str:

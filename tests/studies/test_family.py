@@ -23,7 +23,8 @@ WORLD = WorldSource(count=24)
 def test_a_blind_system_lays_out_nothing_of_its_pictures(name: str) -> None:
     """Two pictures with as many regions, whatever is in them, give the same rows."""
     cls = family.blind(find(name))
-    vocab = Vocab.learn(text for i in range(24) for text in (*WORLD[i].texts, *WORLD[i].tags))
+    texts = (text for i in range(24) for text in (*WORLD[i].texts, *WORLD[i].tags))
+    vocab = Vocab.learn(texts, specials=cls.specials)
     assert WORLD.provenance is not None
     config = fit_config(cls.recipes["tiny"].config, len(vocab), WORLD.provenance.width, len(WORLD.provenance.classes))
     system: System = cls(config, vocab)

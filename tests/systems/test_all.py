@@ -23,7 +23,7 @@ WORLD = WorldSource(count=24)
 @cache
 def made(name: str) -> System:
     cls = find(name)
-    vocab = Vocab.learn(WORLD[i].texts[0] for i in range(len(WORLD)))
+    vocab = Vocab.learn((WORLD[i].texts[0] for i in range(len(WORLD))), specials=cls.specials)
     provenance = WORLD.provenance
     config = fit_config(cls.recipes["tiny"].config, len(vocab), provenance.width, len(provenance.classes))
     with torch.random.fork_rng([]):
