@@ -17,6 +17,7 @@ SYSTEMS = {
     "visualbert": "visualbert:VisualBERT",
     "vl_bert": "vl_bert:VLBERT",
     "unicoder_vl": "unicoder_vl:UnicoderVL",
+    "b2t2": "b2t2:B2T2",
     "uniter": "uniter:UNITER",
     "vlp": "vlp:VLP",
     "oscar": "oscar:Oscar",

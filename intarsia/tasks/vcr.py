@@ -73,3 +73,18 @@ class VCREach(VCROneOf):
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean binary cross entropy over choices."""
         return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("vcr").float())
+
+
+@dataclass(frozen=True)
+class VCRPretrained(VCR):
+    """As `VCR`, by one layer on the pooled vector; choices are compared by the difference of both logits. Source: B2T2."""
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One layer, no dropout."""
+        head = nn.Linear(config.hidden_size, 2)
+        initialise(head, config.initializer_range)
+        return head
+
+    def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(S, choices) log odds."""
+        return (scores[:, 1] - scores[:, 0])[groups(batch.sample, self.choices)]

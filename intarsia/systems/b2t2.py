@@ -1,0 +1,404 @@
+"""B2T2: Fusion of Detected Objects in Text for Visual Question Answering (Alberti et al., EMNLP 2019).
+
+New: pictures enter inside the text. The feature of an object's box is added to the very token that names it, that of the whole picture to a token [IMAGE];
+regions are no elements of the sequence.
+Unusual: the sum is made after the norm and dropout of the embeddings, and a tanh of a bias is added where there is no picture. A box that touches the
+right or lower edge has no position there. GELU is the tanh formula. Masked words count in true pairs only. Once the last slot for boxes is taken, later
+mentions of known objects carry nothing. Also here: the late fusion of the paper's ablation, and its dual encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
+from intarsia.errors import BadInput, TooLong
+from intarsia.layout import region_rows, with_whole_picture
+from intarsia.objectives import itm, mlm
+from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.encoder import Encoder, gelu_tanh
+from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks.vcr import VCRPretrained
+from intarsia.text import Vocab
+from intarsia.weights import bert, tf
+from intarsia.weights.keymap import KeyMap, Move
+
+PLACES = 56
+"""Rows of a position table: the picture's side of 224 in steps of four pixels."""
+
+
+@dataclass(frozen=True)
+class B2T2Config(BertNumbers):
+    """BERT-base-uncased with ResNet features; the README's runs are BERT-large."""
+
+    feature_size: int = 2048
+    """Numbers of a picture's or crop's feature."""
+    use_bbox_position: bool = False
+    """Boxes have a code of their place."""
+    max_num_bboxes: int = 4
+    """Objects of a document that carry their feature."""
+    append_all_bboxes: bool = False
+    """The first objects are named again after the text."""
+    max_rows: int = 64
+    """Text rows of a document; the longest part is cut until they fit."""
+    fusion: Literal["early", "late", "dual", "blind"] = "early"
+    """Where the picture enters: before the first layer, after the last, by a product with the pooled text (dual), or nowhere."""
+    mlm_rate: float = 0.15
+    itm_rate: float = 0.5
+    """Share of impostor captions."""
+
+
+class Fusion(nn.Module):
+    """What is added to a token: tanh of a linear map of the features it names. Source: sec. 3.2."""
+
+    def __init__(self, config: B2T2Config) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.feature_size, config.hidden_size)
+        if config.use_bbox_position:
+            self.across = nn.Parameter(torch.zeros(PLACES, config.feature_size // 4))
+            self.down = nn.Parameter(torch.zeros(PLACES, config.feature_size // 4))
+        self.places = config.use_bbox_position
+
+    def forward(self, rows: int, regions: Regions, links: Tensor) -> Tensor:
+        """(T, H) for `rows` text rows. Args: links (P, 2) text row, region row."""
+        return torch.tanh(self.dense(self.summed(rows, regions, links)))
+
+    def summed(self, rows: int, regions: Regions, links: Tensor) -> Tensor:
+        """(T, F) features by token, zero where none is named."""
+        feats = regions.feats.to(self.dense.weight.dtype)
+        if self.places:
+            last = regions.packing.cu_seqlens[1:].long() - 1  # the whole picture, which has no place
+            feats = feats + self.codes(regions.boxes).index_fill(0, last, 0.0)
+        return feats.new_zeros(rows, feats.shape[1]).index_add(0, links[:, 0], feats[links[:, 1]])
+
+    def codes(self, boxes: Tensor) -> Tensor:
+        """(R, F) codes of left, right, upper and lower edge; an edge past the table has none."""
+        x1, y1, x2, y2 = (boxes.float() * PLACES).round().long().unbind(-1)
+        across, down = (torch.cat([table, table.new_zeros(1, table.shape[1])]) for table in (self.across, self.down))
+        return torch.cat([across[x1], across[x2], down[y1], down[y2]], -1)
+
+
+def _recipes() -> dict[str, Recipe[B2T2Config]]:
+    """Pre-training on captions, whose numbers are not known, and a tiny run."""
+    base = Recipe(
+        config=B2T2Config(),
+        mix=Mix(share={"mlm+itm": 1}),
+        optim=_adam(3e-5),
+        schedule=Schedule(steps=250_000, warmup=25_000, shape="bert"),
+        batching=Batching(rows=2048, window=8192),
+        note="Conceptual Captions, 3 M pairs; steps, batch and rate of this stage are not known.",
+    )
+    large = replace(base, config=B2T2Config(**LARGE, use_bbox_position=True, max_num_bboxes=8), optim=_adam(2e-5))
+    tiny = replace(
+        base,
+        config=B2T2Config(**TINY, mlm_rate=0.25),
+        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
+        **(TINY_RUN | {"batching": Batching(rows=600, window=2048)}),
+        note="Not a published recipe: generated scenes from scratch in minutes; the whole picture is all that is seen.",
+    )
+    return {"tiny": tiny, "base": base, "large": large}
+
+
+def _adam(lr: float) -> Optim:
+    """BERT's own: no bias correction."""
+    names = ("bias", "norm")
+    return Optim(lr, (0.9, 0.999), 1e-6, 0.01, no_decay=names, max_norm=1.0, bias_correction=False)
+
+
+def _finetune() -> dict[str, Finetune]:
+    """VCR with the head of pre-training."""
+    schedule, batching = Schedule(steps=133_000, warmup=13_300, shape="bert"), Batching(rows=2048)
+    tuning = Tuning(
+        _adam(2e-5), schedule, batching, samples=8, note="5 epochs, 32 documents a batch, four a question; dropout .1"
+    )
+    return {
+        "vcr": Finetune(
+            VCRPretrained(),
+            {"base": tuning, "large": tuning},
+            KeyMap(("bert/output_weights", "head.weight"), ("bert/output_bias", "head.bias")),
+        )
+    }
+
+
+class B2T2(System):
+    """B2T2; see the module's docstring."""
+
+    Config = B2T2Config
+    needs = ("text", "regions")
+    specials = ("[IMAGE]", *(f"[OBJ-{i}]" for i in range(16)))
+    card = Card(
+        name="b2t2",
+        title="B2T2: Fusion of Detected Objects in Text for Visual Question Answering",
+        venue="EMNLP 2019",
+        paper="arXiv:1908.05054",
+        code="github.com/google-research/language 865fae6",
+        streams="single",
+        new="adds the feature of a box to the token that names it",
+        objectives=("mlm", "itm"),
+        tasks=("vcr",),
+        weights=("TensorFlow variable names, as tensors",),
+        unverified=("pre-training on captions: rates, steps, batch", "eight boxes", "published scores"),
+    )
+
+    def __init__(self, config: B2T2Config, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.config, self.vocab = config, vocab
+        width = config.hidden_size
+        self.words = Words(config)
+        self.encoder = Encoder(config, gelu_tanh)
+        self.pooler = Pooler(width)
+        if config.fusion in ("early", "late"):
+            self.fusion = Fusion(config)
+            self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps, gelu_tanh)
+            self.match_head = nn.Linear(width, 2)
+        else:
+            self.dual = nn.Linear(config.feature_size, width) if config.fusion == "dual" else nn.Linear(width, 1)
+        initialise(self, config.initializer_range)
+        if config.fusion in ("early", "late") and config.use_bbox_position:
+            nn.init.trunc_normal_(self.fusion.across, std=0.02)
+            nn.init.trunc_normal_(self.fusion.down, std=0.02)
+
+    # 1 -- inputs: [CLS] [IMAGE] question [SEP] answer [SEP] ----------------------------------------------------------
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """A caption after [IMAGE]. vcr: question and choice, `form` says which; after each mention with a gold link comes that object's [OBJ]."""
+        first = self._tokens(sample, 0, mentions=task == "vcr")
+        second = self._tokens(sample, 1 + form, mentions=True) if task == "vcr" else []
+        if not first:
+            raise BadInput(f"sample {sample.key}: the caption {sample.texts[0]!r} is empty")
+        if task != "vcr" and len(first) + 3 > self.config.max_rows:
+            raise TooLong(f"sample {sample.key}: {len(first)} pieces of text, the limit is {self.config.max_rows - 3}")
+        picture = sample.pictures[0]
+        row = document(self.vocab, first, second, [], len(picture.boxes), self.config)
+        shown = replace(picture, boxes=snapped(picture))
+        regions = with_whole_picture(region_rows(sample.key, shown, self.config.feature_size, 0), picture)
+        links = [[place, obj] for place, obj in row.links] + [[1, len(picture.boxes)]]
+        key = sample.key if task is None else f"{sample.key}@{form}"
+        return Example(key, row.text, regions, np.array(links), sample=sample.key)
+
+    def _tokens(self, sample: Sample, number: int, mentions: bool) -> list[Token]:
+        """The pieces of a text; an object's number after the last piece of its mention."""
+        pieces = self.vocab.encode(sample.texts[number])
+        ends = {link.end: link.region for link in sample.links if link.text == number} if mentions else {}
+        found: list[Token] = []
+        for piece, (_, end) in zip(pieces.ids.tolist(), pieces.spans.tolist(), strict=True):
+            found.append(Token(piece))
+            if end in ends:
+                found.append(Token(self.vocab.index[f"[OBJ-{ends[end]}]"], ends[end]))
+        return found
+
+    # 2 -- stream: BERT over tokens that carry pictures -----------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Adds pictures to tokens, encodes the text. In the dual encoder `pooled` is the score, (B, 1)."""
+        text, regions, links = batch.text, batch.regions, batch.links
+        assert text is not None and regions is not None and links is not None, "B2T2 needs text and regions"
+        fusion, x = self.config.fusion, self.words(text)
+        if fusion == "early":
+            x = x + self.fusion(len(x), regions, links).to(x.dtype)
+        x = self.encoder(x, text.packing)
+        if fusion == "late":
+            x = x + self.fusion(len(x), regions, links).to(x.dtype)
+        pooled = self.pooler(x, text.packing)
+        if fusion == "dual":
+            whole = regions.feats[regions.packing.cu_seqlens[1:].long() - 1]
+            pooled = (torch.tanh(self.dual(whole.to(pooled.dtype))) * pooled).sum(-1, keepdim=True)
+        elif fusion == "blind":
+            pooled = torch.tanh(self.dual(pooled))
+        return Encoded(text=x, visual=None, visual_packing=None, pooled=pooled)
+
+    # 3 -- objectives -----------------------------------------------------------------------------------------------------
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """Words are hidden in all documents, asked for in true ones; the caption of another picture is the impostor (sec. 3.4)."""
+        goals, label = goal.split("+"), 1
+        if "itm" in goals and rng.random() < self.config.itm_rate:
+            sample, label = replace(sample, texts=draw().texts, links=(), also=()), 0
+        example = mlm.hide_any(self.lay_out(sample), self.vocab, rng, self.config.mlm_rate)
+        if not label:
+            mlm.hide_any(example, self.vocab, rng, 0.0)  # nothing is asked for
+        if "itm" in goals:
+            example.targets["itm"] = np.array(label)
+        return example
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """One loss a goal, which are added."""
+        found: dict[str, Tensor] = {}
+        if "mlm" in batch.targets:
+            picks = batch.picks("mlm")
+            logits = self.word_logits(encoded, picks.rows).float()
+            found["mlm"] = F.cross_entropy(logits, picks.labels, reduction="sum") / (len(picks.labels) + 1e-5)
+        if "itm" in batch.targets:
+            found["itm"] = itm.score(self.match_logits(encoded), batch.labels("itm"))
+        return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
+        assert encoded.text is not None
+        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
+
+    def match_logits(self, encoded: Encoded) -> Tensor:
+        """(B, 2) logits: impostor, true."""
+        if self.config.fusion in ("dual", "blind"):
+            return torch.cat([-encoded.pooled, encoded.pooled], -1)
+        return self.match_head(encoded.pooled)  # type: ignore[no-any-return]
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) log odds that text and picture belong together."""
+        logits = self.match_logits(encoded).float()
+        return logits[:, 1] - logits[:, 0]
+
+    # 4 -- recipes ------------------------------------------------------------------------------------------------------
+
+    recipes = _recipes()
+
+    # 5 -- downstream ---------------------------------------------------------------------------------------------------
+
+    heads = ("word_head", "match_head")
+    finetune = _finetune()
+
+    # 6 -- checkpoint: none was published; the names are those of the authors' TensorFlow variables -----------------------
+
+    sizes = bert.SIZES | {"feature_size": ("fusion.dense.weight", 1)}
+    flags = {"use_bbox_position": "fusion.across"}  # noqa: RUF012
+    keys = KeyMap(
+        *tf.body(),
+        *tf.dense("bert/embeddings/dense/", "fusion.dense."),
+        Move("position_x_embeddings", "fusion.across"),
+        Move("position_y_embeddings", "fusion.down"),
+        Move("bert/output_weights", "match_head.weight"),
+        Move("bert/output_bias", "match_head.bias"),
+        *tf.word_head(),
+        *tf.dense("bert/dense/", "dual."),
+        optional=("word_head.", "match_head."),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- documents of the authors
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece, and the object it stands for."""
+
+    piece: int
+    obj: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The rows of a text, and which of them carry which object."""
+
+    text: TextRows
+    links: tuple[tuple[int, int], ...]
+    """(row, object), the objects of the first slots only."""
+
+
+def document(
+    vocab: Vocab,
+    q: list[Token],
+    a: list[Token],
+    extra: list[Token],
+    objects: int,
+    config: B2T2Config,
+    r: Sequence[Token] = (),
+) -> Document:
+    """[CLS] [IMAGE] q [SEP] a r [SEP] extra, cut from the end of the longest part; q and a are cut in place, as the authors do.
+
+    Args:
+        vocab: has [IMAGE].
+        q: question or caption.
+        a: answer; without one there is no second [SEP].
+        extra: objects named again.
+        objects: how many there are.
+        config: rows and slots.
+        r: rationale.
+    """
+    r = list(r)
+    if a:
+        while len(q) + len(a) + len(r) >= config.max_rows - 4 - len(extra):
+            max((r, a, q), key=len).pop()
+    sep = Token(vocab.sep)
+    first = [Token(vocab.cls), Token(vocab.index["[IMAGE]"]), *q, sep]
+    rest = [*a, *r, sep, *extra] if a else []
+    tokens = [*first, *rest]
+    seen: dict[int, int] = {}
+    links: list[tuple[int, int]] = []
+    for place, token in enumerate(tokens):
+        if 0 <= token.obj < objects and len(seen) < config.max_num_bboxes:
+            seen.setdefault(token.obj, len(seen))
+            links.append((place, token.obj))
+    ids = np.array([token.piece for token in tokens])
+    special = np.isin(ids, [vocab.cls, vocab.sep, vocab.index["[IMAGE]"]]) | np.array(
+        [token.obj >= 0 for token in tokens]
+    )
+    segments = np.repeat([0, 1], [len(first), len(rest)])
+    words = np.where(special, -1, np.cumsum(~special) - 1)
+    return Document(TextRows(ids, segments, np.arange(len(ids)), words), tuple(links))
+
+
+def vcr_documents(
+    vocab: Vocab, example: Mapping[str, Any], config: B2T2Config, rationales: bool, test: bool
+) -> Iterator[tuple[Document, int, int]]:
+    """The documents of one line of VCR's annotation, with choice number and label.
+
+    Args:
+        vocab: has [IMAGE] and [OBJ-k].
+        example: the annotation: objects, question, answer_choices, rationale_choices, labels; a mention is a list of object numbers.
+        config: rows and slots.
+        rationales: the right answer with each rationale (in the test all answers), not the answers alone.
+        test: labels are 0.
+    """
+    names = [[Token(x) for x in vocab.encode(name).ids.tolist()] for name in example["objects"]]
+    objs = [Token(vocab.index[f"[OBJ-{i}]"], i) for i in range(len(names))]
+
+    def tokens(words: Sequence[Any]) -> list[Token]:
+        found: list[Token] = []
+        for word in words:
+            if isinstance(word, list):
+                for i, k in enumerate(word):
+                    found += ([Token(vocab.index["and"])] if i else []) + [*names[k], objs[k]]
+            else:
+                found += [Token(x) for x in vocab.encode(word).ids.tolist()]
+        return found
+
+    shown = range(min(len(names), config.max_num_bboxes)) if config.append_all_bboxes else ()
+    extra = [token for k in shown for token in (*names[k], objs[k])]
+    q = tokens(example["question"])
+    gold = rationales and not test
+    answers = [example["answer_choices"][example["answer_label"]]] if gold else example["answer_choices"]
+    for i, answer in enumerate(answers):
+        a = tokens(answer)
+        for j, reason in enumerate(example["rationale_choices"] if rationales else [[]]):
+            made = document(vocab, q, a, extra, len(names), config, tokens(reason))
+            label = 0 if test else int(j == example["rationale_label"] if rationales else i == example["answer_label"])
+            yield made, 4 * i + j, label
+
+
+def pixel_boxes(boxes: Array) -> Array:
+    """(R, 4) int64 y, x, height, width in whole pixels of xyxy boxes in pixels: each number is cut, not rounded."""
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64)[:, :4].T
+    return np.stack([y1, x1, y2 - y1, x2 - x1], 1).astype(np.int64)
+
+
+def snapped(picture: Picture) -> Array:
+    """(R, 4) xyxy fractions on the grid of the position tables: edges in steps of four of 224 pixels, as the authors cut them."""
+    height, width = picture.height or 224, picture.width or 224
+    scale = np.array([width, height, width, height])
+    return grid(pixel_boxes(np.round(picture.boxes.astype(np.float64) * scale, 3)), height, width)
+
+
+def grid(boxes: Array, height: int, width: int) -> Array:
+    """(R, 4) xyxy fractions of y, x, height, width in pixels; far edges are sums of what was cut."""
+    y, x, high, wide = ((boxes * 224.0 / np.array([height, width, height, width])).astype(np.int64) // 4).T
+    return (np.stack([x, y, x + wide, y + high], 1) / PLACES).astype(np.float32)
