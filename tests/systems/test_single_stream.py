@@ -1,0 +1,378 @@
+"""What the single-stream systems lay out, hide and swap: rows by hand, rates within binomial bounds, negatives by content. Source: their papers and code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.batch import Example, Link, Picture, Sample
+from intarsia.errors import BadInput, TooLong
+from intarsia.system import System, fit_config
+from intarsia.systems import find
+from intarsia.text import SPECIALS, Vocab
+
+WORDS = [f"w{i}" for i in range(300)]
+TAGS = [f"t{i}" for i in range(40)]
+EXTRA = ("[IMAGE]", *(f"[OBJ-{i}]" for i in range(16)))
+VOCAB = Vocab([*SPECIALS, *EXTRA, ".", "?", *WORDS, "##x", *TAGS])
+WIDTH, CLASSES, REGIONS, LENGTH, COUNT = 6, 5, 7, 12, 1200
+
+
+def made(number: int, regions: int = REGIONS, length: int = LENGTH) -> Sample:
+    rng = np.random.default_rng([number, 7])
+    low = rng.random((regions, 2)) / 2
+    picture = Picture(
+        name=f"p{number}",
+        features=rng.standard_normal((regions, WIDTH)).astype(np.float32),
+        boxes=np.concatenate([low, low + 0.4], 1).astype(np.float32),
+        width=200,
+        height=100,
+        scores=rng.random(regions).astype(np.float32),
+        probs=rng.dirichlet(np.ones(CLASSES), regions).astype(np.float32),
+        tags=tuple(rng.choice(TAGS, 3)),
+    )
+    texts = [" ".join(rng.choice(WORDS, length)) for _ in range(2)]
+    return Sample(f"s{number}", (texts[0],), (picture,), also=(texts[1],))
+
+
+@cache
+def system(name: str, size: str = "base", **changes: Any) -> System:
+    cls = find(name)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = fit_config(cls.recipes[size].config, len(VOCAB), WIDTH, CLASSES)
+    return cls(dataclasses.replace(config, **(small | changes)), VOCAB)
+
+
+def within(count: int, of: int, rate: float) -> bool:
+    """Inside five standard deviations of a binomial."""
+    return abs(count - of * rate) <= 5 * (of * rate * (1 - rate)) ** 0.5
+
+
+def hidden(name: str, goal: str, number: int, **changes: Any) -> Example:
+    return system(name, **changes).hide(made(number), goal, np.random.default_rng(number), lambda: made(number + 5000))
+
+
+def said(example: Example, segment: int | None = None) -> list[str]:
+    """The pieces of a document, special ones left out."""
+    text = example.text
+    assert text is not None
+    rows = [i for i in range(len(text)) if segment is None or text.segment_ids[i] == segment]
+    return [VOCAB.tokens[text.ids[i]] for i in rows if not VOCAB.tokens[text.ids[i]].startswith("[")]
+
+
+# ------------------------------------------------------------------------------------------------------------- rates
+
+
+@pytest.mark.parametrize(
+    ("name", "goal", "rate"),
+    [
+        ("visualbert", "mlm", 0.15),
+        ("vl_bert", "mlm+mvrc", 0.15),
+        ("unicoder_vl", "mlm+moc", 0.15),
+        ("imagebert", "mlm+moc+mrfr", 0.15),
+        ("oscar", "mlm", 0.15),
+        ("b2t2", "mlm", 0.15),
+    ],
+)
+def test_words_are_hidden_at_the_rate_and_as_80_10_10(name: str, goal: str, rate: float) -> None:
+    chosen = masked = kept = pieces = none = 0
+    for number in range(COUNT):
+        plain = system(name).lay_out(made(number)).text
+        example = hidden(name, goal, number)
+        pick = example.targets["mlm"]
+        assert (plain.words[pick.rows] >= 0).all()
+        np.testing.assert_array_equal(pick.labels, plain.ids[pick.rows])
+        now = example.text.ids[pick.rows]
+        chosen, pieces = chosen + len(now), pieces + int((plain.words >= 0).sum())
+        masked, kept, none = (
+            masked + int((now == VOCAB.mask).sum()),
+            kept + int((now == pick.labels).sum()),
+            none + (not len(now)),
+        )
+        rest = np.setdiff1d(np.arange(len(plain)), pick.rows)
+        np.testing.assert_array_equal(example.text.ids[rest], plain.ids[rest])
+    assert within(chosen, pieces, rate)
+    assert within(masked, chosen, 0.8 + 0.1 / len(VOCAB))
+    assert within(kept, chosen, 0.1 + 0.1 / len(VOCAB))
+    assert none > 0  # no minimum of one
+
+
+@pytest.mark.parametrize(
+    ("name", "goal", "target"),
+    [("vl_bert", "mlm+mvrc", "mvrc"), ("unicoder_vl", "mlm+moc", "moc"), ("imagebert", "mlm+moc+mrfr", "mrfr")],
+)
+def test_regions_are_hidden_at_the_rate_and_a_tenth_stays(name: str, goal: str, target: str) -> None:
+    chosen = masked = 0
+    for number in range(COUNT):
+        example, sample = hidden(name, goal, number), made(number)
+        pick = example.targets[target]
+        assert (pick.rows < REGIONS).all()  # never the whole picture
+        wanted = {
+            "mvrc": sample.pictures[0].probs,
+            "moc": sample.pictures[0].probs[:, 1:].argmax(1),
+            "mrfr": sample.pictures[0].features,
+        }
+        np.testing.assert_array_equal(pick.labels, wanted[target][pick.rows])
+        assert set(np.flatnonzero(example.regions.masked)) <= set(pick.rows)
+        chosen, masked = chosen + len(pick.rows), masked + int(example.regions.masked.sum())
+    assert within(chosen, COUNT * REGIONS, 0.15)
+    assert within(masked, chosen, 0.9)
+
+
+# ---------------------------------------------------------------------------------------------------------- negatives
+
+
+def test_visualbert_tells_whether_the_second_caption_is_of_the_same_picture() -> None:
+    true = 0
+    for number in range(COUNT):
+        example = hidden("visualbert", "mlm+itm", number, mlm_rate=0.0)
+        sample, other = made(number), made(number + 5000)
+        label = int(example.targets["itm"])
+        assert " ".join(said(example, 0)) == sample.texts[0]
+        assert " ".join(said(example, 1)) == (sample.also[0] if label else other.texts[0])
+        np.testing.assert_array_equal(example.regions.feats, sample.pictures[0].features)
+        true += label
+    assert within(true, COUNT, 0.5)
+
+
+def test_visualbert_needs_a_second_caption_or_is_told_to_use_one() -> None:
+    alone = dataclasses.replace(made(1), also=())
+    with pytest.raises(BadInput, match="sample s1: its picture has one caption"):
+        system("visualbert").hide(alone, "mlm+itm", np.random.default_rng(0), lambda: made(2))
+    one = system("visualbert", two_captions=False, mlm_rate=0.0)
+    found = Counter[tuple[int, str]]()
+    for seed in range(200):
+        example = one.hide(alone, "mlm+itm", np.random.default_rng(seed), lambda: made(2))
+        found[int(example.targets["itm"]), " ".join(said(example))] += 1
+    assert set(found) == {(1, alone.texts[0]), (0, made(2).texts[0])}
+    assert within(found[1, alone.texts[0]], 200, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "goal", "label"), [("unicoder_vl", "mlm+moc+vlm", "vlm"), ("imagebert", "mlm+moc+mrfr+itm", "itm")]
+)
+def test_broken_pairs_change_either_side_and_hide_nothing(name: str, goal: str, label: str) -> None:
+    true, sides = 0, Counter[str]()
+    for number in range(COUNT):
+        example, sample, other = hidden(name, goal, number), made(number), made(number + 5000)
+        if int(example.targets[label]):
+            true += 1
+            continue
+        assert not len(example.targets["mlm"].rows)
+        assert not len(example.targets["moc"].rows)
+        assert not example.regions.masked.any()
+        text = " ".join(said(example))
+        side = "picture" if text == sample.texts[0] else "text"
+        sides[side] += 1
+        assert text == (sample if side == "picture" else other).texts[0]
+        shown = (other if side == "picture" else sample).pictures[0].features
+        np.testing.assert_array_equal(example.regions.feats, shown)
+    assert within(true, COUNT, 0.5)
+    assert within(sides["picture"], COUNT - true, 0.5)
+
+
+@pytest.mark.parametrize(("size", "shares"), [("base", (0.5, 0.5, 0.0)), ("base_plus", (0.5, 0.25, 0.25))])
+def test_oscar_exchanges_tags_and_in_oscar_plus_captions(size: str, shares: tuple[float, ...]) -> None:
+    found, captions = Counter[int](), 0
+    for number in range(COUNT):
+        example = hidden("oscar", "mlm+contrast", number, size=size, mlm_rate=0.0)
+        sample, other = made(number), made(number + 5000)
+        label = int(example.targets["contrast"])
+        found[label] += 1
+        caption, tags = " ".join(said(example, 0)), " ".join(said(example, 1))
+        assert caption == (other if label == 2 else sample).texts[0]
+        mine, theirs = (" ".join(x.pictures[0].tags) for x in (sample, other))
+        assert tags == mine if label != 1 else tags in (theirs, other.texts[0])
+        captions += label == 1 and tags == other.texts[0]
+    assert all(within(found[label], COUNT, share) for label, share in enumerate(shares))
+    assert within(captions, found[1], 0.5 if size == "base" else 0.0)
+
+
+def test_oscar_may_leave_exchanged_tags_alone() -> None:
+    for number in range(300):
+        example = hidden("oscar", "mlm+contrast", number, mask_loss_for_unmatched=False, mlm_rate=0.9)
+        if int(example.targets["contrast"]) == 1:
+            assert not example.text.segment_ids[example.targets["mlm"].rows].any()
+
+
+def test_b2t2_asks_for_words_of_true_captions_only() -> None:
+    true = 0
+    for number in range(COUNT):
+        example = hidden("b2t2", "mlm+itm", number)
+        label = int(example.targets["itm"])
+        true += label
+        if not label:
+            assert not len(example.targets["mlm"].rows)
+            assert set(said(example)) & set(made(number + 5000).texts[0].split())
+    assert within(true, COUNT, 0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ lay-outs
+
+
+def test_visualbert_lays_out_two_captions_questions_and_two_pictures() -> None:
+    short = dataclasses.replace(made(1), texts=("w1 w2", "w3"))
+    rows = system("visualbert").lay_out(short).text
+    assert [VOCAB.tokens[i] for i in rows.ids] == ["[CLS]", "w1", "w2", "[SEP]", "w3", "[SEP]"]
+    assert rows.segment_ids.tolist() == [0, 0, 0, 0, 1, 1]
+    asked = system("visualbert").lay_out(dataclasses.replace(made(1), texts=("w1 w2?",)), "vqa").text
+    assert [VOCAB.tokens[i] for i in asked.ids] == ["[CLS]", "w1", "w2", "?", "[MASK]", "[SEP]"]
+    two = dataclasses.replace(made(1), pictures=(made(1).pictures[0], made(2, regions=3).pictures[0]))
+    both = system("visualbert").lay_out(two, "nlvr2").regions
+    assert both.segment_ids.tolist() == [0] * REGIONS + [1] * 3
+    assert both.image.tolist() == both.segment_ids.tolist()
+    with pytest.raises(BadInput, match="has 1 pictures, needs 2"):
+        system("visualbert").lay_out(made(1), "nlvr2")
+
+
+def test_visualbert_ties_regions_to_the_first_pieces_of_choices() -> None:
+    links = (Link(0, 3, 2, 0), Link(3, 7, 4, 2))
+    sample = dataclasses.replace(made(1), texts=("w1x is", "w2", "on w3x w4"), links=links)
+    example = system("visualbert").lay_out(sample, "vcr", 1)
+    pieces = [VOCAB.tokens[i] for i in example.text.ids]
+    assert example.key == "s1@1"
+    assert pieces[:3] == ["[CLS]", "w1", "##x"]
+    found = {(pieces[row], region) for row, region in example.links.tolist()}
+    assert found == {("w1", 2), ("w3", 4)}
+
+
+def test_vl_bert_ends_its_documents_and_shows_the_whole_picture_without_what_is_hidden() -> None:
+    sample = made(3)
+    example = system("vl_bert").lay_out(sample)
+    text, regions = example.text, example.regions
+    count = LENGTH + 2
+    assert text.segment_ids.tolist() == [0] * count + [2]
+    assert text.position_ids.tolist() == [*range(count), count + 1]
+    assert regions.position_ids.tolist() == [count] * (REGIONS + 1)
+    np.testing.assert_allclose(regions.feats[-1], sample.pictures[0].features.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(regions.boxes[-1], [0, 0, 199 / 200, 99 / 100])
+    for seed in range(60):
+        masked = system("vl_bert").hide(sample, "mlm+mvrc", np.random.default_rng(seed), lambda: made(4)).regions
+        kept = sample.pictures[0].features[~masked.masked[:-1]]
+        np.testing.assert_allclose(masked.feats[-1], kept.mean(0), rtol=1e-4, atol=1e-5)
+        assert not masked.masked[-1]
+
+
+def test_vl_bert_cuts_the_longer_of_words_and_regions() -> None:
+    example = system("vl_bert", max_rows=14).lay_out(made(3, regions=20, length=30))
+    assert len(example.text) - 1 + len(example.regions) == 14
+    assert abs(len(example.text) - 1 - len(example.regions)) <= 1
+    assert example.text.ids[-2] == VOCAB.sep
+    np.testing.assert_array_equal(
+        example.regions.feats[:-1], made(3, regions=20, length=30).pictures[0].features[: len(example.regions) - 1]
+    )
+
+
+def test_vl_bert_reads_texts_alone_without_cls_and_sep() -> None:
+    alone = dataclasses.replace(made(1), pictures=())
+    example = system("vl_bert").hide(alone, "mlm+mvrc+mlm_text", np.random.default_rng(0), lambda: made(2))
+    assert len(example.text) == LENGTH + 1
+    assert not set(example.text.ids[:-1]) & {VOCAB.cls, VOCAB.sep}
+    assert example.text.position_ids.tolist() == [*range(LENGTH), LENGTH + 1]
+    assert len(example.regions) == 0
+    assert not len(example.targets["mlm"].rows)
+    assert not len(example.targets["mvrc"].rows)
+    pair = system("vl_bert").hide(made(1), "mlm+mvrc+mlm_text", np.random.default_rng(0), lambda: made(2))
+    assert not len(pair.targets["mlm_text"].rows)
+
+
+def test_vl_bert_answers_at_a_mask_and_words_carry_their_region() -> None:
+    asked = system("vl_bert", max_rows=60).lay_out(dataclasses.replace(made(1), texts=("w1 w2",)), "vqa").text
+    assert [VOCAB.tokens[i] for i in asked.ids[:-1]] == ["[CLS]", "w1", "w2", "[SEP]", "[MASK]", "[SEP]"]
+    assert asked.segment_ids.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    sample = dataclasses.replace(made(1), texts=("w1 w2", "w3", "w4 w5"), links=(Link(3, 5, 1, 0), Link(0, 2, 6, 2)))
+    example = system("vl_bert", max_rows=60).lay_out(sample, "vcr", 1)
+    assert example.links.tolist() == [[2, 1], [4, 6]]
+
+
+def test_vlp_reads_and_writes() -> None:
+    sample, vlp = made(1), system("vlp")
+    read, write = vlp.lay_out(sample), vlp.lay_out_caption(sample)
+    assert read.text.levels is None
+    assert read.text.segment_ids.tolist() == [0, 0] + [1] * (LENGTH + 1)
+    assert write.text.segment_ids.tolist() == [4, 4] + [5] * (LENGTH + 1)
+    assert write.text.levels.tolist() == [0, 0, *range(1, LENGTH + 2)]
+    assert write.text.position_ids.tolist() == [0, *range(REGIONS + 1, REGIONS + LENGTH + 3)]
+    example, row = vlp.lay_out_next(sample, [20, 21])
+    assert example.text.ids.tolist() == [VOCAB.cls, VOCAB.sep, 20, 21, VOCAB.mask]
+    assert (row, example.text.levels.tolist()) == (4, [0, 0, 1, 2, 3])
+    with pytest.raises(TooLong, match="21 pieces"):
+        vlp.lay_out(made(1, length=21))
+    with pytest.raises(BadInput, match="soft labels"):
+        vlp.lay_out(dataclasses.replace(sample, pictures=(dataclasses.replace(sample.pictures[0], probs=None),)))
+
+
+def test_vlp_hides_at_most_three_and_writes_three_of_four() -> None:
+    writes = closing = 0
+    for number in range(COUNT):
+        example = hidden("vlp", "lm", number)
+        pick = example.targets["lm"]
+        assert len(pick.rows) == min(3, max(1, round(0.15 * LENGTH)))
+        assert (pick.rows >= 2).all()
+        writes += example.text.levels is not None
+        closing += LENGTH + 2 in pick.rows
+    assert within(writes, COUNT, 0.75)
+    assert within(closing, COUNT, 2 / (LENGTH + 1))
+
+
+def test_oscar_cuts_the_longer_of_caption_and_tags_and_keeps_fifty_regions() -> None:
+    sample = made(1, regions=60, length=40)
+    example = system("oscar").lay_out(sample)
+    tags = len(VOCAB.encode(" ".join(sample.pictures[0].tags)))
+    assert len(said(example, 0)) + len(said(example, 1)) == 32
+    assert len(said(example, 1)) == tags
+    assert len(example.regions) == 50
+    assert example.text.segment_ids.tolist() == [0] * (32 - tags + 2) + [1] * (tags + 1)
+    bare = dataclasses.replace(sample, pictures=(dataclasses.replace(sample.pictures[0], tags=()),))
+    assert not system("oscar").lay_out(bare).text.segment_ids.any()
+
+
+def test_oscar_writes_captions_that_see_tags_and_regions() -> None:
+    sample, oscar = made(1), system("oscar", size="caption")
+    rows = oscar.lay_out_caption(sample).text
+    count, tags = LENGTH + 2, len(VOCAB.encode(" ".join(sample.pictures[0].tags)))
+    assert rows.levels.tolist() == [*range(1, count + 1)] + [0] * (tags + 1)
+    assert rows.position_ids.tolist() == [*range(count), *range(40, 40 + tags + 1)]
+    places = Counter[int]()
+    for seed in range(400):
+        pick = oscar.hide(sample, "caption", np.random.default_rng(seed), lambda: made(2)).targets["caption"]
+        assert len(pick.rows) == 2  # round(.15 * 14)
+        places.update(pick.rows.tolist())
+    assert set(places) == set(range(1, count))
+
+
+def test_imagebert_puts_regions_between_two_seps() -> None:
+    example = system("imagebert").lay_out(made(1))
+    count = LENGTH + 2
+    assert example.text.ids[-2:].tolist() == [VOCAB.sep, VOCAB.sep]
+    assert example.text.segment_ids.tolist() == [0] * count + [1]
+    assert example.text.position_ids.tolist() == [*range(count), count + 1]
+    assert example.regions.position_ids.tolist() == [count] * REGIONS
+    assert example.regions.segment_ids.tolist() == [1] * REGIONS
+    other = system("imagebert", closing_sep=False, region_position=0).lay_out(made(1))
+    assert len(other.text) == count
+    assert other.regions.position_ids.tolist() == [0] * REGIONS
+
+
+def test_unicoder_regions_share_a_position_or_have_their_own() -> None:
+    assert system("unicoder_vl").lay_out(made(1)).regions.position_ids.tolist() == [0] * REGIONS
+    ordered = system("unicoder_vl", region_position="sequential").lay_out(made(1))
+    assert ordered.regions.position_ids.tolist() == list(range(REGIONS))
+
+
+def test_b2t2_names_objects_after_their_mentions() -> None:
+    sample = dataclasses.replace(
+        made(1), texts=("w1 w2", "w3", "w4 w5 w6"), links=(Link(3, 5, 1, 0), Link(0, 2, 6, 2), Link(6, 8, 1, 2))
+    )
+    example = system("b2t2").lay_out(sample, "vcr", 1)
+    pieces = [VOCAB.tokens[i] for i in example.text.ids]
+    assert " ".join(pieces) == "[CLS] [IMAGE] w1 w2 [OBJ-1] [SEP] w4 [OBJ-6] w5 w6 [OBJ-1] [SEP]"
+    assert example.text.segment_ids.tolist() == [0] * 6 + [1] * 6
+    assert sorted(map(tuple, example.links.tolist())) == [(1, REGIONS), (4, 1), (7, 6), (10, 1)]
+    first = system("b2t2", max_num_bboxes=1).lay_out(sample, "vcr", 1)
+    assert sorted(map(tuple, first.links.tolist())) == [(1, REGIONS), (4, 1)]  # later mentions carry nothing
