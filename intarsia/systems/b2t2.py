@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
 from intarsia.errors import BadInput, TooLong
 from intarsia.layout import region_rows, with_whole_picture
-from intarsia.objectives import itm, mlm
+from intarsia.objectives import itm, joint
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
 from intarsia.parts.heads import Pooler, TiedHead
@@ -224,9 +224,8 @@ class B2T2(System):
         goals, label = goal.split("+"), 1
         if "itm" in goals and rng.random() < self.config.itm_rate:
             sample, label = replace(sample, texts=draw().texts, links=(), also=()), 0
-        example = mlm.hide_any(self.lay_out(sample), self.vocab, rng, self.config.mlm_rate)
-        if not label:
-            mlm.hide_any(example, self.vocab, rng, 0.0)  # nothing is asked for
+        example = self.lay_out(sample)
+        joint.hide(example, self.vocab, rng, goals, self.config.mlm_rate, told=bool(label))
         if "itm" in goals:
             example.targets["itm"] = np.array(label)
         return example

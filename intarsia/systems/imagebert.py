@@ -190,12 +190,12 @@ class ImageBERT(System):
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """Words and regions are hidden in true pairs only (sec. 4, "conditional mask")."""
+        """Words and regions; they are asked for in true pairs only (sec. 4, "conditional mask")."""
         config, goals, label = self.config, goal.split("+"), 1
         if "itm" in goals:
             sample, label = itm.swap_either(sample, rng, draw, config.itm_rate)
         example = self.lay_out(sample)
-        joint.hide(example, self.vocab, rng, goals, label * config.mlm_rate, label * config.region_rate)
+        joint.hide(example, self.vocab, rng, goals, config.mlm_rate, config.region_rate, told=bool(label))
         if "itm" in goals:
             example.targets["itm"] = np.array(label)
         return example

@@ -2,7 +2,8 @@
 
 New: regions are hidden and their object class is told (a hard label); trained on web captions only, for retrieval.
 Unusual: no code and no weights were published. What the paper is known to say is followed; what is not known is a field of the config, named in
-`card.unverified`. Every region is the word [IMG]. Words and regions are hidden in the same pass; a broken pair hides nothing.
+`card.unverified`. Every region is the word [IMG]. Words and regions are hidden in the same pass; in a broken pair they are hidden
+as well, but not asked for.
 """
 
 from __future__ import annotations
@@ -194,12 +195,12 @@ class UnicoderVL(System):
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """Words and regions of true pairs; a broken pair (another picture or another text) hides nothing."""
+        """Words and regions; in a broken pair (another picture or another text) nothing is asked for."""
         config, goals, label = self.config, goal.split("+"), 1
         if "vlm" in goals:
             sample, label = itm.swap_either(sample, rng, draw, config.vlm_rate)
         example = self.lay_out(sample)
-        joint.hide(example, self.vocab, rng, goals, label * config.mlm_rate, label * config.moc_rate)
+        joint.hide(example, self.vocab, rng, goals, config.mlm_rate, config.moc_rate, told=bool(label))
         if "vlm" in goals:
             example.targets["vlm"] = np.array(label)
         return example

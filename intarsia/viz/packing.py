@@ -6,7 +6,7 @@ hidden and exchanged rows from a comparison of `hide` with `lay_out`, loss names
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from intarsia.batch import Array, Batch, Example, Pick, Sample, pack
 from intarsia.data.source import Source
 from intarsia.evaluate.grounding import streams_of
 from intarsia.packed import Packing, join, visible
-from intarsia.system import System
+from intarsia.system import System, fit_config
 from intarsia.text import Vocab
 from intarsia.viz import style
 from intarsia.viz.curves import NAMES
@@ -53,16 +53,12 @@ def draw_system(system: System | type[System], source: Source, out: Path | str) 
 
 def _tiny(cls: type[System], samples: list[Sample]) -> System:
     recipe = cls.recipes.get("tiny") or next(iter(cls.recipes.values()))
-    vocab = Vocab.learn(text for x in samples for text in x.texts)
+    vocab = Vocab.learn((text for x in samples for text in x.texts), specials=cls.specials)
     picture = samples[0].pictures[0]
-    found = {
-        "vocab_size": len(vocab),
-        "feature_size": picture.features.shape[1],
-        "classes": 0 if picture.probs is None else picture.probs.shape[1],
-    }
-    known = {f.name for f in fields(recipe.config)}
+    classes = 0 if picture.probs is None else picture.probs.shape[1]
+    config = fit_config(recipe.config, len(vocab), picture.features.shape[1], classes)
     with torch.random.fork_rng(devices=[]):
-        return cls(replace(recipe.config, **{k: v for k, v in found.items() if k in known}), vocab).eval()
+        return cls(config, vocab).eval()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,16 +156,16 @@ def test_visualbert_needs_a_second_caption_or_is_told_to_use_one() -> None:
 @pytest.mark.parametrize(
     ("name", "goal", "label"), [("unicoder_vl", "mlm+moc+vlm", "vlm"), ("imagebert", "mlm+moc+mrfr+itm", "itm")]
 )
-def test_broken_pairs_change_either_side_and_hide_nothing(name: str, goal: str, label: str) -> None:
-    true, sides = 0, Counter[str]()
+def test_broken_pairs_change_either_side_and_ask_for_nothing(name: str, goal: str, label: str) -> None:
+    true, masked, sides = 0, 0, Counter[str]()
     for number in range(COUNT):
-        example, sample, other = hidden(name, goal, number), made(number), made(number + 5000)
+        example, sample, other = hidden(name, goal, number, mlm_rate=0.0), made(number), made(number + 5000)
+        masked += int(example.regions.masked.sum())
         if int(example.targets[label]):
             true += 1
             continue
         assert not len(example.targets["mlm"].rows)
         assert not len(example.targets["moc"].rows)
-        assert not example.regions.masked.any()
         text = " ".join(said(example))
         side = "picture" if text == sample.texts[0] else "text"
         sides[side] += 1
@@ -174,6 +174,18 @@ def test_broken_pairs_change_either_side_and_hide_nothing(name: str, goal: str, 
         np.testing.assert_array_equal(example.regions.feats, shown)
     assert within(true, COUNT, 0.5)
     assert within(sides["picture"], COUNT - true, 0.5)
+    assert within(masked, COUNT * REGIONS, 0.15 * 0.9)  # broken pairs look like true ones
+
+
+@pytest.mark.parametrize(("name", "goal", "label"), [("unicoder_vl", "mlm+moc+vlm", "vlm"), ("b2t2", "mlm+itm", "itm")])
+def test_masks_do_not_tell_broken_pairs(name: str, goal: str, label: str) -> None:
+    masks, pieces = Counter[int](), Counter[int]()
+    for number in range(COUNT):
+        example = hidden(name, goal, number)
+        kind = int(example.targets[label])
+        masks[kind] += int((example.text.ids == VOCAB.mask).sum())
+        pieces[kind] += int((example.text.words >= 0).sum())
+    assert all(within(masks[kind], pieces[kind], 0.12) for kind in (0, 1))
 
 
 @pytest.mark.parametrize(("size", "shares"), [("base", (0.5, 0.5, 0.0)), ("base_plus", (0.5, 0.25, 0.25))])
