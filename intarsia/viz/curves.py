@@ -20,6 +20,13 @@ NAMES = {
     "mrc_kl": "hidden regions: class shares",
     "itm": "does the pair match?",
     "wra": "word-region transport",
+    "moc": "hidden regions: class",
+    "mvrc": "hidden regions: class shares",
+    "vlm": "does the pair match?",
+    "contrast": "were tags or caption exchanged?",
+    "lm": "hidden words, read or written",
+    "mlm_text": "hidden words of texts alone",
+    "caption": "hidden words of a caption being written",
 }
 """Objectives in plain words."""
 

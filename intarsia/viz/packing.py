@@ -69,9 +69,8 @@ class Goal:
     cells: list[Cell]
     what: str
     """What changed, in words."""
-    losses: tuple[str, ...]
-    asked: str
-    """What the losses ask: "words", "regions" or "pair"."""
+    losses: tuple[tuple[str, str], ...]
+    """Each loss and what it asks: "words", "regions" or "pair"."""
     question: str
     """The same, in words."""
 
@@ -159,7 +158,7 @@ class _Plate:
             )
         for x in (left + 1.275, right - 1.275):
             self._arrow(x, top + 0.48, top + 0.80)
-        names = list(dict.fromkeys((n, g.asked) for g in self.goals for n in g.losses))
+        names = list(dict.fromkeys(loss for g in self.goals for loss in g.losses))
         wide = (right - left - 0.08 * (len(names) - 1)) / len(names)
         for i, (name, asked) in enumerate(names):
             x = left + i * (wide + 0.08)
@@ -249,7 +248,13 @@ class _Plate:
         left, right = 2.05, WIDTH - 1.5
         for goal in self.goals:
             self.axes.text(
-                0.3, y + 0.10, " + ".join(goal.losses), fontsize=8.5, fontweight="bold", color=style.INK, va="center"
+                0.3,
+                y + 0.10,
+                " + ".join(name for name, _ in goal.losses),
+                fontsize=8.5,
+                fontweight="bold",
+                color=style.INK,
+                va="center",
             )
             self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
             widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
@@ -386,36 +391,54 @@ def _compare(
     new_picture = not np.array_equal(plain.regions.boxes, example.regions.boxes)
     cells = cells_of(system.vocab, example, (drawn[-1] if new_picture and drawn else sample).pictures[0], images)
     words, regions = ([c for c in cells if (c.stream == "regions") == x] for x in (False, True))
-    picks = [x for x in example.targets.values() if isinstance(x, Pick)]
-    what, richness, asked = NAMES.get(name, name), 0, "pair"
-    if picks and picks[0].stream == "text":
-        for row, label in zip(picks[0].rows, picks[0].labels, strict=True):
+    picks = {name: x for name, x in example.targets.items() if isinstance(x, Pick) and len(x.rows)}
+    pair = any(not isinstance(x, Pick) for x in example.targets.values())
+    what = ", ".join(NAMES.get(part, part) for part in name.split("+") if part in losses)
+    richness, questions = 0, []
+    asked_words = [pick for pick in picks.values() if pick.stream == "text"]
+    if pair:
+        hidden = np.concatenate([x.rows for x in asked_words]) if asked_words else np.zeros(0, np.int64)
+        new_text = _mark_text(system, plain, example, words, hidden)
+        for c in regions if new_picture else []:
+            c.state = "changed"
+        what = "another picture" if new_picture else "another text" if new_text else "the true pair"
+        richness = 20 * (new_picture or new_text) + bool(picks)
+    for pick in asked_words:
+        for row, label in zip(pick.rows, pick.labels, strict=True):
             words[row].below = system.vocab.tokens[int(label)]
             shown = int(example.text.ids[row])
             words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
-        kinds = {words[row].state for row in picks[0].rows}
-        asked, richness = "words", 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(picks[0].rows) - 3)
-    elif picks:
+        kinds = {words[row].state for row in pick.rows}
+        richness += 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(pick.rows) - 3)
+        questions.append(f"{len(pick.rows)} word{'s' * (len(pick.rows) > 1)}")
+    shown_regions = [pick for pick in picks.values() if pick.stream == "regions"]
+    if shown_regions:
         for row in np.flatnonzero(example.regions.masked):
             regions[row].state = "hidden"
-        asked, richness = "regions", 10 - abs(len(picks[0].rows) - 2)
-    else:
-        new_text = _mark_text(system, plain, example, words)
-        for c in regions if new_picture else []:
-            c.state = "changed"
-        what = "another picture" if new_picture else "a false caption" if new_text else "the true pair"
-        richness = int(new_picture or new_text)
-    count = len(picks[0].rows) if picks else 0
-    question = f"asks {count} {asked.removesuffix('s') if count == 1 else asked}" if picks else "asks: match? (no)"
-    return Goal(name, cells, what, tuple(losses), asked, question), richness
+        count = len(shown_regions[0].rows)
+        richness += 10 - abs(count - 2)
+        questions.append(f"{count} region{'s' * (count > 1)}")
+    asked = {goal: _asks(example.targets.get(goal)) for goal in losses}
+    question = "asks " + ", ".join([*questions, *(["match?"] if pair else [])])
+    return Goal(name, cells, what, tuple(asked.items()), question), richness
 
 
-def _mark_text(system: System, plain: Example, example: Example, words: list[Cell]) -> bool:
-    """Marks the words that differ from the plain lay-out's; whether there are any."""
+def _asks(target: Pick | Array | None) -> str:
+    """What a loss asks: "words", "regions" or "pair"."""
+    if not isinstance(target, Pick):
+        return "pair"
+    return "words" if target.stream == "text" else "regions"
+
+
+def _mark_text(system: System, plain: Example, example: Example, words: list[Cell], hidden: Array) -> bool:
+    """Marks the words that differ from the plain lay-out's, those in hidden rows apart; whether there are any."""
     assert plain.text is not None and example.text is not None
     if np.array_equal(plain.text.words, example.text.words):
-        for row in np.flatnonzero(plain.text.ids != example.text.ids):
-            words[row].state, words[row].below = "changed", system.vocab.tokens[int(plain.text.ids[row])]
+        for row in np.setdiff1d(np.flatnonzero(plain.text.ids != example.text.ids), hidden):
+            if example.text.ids[row] != system.vocab.mask:  # hidden, though not asked for
+                words[row].state, words[row].below = "changed", system.vocab.tokens[int(plain.text.ids[row])]
+            else:
+                words[row].state = "hidden"
     else:
         for c in words:
             c.state = "changed" if c.stream == "words" else ""
