@@ -99,9 +99,18 @@ class System(nn.Module, ABC):
         """Whether `match_scores` says anything."""
         return type(self).match_scores is not System.match_scores
 
+    @property
+    def predicts_words(self) -> bool:
+        """Whether `word_logits` says anything."""
+        return hasattr(self, "word_head")
+
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at the given text rows."""
-        raise TypeError(f"{self.card.name} does not predict words")
+        """(M, vocabulary) logits of the words at the given text rows, by the modules `word_head` and `words`, whose table it shares."""
+        if not self.predicts_words:
+            raise TypeError(f"{self.card.name} does not predict words")
+        assert encoded.text is not None
+        head, words = self.get_submodule("word_head"), self.get_submodule("words")
+        return head(encoded.text.index_select(0, rows), words.get_parameter("word.weight"))  # type: ignore[no-any-return]
 
     def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
         """The document in which the system names the next piece of a caption.

@@ -60,13 +60,14 @@ def evaluate(
         swapped: for each sample a caption with two words exchanged that is false of its picture, or None; may be empty.
         how: batch size, precision, bar.
     """
-    predicts = type(system).word_logits is not System.word_logits
     exchanged = [replace(x, false_texts=(y,)) for x, y in zip(samples, swapped, strict=False) if y is not None]
     asked = {"edited": [x for x in samples if x.false_texts], "swapped": exchanged}
     return Evaluation(
         samples=len(samples),
         retrieval=retrieval(system, *pairs(samples, candidates), how) if system.matches else None,
-        words=masked_words(system, samples, words, how) if predicts and (words is None or any(words)) else None,
+        words=masked_words(system, samples, words, how)
+        if system.predicts_words and (words is None or any(words))
+        else None,
         pointing=pointing(system, samples, validation, words, how) if any(x.links for x in samples) else None,
         choices={name: choice(system, x, how) for name, x in asked.items() if x and system.matches},
     )

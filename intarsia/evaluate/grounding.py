@@ -282,7 +282,7 @@ def pointing(
             ways["attention, mean of all"] = _score(words, [maps[x.document].seen(Look()) for x in words])
     for name in maps[0].own:
         ways[name] = _score(words, [maps[x.document].own[name] for x in words])
-    if type(system).word_logits is not System.word_logits:
+    if system.predicts_words:
         hurt = occlusion(system, kept, examples, words, how)
         ways["occlusion"] = Share.count([int(h.argmax()) in x.gold for h, x in zip(hurt, words, strict=True)])
     chance, objects = _chances(kept, words)

@@ -11,6 +11,8 @@ import numpy as np
 from intarsia.batch import Array
 
 Number = np.float32
+PLACES = 56
+"""Steps of four pixels on a side of 224."""
 
 
 def letterbox(pixels: Array, side: int = 224) -> Array:
@@ -46,3 +48,15 @@ def _between(old: int, new: int) -> tuple[Array, Array, Array]:
     at = np.arange(new, dtype=Number) * (Number(old) / Number(new))
     low = np.floor(at).astype(np.int64)
     return low, np.minimum(low + 1, old - 1), (at - low).astype(Number)
+
+
+def pixel_boxes(boxes: Array) -> Array:
+    """(R, 4) int64 y, x, height, width in whole pixels of xyxy boxes in pixels: each number is cut, not rounded."""
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64)[:, :4].T
+    return np.stack([y1, x1, y2 - y1, x2 - x1], 1).astype(np.int64)
+
+
+def grid(boxes: Array, height: int, width: int) -> Array:
+    """(R, 4) xyxy fractions of y, x, height, width in pixels; far edges are sums of what was cut."""
+    y, x, high, wide = ((boxes * 224.0 / np.array([height, width, height, width])).astype(np.int64) // 4).T
+    return (np.stack([x, y, x + wide, y + high], 1) / PLACES).astype(np.float32)

@@ -63,3 +63,8 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
 def score_one(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross entropy of (B) logits against (B) labels, 1 = matched."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """(B) log odds of a match from (B, 2) logits."""
+    return logits[:, 1].float() - logits[:, 0].float()

@@ -22,6 +22,14 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(x.index_select(0, packing.first)))
 
 
+class FirstRow(nn.Module):
+    """The first row of each document as it is, where there is no pooler."""
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, H) to (B, H)."""
+        return x.index_select(0, packing.first)
+
+
 class Transform(nn.Module):
     """Linear, GELU, LayerNorm: the first half of BERT's prediction heads."""
 

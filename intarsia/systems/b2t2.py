@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
 from intarsia.errors import BadInput, TooLong
+from intarsia.features.letterbox import PLACES, grid, pixel_boxes
 from intarsia.layout import region_rows, with_whole_picture
 from intarsia.objectives import itm, joint
 from intarsia.parts.embeddings import Words, initialise
@@ -28,13 +29,10 @@ from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks.vcr import VCRPretrained
+from intarsia.tasks.vcr import VCRPretrained, choices
 from intarsia.text import Vocab
 from intarsia.weights import bert, tf
 from intarsia.weights.keymap import KeyMap, Move
-
-PLACES = 56
-"""Rows of a position table: the picture's side of 224 in steps of four pixels."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ class Fusion(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.feature_size, config.hidden_size)
         if config.use_bbox_position:
-            self.across = nn.Parameter(torch.zeros(PLACES, config.feature_size // 4))
-            self.down = nn.Parameter(torch.zeros(PLACES, config.feature_size // 4))
+            self.across, self.down = (nn.Parameter(torch.empty(PLACES, config.feature_size // 4)) for _ in range(2))
+            nn.init.trunc_normal_(self.across, std=0.02)
+            nn.init.trunc_normal_(self.down, std=0.02)
         self.places = config.use_bbox_position
 
     def forward(self, rows: int, regions: Regions, links: Tensor) -> Tensor:
@@ -118,9 +117,7 @@ def _adam(lr: float) -> Optim:
 def _finetune() -> dict[str, Finetune]:
     """VCR with the head of pre-training."""
     schedule, batching = Schedule(steps=133_000, warmup=13_300, shape="bert"), Batching(rows=2048)
-    tuning = Tuning(
-        _adam(2e-5), schedule, batching, samples=8, note="5 epochs, 32 documents a batch, four a question; dropout .1"
-    )
+    tuning = Tuning(_adam(2e-5), schedule, batching, samples=8, note="5 epochs, batch 32, four documents a question")
     return {
         "vcr": Finetune(
             VCRPretrained(),
@@ -164,9 +161,6 @@ class B2T2(System):
         else:
             self.dual = nn.Linear(config.feature_size, width) if config.fusion == "dual" else nn.Linear(width, 1)
         initialise(self, config.initializer_range)
-        if config.fusion in ("early", "late") and config.use_bbox_position:
-            nn.init.trunc_normal_(self.fusion.across, std=0.02)
-            nn.init.trunc_normal_(self.fusion.down, std=0.02)
 
     # 1 -- inputs: [CLS] [IMAGE] question [SEP] answer [SEP] ----------------------------------------------------------
 
@@ -179,12 +173,12 @@ class B2T2(System):
         if task != "vcr" and len(first) + 3 > self.config.max_rows:
             raise TooLong(f"sample {sample.key}: {len(first)} pieces of text, the limit is {self.config.max_rows - 3}")
         picture = sample.pictures[0]
-        row = document(self.vocab, first, second, [], len(picture.boxes), self.config)
+        text, links = document(self.vocab, (first, second, []), [], len(picture.boxes), self.config)
         shown = replace(picture, boxes=snapped(picture))
         regions = with_whole_picture(region_rows(sample.key, shown, self.config.feature_size, 0), picture)
-        links = [[place, obj] for place, obj in row.links] + [[1, len(picture.boxes)]]
+        links.append([1, len(picture.boxes)])
         key = sample.key if task is None else f"{sample.key}@{form}"
-        return Example(key, row.text, regions, np.array(links), sample=sample.key)
+        return Example(key, text, regions, np.array(links), sample=sample.key)
 
     def _tokens(self, sample: Sample, number: int, mentions: bool) -> list[Token]:
         """The pieces of a text; an object's number after the last piece of its mention."""
@@ -241,11 +235,6 @@ class B2T2(System):
             found["itm"] = itm.score(self.match_logits(encoded), batch.labels("itm"))
         return found
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     def match_logits(self, encoded: Encoded) -> Tensor:
         """(B, 2) logits: impostor, true."""
         if self.config.fusion in ("dual", "blind"):
@@ -254,8 +243,7 @@ class B2T2(System):
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) log odds that text and picture belong together."""
-        logits = self.match_logits(encoded).float()
-        return logits[:, 1] - logits[:, 0]
+        return itm.log_odds(self.match_logits(encoded))
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
@@ -286,78 +274,54 @@ class B2T2(System):
 # ------------------------------------------------------------------------------------------------- documents of the authors
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A piece, and the object it stands for."""
 
     piece: int
     obj: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """The rows of a text, and which of them carry which object."""
-
-    text: TextRows
-    links: tuple[tuple[int, int], ...]
-    """(row, object), the objects of the first slots only."""
-
-
 def document(
     vocab: Vocab,
-    q: list[Token],
-    a: list[Token],
+    parts: tuple[list[Token], list[Token], list[Token]],
     extra: list[Token],
     objects: int,
     config: B2T2Config,
-    r: Sequence[Token] = (),
-) -> Document:
-    """[CLS] [IMAGE] q [SEP] a r [SEP] extra, cut from the end of the longest part; q and a are cut in place, as the authors do.
+) -> tuple[TextRows, list[list[int]]]:
+    """[CLS] [IMAGE] question [SEP] answer rationale [SEP] extra, cut from the end of the longest part, in place, as the authors do.
 
     Args:
         vocab: has [IMAGE].
-        q: question or caption.
-        a: answer; without one there is no second [SEP].
+        parts: question or caption, answer, rationale; without an answer there is no second [SEP].
         extra: objects named again.
         objects: how many there are.
         config: rows and slots.
-        r: rationale.
+
+    Returns:
+        The rows, and (row, object) of those that carry an object; later mentions carry nothing once all slots are taken.
     """
-    r = list(r)
-    if a:
-        while len(q) + len(a) + len(r) >= config.max_rows - 4 - len(extra):
-            max((r, a, q), key=len).pop()
-    sep = Token(vocab.sep)
-    first = [Token(vocab.cls), Token(vocab.index["[IMAGE]"]), *q, sep]
-    rest = [*a, *r, sep, *extra] if a else []
-    tokens = [*first, *rest]
-    seen: dict[int, int] = {}
-    links: list[tuple[int, int]] = []
+    q, a, r = parts
+    while a and len(q) + len(a) + len(r) >= config.max_rows - 4 - len(extra):
+        max((r, a, q), key=len).pop()
+    sep, image = Token(vocab.sep), vocab.index["[IMAGE]"]
+    first = [Token(vocab.cls), Token(image), *q, sep]
+    tokens = [*first, *a, *r, sep, *extra] if a else first
+    seen: set[int] = set()
+    links: list[list[int]] = []
     for place, token in enumerate(tokens):
         if 0 <= token.obj < objects and len(seen) < config.max_num_bboxes:
-            seen.setdefault(token.obj, len(seen))
-            links.append((place, token.obj))
+            seen.add(token.obj)
+            links.append([place, token.obj])
     ids = np.array([token.piece for token in tokens])
-    special = np.isin(ids, [vocab.cls, vocab.sep, vocab.index["[IMAGE]"]]) | np.array(
-        [token.obj >= 0 for token in tokens]
-    )
-    segments = np.repeat([0, 1], [len(first), len(rest)])
-    words = np.where(special, -1, np.cumsum(~special) - 1)
-    return Document(TextRows(ids, segments, np.arange(len(ids)), words), tuple(links))
+    special = np.isin(ids, [vocab.cls, vocab.sep, image]) | np.array([token.obj >= 0 for token in tokens])
+    segments = (np.arange(len(ids)) >= len(first)).astype(np.int64)
+    return TextRows(ids, segments, np.arange(len(ids)), np.where(special, -1, np.cumsum(~special) - 1)), links
 
 
 def vcr_documents(
     vocab: Vocab, example: Mapping[str, Any], config: B2T2Config, rationales: bool, test: bool
-) -> Iterator[tuple[Document, int, int]]:
-    """The documents of one line of VCR's annotation, with choice number and label.
-
-    Args:
-        vocab: has [IMAGE] and [OBJ-k].
-        example: the annotation: objects, question, answer_choices, rationale_choices, labels; a mention is a list of object numbers.
-        config: rows and slots.
-        rationales: the right answer with each rationale (in the test all answers), not the answers alone.
-        test: labels are 0.
-    """
+) -> Iterator[tuple[TextRows, list[list[int]], int, int]]:
+    """The documents of one line of VCR's annotation: rows, links, choice number, label. Args: see `tasks.vcr.choices` and `document`."""
     names = [[Token(x) for x in vocab.encode(name).ids.tolist()] for name in example["objects"]]
     objs = [Token(vocab.index[f"[OBJ-{i}]"], i) for i in range(len(names))]
 
@@ -373,21 +337,10 @@ def vcr_documents(
 
     shown = range(min(len(names), config.max_num_bboxes)) if config.append_all_bboxes else ()
     extra = [token for k in shown for token in (*names[k], objs[k])]
-    q = tokens(example["question"])
-    gold = rationales and not test
-    answers = [example["answer_choices"][example["answer_label"]]] if gold else example["answer_choices"]
-    for i, answer in enumerate(answers):
-        a = tokens(answer)
-        for j, reason in enumerate(example["rationale_choices"] if rationales else [[]]):
-            made = document(vocab, q, a, extra, len(names), config, tokens(reason))
-            label = 0 if test else int(j == example["rationale_label"] if rationales else i == example["answer_label"])
-            yield made, 4 * i + j, label
-
-
-def pixel_boxes(boxes: Array) -> Array:
-    """(R, 4) int64 y, x, height, width in whole pixels of xyxy boxes in pixels: each number is cut, not rounded."""
-    x1, y1, x2, y2 = np.asarray(boxes, np.float64)[:, :4].T
-    return np.stack([y1, x1, y2 - y1, x2 - x1], 1).astype(np.int64)
+    q, answers = tokens(example["question"]), [tokens(x) for x in example["answer_choices"]]
+    for number, answer, reason, label in choices(example, rationales, test):
+        rows, links = document(vocab, (q, answers[answer], tokens(reason)), extra, len(names), config)
+        yield rows, links, number, label
 
 
 def snapped(picture: Picture) -> Array:
@@ -395,9 +348,3 @@ def snapped(picture: Picture) -> Array:
     height, width = picture.height or 224, picture.width or 224
     scale = np.array([width, height, width, height])
     return grid(pixel_boxes(np.round(picture.boxes.astype(np.float64) * scale, 3)), height, width)
-
-
-def grid(boxes: Array, height: int, width: int) -> Array:
-    """(R, 4) xyxy fractions of y, x, height, width in pixels; far edges are sums of what was cut."""
-    y, x, high, wide = ((boxes * 224.0 / np.array([height, width, height, width])).astype(np.int64) // 4).T
-    return (np.stack([x, y, x + wide, y + high], 1) / PLACES).astype(np.float32)

@@ -222,11 +222,6 @@ class UnicoderVL(System):
                     found[goal] = itm.score_one(self.match_scores(encoded), batch.labels(goal))
         return found
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) logits that text and picture belong together."""
         return self.match_head(encoded.pooled).squeeze(-1).float()  # type: ignore[no-any-return]

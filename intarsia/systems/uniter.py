@@ -334,11 +334,6 @@ class UNITER(System):
                     found["wra"] = wra.score(wra.distances(cost, plan), batch.labels(goal))
         return found
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     def region_features(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, F) features foretold at region rows; the table is the transposed feature projection."""
         assert encoded.visual is not None
@@ -351,8 +346,7 @@ class UNITER(System):
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) log odds that text and picture belong together."""
-        logits = self.match_head(encoded.pooled).float()
-        return logits[:, 1] - logits[:, 0]  # type: ignore[no-any-return]
+        return itm.log_odds(self.match_head(encoded.pooled))
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The transport plan of WRA, (B, Lt, Lr), and its similarity 1 - cost."""

@@ -285,15 +285,9 @@ class VisualBERT(System):
             found["itm"] = itm.score(self.match_head(encoded.pooled), batch.labels("itm"))
         return found
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) log odds that the (second) caption belongs to the picture."""
-        logits = self.match_head(encoded.pooled).float()
-        return logits[:, 1] - logits[:, 0]  # type: ignore[no-any-return]
+        return itm.log_odds(self.match_head(encoded.pooled))
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 

@@ -29,12 +29,11 @@ from intarsia.layout import (
     whole_feature,
     with_whole_picture,
 )
-from intarsia.objectives import mlm, mrm
-from intarsia.packed import Packing
+from intarsia.objectives import itm, mlm, mrm
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
-from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.heads import FirstRow, Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
@@ -135,12 +134,7 @@ def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
         batching=Batching(rows=4160, window=8192),
         note="cfgs/pretrain/base_prec_4x16G_fp32.yaml: Conceptual Captions beside books and Wikipedia (--text), 10 epochs, 4 GPUs with 32 pairs and 32 texts each.",
     )
-    large = replace(
-        base,
-        config=VLBERTConfig(**LARGE),
-        precision="bf16",
-        note="cfgs/pretrain/large_prec_4x16G_fp16.yaml, as base in half precision.",
-    )
+    large = replace(base, config=VLBERTConfig(**LARGE), precision="bf16", note="large_prec_4x16G_fp16.yaml, as base.")
     tiny = replace(
         base,
         config=VLBERTConfig(**TINY, visual_scale=1.0, geometry_waves=16, mlm_rate=0.25),
@@ -202,8 +196,7 @@ class VLBERT(System):
         self.words = Words(config)
         self.elements = Elements(config)
         self.encoder = Encoder(config)
-        if config.with_pooler or config.relation:
-            self.pooler = Pooler(width)
+        self.pooler = Pooler(width) if config.with_pooler or config.relation else FirstRow()
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
         self.class_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.classes))
         if config.relation:
@@ -221,12 +214,7 @@ class VLBERT(System):
         vqa: the question, then [MASK] as the second text. vcr: question and choice, `form` says which; words with a gold link carry their region.
         """
         if not sample.pictures:
-            return Example(
-                sample.key,
-                self._text_alone(sample),
-                no_regions(self.config.feature_size, self.config.classes),
-                sample=sample.key,
-            )
+            return self._text_alone(sample)
         texts = sample.texts[:1] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
         special = 1 + len(texts) + 2 * (task == "vqa")
         length = sum(len(self.vocab.encode(x)) for x in texts) + special
@@ -250,12 +238,13 @@ class VLBERT(System):
             example.links = links[links[:, 1] < count - 1]
         return example
 
-    def _text_alone(self, sample: Sample) -> TextRows:
+    def _text_alone(self, sample: Sample) -> Example:
         pieces = self.vocab.encode(sample.texts[0])
         if not len(pieces):
             raise BadInput(f"sample {sample.key}: the text {sample.texts[0]!r} is empty")
         ids, words = pieces.ids[: self.config.max_rows], pieces.words[: self.config.max_rows]
-        return self._ended(TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), words))
+        text = self._ended(TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), words))
+        return Example(sample.key, text, no_regions(self.config.feature_size, self.config.classes), sample=sample.key)
 
     def _ended(self, text: TextRows) -> TextRows:
         """With [END], whose id does not count; its position is one past the regions'."""
@@ -269,24 +258,21 @@ class VLBERT(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VL-BERT needs text and regions"
         words, seen = self.elements(self.words, text, regions, batch.links)
-        pooler = self.pooler if self.config.with_pooler or self.config.relation else _first
-        return encode_joined(self.encoder, pooler, words, text.packing, seen, regions.packing)
+        return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing)
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Whole words and regions of a pair; whole words of a text without picture (sec. 3.3)."""
-        config, goals = self.config, goal.split("+")
-        label = 1
+        config, goals, label = self.config, goal.split("+"), 1
         if "itm" in goals and sample.pictures and rng.random() < config.itm_rate:
             sample, label = replace(sample, texts=draw().texts, links=()), 0
         example = self.lay_out(sample)
         assert example.regions is not None
         alone = not len(example.regions)
-        for name in ("mlm", "mlm_text"):
-            if name in goals:
-                rate = config.mlm_rate if alone == (name == "mlm_text") else 0.0
-                mlm.hide_words(example, self.vocab, rng, rate, name)
+        for name in [x for x in goals if x in ("mlm", "mlm_text")]:
+            rate = config.mlm_rate if alone == (name == "mlm_text") else 0.0
+            mlm.hide_words(example, self.vocab, rng, rate, name)
         if "mvrc" in goals:
             mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1)
             example.regions.feats[-1:] = whole_feature(example.regions.feats[:-1], example.regions.masked[:-1])
@@ -316,11 +302,6 @@ class VLBERT(System):
                 found[goal] = each.sum() / max(len(each), 1)
         return found
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     @property
     def matches(self) -> bool:
         """Only with the optional sentence-image head."""
@@ -328,10 +309,7 @@ class VLBERT(System):
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) log odds that caption and picture belong together."""
-        if not self.config.relation:
-            return super().match_scores(encoded)
-        logits = self.match_head(encoded.pooled).float()
-        return logits[:, 1] - logits[:, 0]  # type: ignore[no-any-return]
+        return itm.log_odds(self.match_head(encoded.pooled)) if self.matches else super().match_scores(encoded)
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
@@ -368,7 +346,3 @@ class VLBERT(System):
         Tied("vlbert.mlm_head.predictions.decoder.weight", "vlbert.word_embeddings.weight"),
         optional=("word_head.", "class_head.", "match_head.", "pooler."),
     )
-
-
-def _first(x: Tensor, packing: Packing) -> Tensor:
-    return x.index_select(0, packing.first)

@@ -278,11 +278,6 @@ class VLP(System):
         documents = batch.text.packing.doc[picks.rows]
         return {"lm": lm.best_documents(each, documents, len(batch.keys), config.drop_worst)}
 
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at text rows; the table is that of the word embeddings."""
-        assert encoded.text is not None
-        return self.word_head(encoded.text.index_select(0, rows), self.words.word.weight)  # type: ignore[no-any-return]
-
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()

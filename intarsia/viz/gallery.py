@@ -91,7 +91,7 @@ def find_cases(
         for word in _followed(system, samples[i]) if chosen is None else chosen[i]:
             found.append((document, word, rows[pieces_in(pieces, word.start, word.end, samples[i].key)]))
     guesses: list[tuple[int, ...]] | None = None
-    if type(system).word_logits is not System.word_logits and found:
+    if system.predicts_words and found:
         guesses = guess_words(system, [examples[d] for d, _, _ in found], [rows for _, _, rows in found], _QUIET)
     own = next(iter(maps[0].own), "") if maps else ""
     words: dict[int, list[Pointed]] = {}

@@ -393,7 +393,8 @@ def _compare(
     words, regions = ([c for c in cells if (c.stream == "regions") == x] for x in (False, True))
     picks = {name: x for name, x in example.targets.items() if isinstance(x, Pick) and len(x.rows)}
     pair = any(not isinstance(x, Pick) for x in example.targets.values())
-    what = ", ".join(NAMES.get(part, part) for part in name.split("+") if part in losses)
+    told = [part for part in name.split("+") if part in losses]
+    what = NAMES.get(told[0], told[0]) if len(told) == 1 else "hidden words and regions"
     richness, questions = 0, []
     asked_words = [pick for pick in picks.values() if pick.stream == "text"]
     if pair:

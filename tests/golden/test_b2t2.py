@@ -14,10 +14,10 @@ from torch import Tensor
 
 from intarsia.batch import Batch, Picks, Regions, Text
 from intarsia.data.decode import decode_image
-from intarsia.features.letterbox import crop, letterbox
+from intarsia.features.letterbox import crop, grid, letterbox, pixel_boxes
 from intarsia.packed import Packing
 from intarsia.recipe import Optim, Schedule
-from intarsia.systems.b2t2 import B2T2, B2T2Config, grid, pixel_boxes, vcr_documents
+from intarsia.systems.b2t2 import B2T2, B2T2Config, vcr_documents
 from intarsia.text import Vocab
 from intarsia.train.optim import adamw, clip, set_lr, step_if
 from intarsia.weights.files import fill, read_weights, write_weights
@@ -96,16 +96,16 @@ def test_rows_of_raw_annotations(golden: Golden, setting: str) -> None:
     for one in about["examples"]:
         boxes = pixel_boxes(np.array(one["metadata"]["boxes"]))
         made = vcr_documents(vocab, one["example"], config, how["include_rationales"], how["is_test"])
-        found += [(x, boxes) for x in made]
+        found += [(*x, boxes) for x in made]
     theirs = about["outputs"][setting]
     assert len(found) == len(theirs)
-    for ((row, choice, label), boxes), wanted in zip(found, theirs, strict=True):
+    for (row, links, choice, label, boxes), wanted in zip(found, theirs, strict=True):
         count = sum(wanted["input_mask"])
         assert (choice, label) == (wanted["choice_id"], wanted["label"])
-        assert row.text.ids.tolist() == wanted["input_ids"][:count]
-        assert row.text.segment_ids.tolist() == wanted["segment_ids"][:count]
+        assert row.ids.tolist() == wanted["input_ids"][:count]
+        assert row.segment_ids.tolist() == wanted["segment_ids"][:count]
         slots = np.array(wanted["bbox_pos"]).reshape(-1, 4)
-        carried = {place: boxes[obj].tolist() for place, obj in row.links}
+        carried = {place: boxes[obj].tolist() for place, obj in links}
         places = [i for i, slot in enumerate(wanted["bbox_idx"]) if slot >= 0]
         assert carried == {place: slots[wanted["bbox_idx"][place]].tolist() for place in places}
 

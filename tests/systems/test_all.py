@@ -97,3 +97,12 @@ def test_recipes_say_where_they_come_from(name: str) -> None:
     assert all(
         getattr(cls.card, x.name) for x in dataclasses.fields(cls.card) if x.name not in ("unverified", "weights")
     )
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_system_files_are_short(name: str) -> None:
+    """350 lines; UNITER and Oscar, whose tables of tunings are long, 450."""
+    import intarsia.systems
+
+    lines = (Path(intarsia.systems.__file__).parent / f"{name}.py").read_text().count("\n")
+    assert lines <= (450 if name in ("uniter", "oscar") else 350)
