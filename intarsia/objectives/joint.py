@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from intarsia.batch import Example, Pick
-from intarsia.objectives import mlm, mrm
+from intarsia.batch import Example, Pick, Sample
+from intarsia.objectives import itm, mlm, mrm
 from intarsia.text import Vocab
 
 
@@ -37,4 +39,35 @@ def hide(
         for goal, pick in example.targets.items():
             assert isinstance(pick, Pick)
             example.targets[goal] = Pick(pick.stream, pick.rows[:0], pick.labels[:0])
+    return example
+
+
+def hide_pair(
+    lay_out: Callable[[Sample], Example],
+    sample: Sample,
+    goal: str,
+    match: str,
+    vocab: Vocab,
+    rng: np.random.Generator,
+    draw: Callable[[], Sample],
+    rates: tuple[float, float, float],
+) -> Example:
+    """A pair, broken on either side at times, with words and regions hidden that are asked for in true pairs only.
+
+    Args:
+        lay_out: makes the document.
+        sample: a true pair.
+        goal: such as "mlm+moc+itm".
+        match: the goal among them that breaks pairs.
+        vocab: gives [MASK] and random pieces.
+        rng: source of randomness.
+        draw: another sample, with another picture.
+        rates: of hidden pieces, of hidden regions, of broken pairs.
+    """
+    goals, label = goal.split("+"), 1
+    if match in goals:
+        sample, label = itm.swap_either(sample, rng, draw, rates[2])
+    example = hide(lay_out(sample), vocab, rng, goals, *rates[:2], told=bool(label))
+    if match in goals:
+        example.targets[match] = np.array(label)
     return example

@@ -191,14 +191,9 @@ class ImageBERT(System):
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Words and regions; they are asked for in true pairs only (sec. 4, "conditional mask")."""
-        config, goals, label = self.config, goal.split("+"), 1
-        if "itm" in goals:
-            sample, label = itm.swap_either(sample, rng, draw, config.itm_rate)
-        example = self.lay_out(sample)
-        joint.hide(example, self.vocab, rng, goals, config.mlm_rate, config.region_rate, told=bool(label))
-        if "itm" in goals:
-            example.targets["itm"] = np.array(label)
-        return example
+        config = self.config
+        rates = (config.mlm_rate, config.region_rate, config.itm_rate)
+        return joint.hide_pair(self.lay_out, sample, goal, "itm", self.vocab, rng, draw, rates)
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal; the sum of all four is trained."""

@@ -196,14 +196,9 @@ class UnicoderVL(System):
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Words and regions; in a broken pair (another picture or another text) nothing is asked for."""
-        config, goals, label = self.config, goal.split("+"), 1
-        if "vlm" in goals:
-            sample, label = itm.swap_either(sample, rng, draw, config.vlm_rate)
-        example = self.lay_out(sample)
-        joint.hide(example, self.vocab, rng, goals, config.mlm_rate, config.moc_rate, told=bool(label))
-        if "vlm" in goals:
-            example.targets["vlm"] = np.array(label)
-        return example
+        config = self.config
+        rates = (config.mlm_rate, config.moc_rate, config.vlm_rate)
+        return joint.hide_pair(self.lay_out, sample, goal, "vlm", self.vocab, rng, draw, rates)
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal; the sum of all three is trained."""

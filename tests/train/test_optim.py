@@ -53,6 +53,13 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.1, 0.2])
 
 
+def test_berts_own_schedule_begins_at_nothing_and_decays_from_the_start() -> None:
+    schedule = Schedule(steps=10, warmup=3, shape="bert")
+    assert [schedule.scale(step) for step in range(10)] == pytest.approx(
+        [0, 1 / 3, 2 / 3, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    )
+
+
 def test_steps_are_those_of_adamw_written_out() -> None:
     recipe = Optim(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0)
     layer = nn.Linear(1, 1)
