@@ -45,7 +45,7 @@ class Match:
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
     attention: Array
-    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1."""
+    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2)."""
 
     @property
     def probability(self) -> float:
@@ -107,7 +107,8 @@ class Model:
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
         words, count = len(example.text), len(sample.pictures[0].boxes)
-        mean = torch.stack([x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]).mean(0)
+        maps = [x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]
+        mean = torch.stack(maps).mean(0) if maps else torch.zeros(words, words + count)
         weights = mean[rows][:, words : words + count].cpu().numpy()
         return Match(
             score=float(self.system.match_scores(encoded)[0]),

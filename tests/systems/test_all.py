@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from intarsia.batch import Batch, pack
+from intarsia.evaluate import evaluate
+from intarsia.model import Model
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find, parity
 from intarsia.text import Vocab
@@ -106,3 +108,16 @@ def test_system_files_are_short(name: str) -> None:
 
     lines = (Path(intarsia.systems.__file__).parent / f"{name}.py").read_text().count("\n")
     assert lines <= (450 if name in ("uniter", "oscar") else 350)
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_every_system_is_measured_and_matches_pictures(name: str) -> None:
+    system = made(name)
+    samples = [WORLD[i] for i in range(6)]
+    found = evaluate(system, samples, validation=samples[:2], words=[WORLD.words_to_test(i) for i in range(6)])
+    assert (found.retrieval is not None) == system.matches
+    assert found.words is not None
+    if system.matches:
+        match = Model(system, None).match(samples[0])
+        assert match.attention.shape == (len(match.words), len(samples[0].pictures[0].boxes))
+        assert 0 < match.probability < 1
