@@ -1,34 +1,33 @@
-"""VL-BERT against the authors' own code: outputs, losses and gradients on random weights."""
+"""VL-BERT against the authors' own code: elements, streams, losses, gradients, weights."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from golden import Golden, assert_near
 from torch import Tensor
 
-from intarsia.batch import Batch, Encoded, Example, Pick, RegionRows, TextRows, pack
+from intarsia.batch import Batch, Encoded, Picks, Regions, Text
+from intarsia.packed import Packing
 from intarsia.systems.vl_bert import VLBERT, VLBERTConfig
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import fill, read_weights, write_weights
 
 CASES = Golden.cases("vl_bert")
+each_case = pytest.mark.parametrize("golden", CASES, ids=str)
 
 
-def build(golden: Golden, norm_first: bool = False) -> VLBERT:
+def build(golden: Golden, **changes: Any) -> VLBERT:
     about = golden.about["config"]
     named = {key: value for key, value in about.items() if key in VLBERTConfig.__dataclass_fields__}
     config = VLBERTConfig(
-        **named,
-        feature_size=golden.tensors["input.boxes"].shape[-1] - 4,
+        **(named | changes),
         classes=about["visual_region_classes"],
-        with_relationship=about["WITH_REL_LOSS"],
-        mlm_norm_in_batch_first=norm_first or about["MLM_LOSS_NORM_IN_BATCH_FIRST"],
-        mvrc_norm_in_batch_first=norm_first or about["MVRC_LOSS_NORM_IN_BATCH_FIRST"],
+        relation=about["WITH_REL_LOSS"],
     )
     vocab = Vocab([*SPECIALS, *(f"w{i}" for i in range(config.vocab_size - len(SPECIALS)))])
     system = VLBERT(config, vocab).eval()
@@ -36,168 +35,157 @@ def build(golden: Golden, norm_first: bool = False) -> VLBERT:
     return system
 
 
-def words_of(ids: Tensor, labels: Tensor) -> tuple[TextRows, Pick]:
-    """The authors' words and our [END], and the labelled rows."""
-    real, segments = ids[ids > 0].numpy(), ids.new_zeros(int((ids > 0).sum()))
-    count = len(real)
-    text = TextRows(
-        np.append(real, 0),
-        np.append(segments, 2),
-        np.append(np.arange(count), count + 1),
-        np.full(count + 1, -1),
+def last(here: Tensor) -> Tensor:
+    """(N) the order in which the first of the real boxes comes last of them."""
+    count = int(here.sum())
+    return torch.tensor([*range(1, count), 0, *range(count, len(here))])
+
+
+def spread(order: Tensor, block: Tensor) -> Tensor:
+    return order.view(*order.shape, *([1] * (block.ndim - 2))).expand_as(block)
+
+
+def add_end(labels: Tensor) -> Tensor:
+    return torch.cat([labels, labels.new_full((1,), -1)])
+
+
+def batch_of(golden: Golden, alone: bool = True) -> Batch:
+    """The pairs, and after them the texts without pictures; their targets."""
+    given = {key.removeprefix("input."): value for key, value in golden.tensors.items() if key.startswith("input.")}
+    rows = [x[x > 0] for x in given["text"]]
+    others = [x[x > 0] for x in given["aux_text"]] if alone else []
+    ended = [torch.cat([x, x.new_zeros(1)]) for x in (*rows, *others)]  # [END] closes every document
+    packing = Packing.of([len(x) for x in ended])
+    end = packing.pos == packing.lengths[packing.doc] - 1
+    text = Text(torch.cat(ended), 2 * end, packing.pos + end, packing.pos, packing)
+    here = given["boxes"][..., 0] > -1.5  # (B, N)
+    order = torch.stack([last(x) for x in here])  # the whole picture after the others
+    given |= {key: given[key].gather(1, spread(order, given[key])) for key in ("boxes", "mvrc_ops", "mvrc_labels")}
+    counts = here.sum(1)
+    shown = Packing.of([*counts.tolist(), *([0] * len(others))])
+    size = given["im_info"][:, None, [0, 1, 0, 1]].expand(-1, here.shape[1], -1)
+    boxes = (given["boxes"][..., :4] / size)[here]
+    places = torch.tensor([len(x) for x in rows])[:, None].expand_as(here)[here]
+    masked = given["mvrc_ops"][here] > 0
+    feats = given["boxes"][..., 4:][here] * ~masked[:, None]
+    none = torch.zeros(shown.rows, dtype=torch.long)
+    labels, soft = given["mvrc_labels"][here], given["mvrc_labels"][here].sum(-1) > 0.5
+    words = torch.cat([add_end(x[: len(y)]) for x, y in zip(given["mlm_labels"], rows, strict=True)])
+    targets: dict[str, Any] = {
+        "mlm": Picks((words != -1).nonzero()[:, 0], words[words != -1]),
+        "mvrc": Picks(soft.nonzero()[:, 0], labels[soft]),
+        "itm": torch.cat([given["relationship_label"], torch.full((len(others),), -1)]),
+    }
+    if alone:
+        said = torch.cat([add_end(x[: len(y)]) for x, y in zip(given["aux_text_mlm_labels"], others, strict=True)])
+        targets["mlm_text"] = Picks((said != -1).nonzero()[:, 0] + sum(map(len, rows)) + len(rows), said[said != -1])
+    return Batch(
+        keys=tuple(map(str, range(packing.documents))),
+        sample=torch.arange(packing.documents),
+        text=text,
+        regions=Regions(feats, boxes, none + 2, places, none, masked, shown),
+        targets=targets,
     )
-    rows = np.flatnonzero((labels[: len(ids)] != -1).numpy())
-    return text, Pick("text", rows, labels.numpy()[rows])
 
 
-def regions_of(boxes: Tensor, size: Tensor, ops: Tensor, labels: Tensor) -> tuple[RegionRows, Pick]:
-    """The authors' boxes with their first, the whole picture, moved behind the others."""
-    order = np.roll(np.flatnonzero((boxes[:, 0] > -1.5).numpy()), -1)
-    zeros = np.zeros(len(order), np.int64)
-    scale = torch.stack([size[0], size[1], size[0], size[1]])
-    rows = RegionRows(
-        feats=boxes[order, 4:].numpy(),
-        boxes=(boxes[order, :4] / scale).numpy(),
-        segment_ids=zeros + 2,
-        position_ids=zeros,
-        image=zeros,
-        masked=ops[order].numpy() == 1,
-    )
-    found = np.flatnonzero(labels[order].sum(-1).numpy() > 0)
-    return rows, Pick("regions", found, labels[order].numpy()[found])
-
-
-def batch_of(golden: Golden, aux: bool = True) -> Batch:
-    given = golden.weights("input.")
-    classes = given["mvrc_labels"].shape[-1]
-    width = given["boxes"].shape[-1] - 4
-    nothing = RegionRows(
-        np.zeros((0, width), np.float32), np.zeros((0, 4), np.float32), *([np.zeros(0, np.int64)] * 3), np.zeros(0, bool)
-    )
-    examples = []
-    for i in range(len(given["text"])):
-        text, words = words_of(given["text"][i], given["mlm_labels"][i])
-        regions, picks = regions_of(
-            given["boxes"][i], given["im_info"][i], given["mvrc_ops"][i], given["mvrc_labels"][i]
-        )
-        regions.position_ids += len(text) - 1
-        targets = {"mlm": words, "mvrc": picks, "itm": given["relationship_label"][i].numpy()}
-        if aux:
-            targets["mlm_text"] = Pick("text", np.zeros(0, np.int64), np.zeros(0, np.int64))
-        examples.append(Example(str(i), text, regions, targets=targets))
-    for i in range(len(given["aux_text"]) if aux else 0):
-        text, words = words_of(given["aux_text"][i], given["aux_text_mlm_labels"][i])
-        empty = Pick("text", np.zeros(0, np.int64), np.zeros(0, np.int64))
-        unseen = Pick("regions", np.zeros(0, np.int64), np.zeros((0, classes), np.float32))
-        targets = {"mlm": empty, "mvrc": unseen, "itm": np.array(-1), "mlm_text": words}
-        examples.append(Example(f"text {i}", text, nothing, targets=targets))
-    return pack(examples)
-
-
-def documents(batch: Batch, words: Tensor, regions: Tensor) -> list[Tensor]:
-    """Per document its rows in the authors' order: words, whole picture, boxes, [END]."""
-    assert batch.text and batch.regions
-    cu_t, cu_r = batch.text.packing.cu_seqlens, batch.regions.packing.cu_seqlens
-    found = []
+def compare_rows(batch: Batch, text: Tensor, visual: Tensor, theirs: Tensor, what: str) -> None:
+    """Their documents are text, the whole picture, boxes, [END], then padding."""
     for i in range(len(batch.keys)):
-        mine, seen = words[cu_t[i] : cu_t[i + 1]], regions[cu_r[i] : cu_r[i + 1]]
-        found.append(torch.cat([mine[:-1], seen[-1:], seen[:-1], mine[-1:]]))
-    return found
+        words, count = int(batch.text.packing.lengths[i]) - 1, int(batch.regions.packing.lengths[i])
+        first, shown = int(batch.text.packing.first[i]), int(batch.regions.packing.first[i])
+        said, seen = text[first : first + words + 1], visual[shown : shown + count]
+        ours = torch.cat([said[:-1], seen[-1:], seen[:-1], said[-1:]])
+        assert_near(ours, theirs[i, : words + count + 1], f"{what} {i}")
 
 
-@pytest.mark.parametrize("golden", CASES, ids=str)
-def test_streams_and_embeddings(golden: Golden) -> None:
+@each_case
+def test_elements(golden: Golden) -> None:
     system, batch = build(golden), batch_of(golden)
-    seen: dict[str, Tensor] = {}
-    system.encoder.register_forward_pre_hook(lambda _, given: seen.update(embedding_output=given[0], packing=given[1]))
-    system.regions.register_forward_hook(lambda _, __, out: seen.update(obj_reps=out))
-    encoded = system.encode(batch)
-    assert encoded.text is not None and encoded.visual is not None and batch.regions
-    lengths = golden.output("attention_mask").sum(1).tolist()
-    split = torch.split(seen["embedding_output"], lengths)
-    for i, rows in enumerate(documents(batch, encoded.text, encoded.visual)):
-        assert len(rows) == lengths[i]
-        assert_near(rows, golden.output("sequence_output")[i, : len(rows)], f"document {i}")
-        n = len(batch.text.packing.doc[batch.text.packing.doc == i])
-        mine = split[i]
-        mine = torch.cat([mine[: n - 1], mine[n:][-1:], mine[n:][:-1], mine[n - 1 : n]])
-        assert_near(mine, golden.output("embedding_output")[i, : len(rows)], f"embeddings {i}")
-    cu = batch.regions.packing.cu_seqlens
-    for i in range(len(golden.tensors["input.boxes"])):
-        reps = seen["obj_reps"][cu[i] : cu[i + 1]].roll(1, 0)
-        assert_near(reps, golden.output("obj_reps")[i, : len(reps)], f"regions {i}")
+    seen = system.elements.seen(batch.regions)
+    theirs = golden.output("obj_reps")
+    for i in range(len(theirs)):
+        first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
+        assert_near(seen[first : first + count].roll(1, 0), theirs[i, :count], f"regions {i}")
+    text, visual = system.elements(system.words, batch.text, batch.regions, None)
+    compare_rows(batch, text, visual, golden.output("embedding_output"), "elements")
+
+
+@each_case
+def test_streams(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden)
+    encoded: Encoded = system.encode(batch)
+    compare_rows(batch, encoded.text, encoded.visual, golden.output("sequence_output"), "sequence")
     assert_near(encoded.pooled, golden.output("pooled_output"), "pooled")
+    theirs = golden.output("relationship_logits")
+    assert_near(system.match_head(encoded.pooled)[: len(theirs)], theirs, "relation logits")
 
 
-def check_words(golden: Golden, system: VLBERT, batch: Batch, encoded: Encoded, first: int, name: str, ids: str) -> None:
-    assert batch.text
-    for i, given in enumerate(golden.tensors[f"input.{ids}"]):
-        rows = batch.text.packing.cu_seqlens[first + i] + torch.arange(int((given > 0).sum()))
-        assert_near(system.word_logits(encoded, rows), golden.output(name)[i, : len(rows)], f"{name} {i}")
-
-
-def check_regions(golden: Golden, system: VLBERT, batch: Batch, encoded: Encoded, name: str) -> None:
-    assert batch.regions
-    cu = batch.regions.packing.cu_seqlens
-    for i in range(len(golden.tensors["input.boxes"])):
-        logits = system.region_classes(encoded, torch.arange(int(cu[i]), int(cu[i + 1]))).roll(1, 0)
-        assert_near(logits, golden.output(name)[i, : len(logits)], f"{name} {i}")
-
-
-@pytest.mark.parametrize("golden", CASES, ids=str)
+@each_case
 def test_losses_logits_and_gradients(golden: Golden) -> None:
     system, batch = build(golden), batch_of(golden)
     losses, encoded = system(batch)
     names = {"mlm": "mlm_loss_wvc", "mlm_text": "mlm_loss_aux", "mvrc": "mvrc_loss", "itm": "relationship_loss"}
-    for ours, theirs in names.items():
-        assert_near(losses[ours], golden.output(theirs), ours)
-    check_words(golden, system, batch, encoded, 0, "mlm_logits_wvc", "text")
-    check_words(golden, system, batch, encoded, len(golden.tensors["input.text"]), "mlm_logits_aux", "aux_text")
-    check_regions(golden, system, batch, encoded, "mvrc_logits")
-    logits = system.match_head(encoded.pooled)
-    theirs = golden.output("relationship_logits")
-    assert_near(logits[: len(theirs)], theirs, "relationship logits")
-    total = sum(losses.values())
+    for goal, name in names.items():
+        assert_near(losses[goal], golden.output(name), goal)
+    total = sum(losses.values(), torch.zeros(()))
     assert_near(total, golden.output("loss"), "total")
+    logits = system.word_logits(encoded, torch.arange(len(encoded.text)))
+    pairs = len(golden.tensors["input.text"])
+    for i in range(len(batch.keys)):
+        first, words = int(batch.text.packing.first[i]), int(batch.text.packing.lengths[i]) - 1
+        theirs = golden.output("mlm_logits_wvc")[i] if i < pairs else golden.output("mlm_logits_aux")[i - pairs]
+        assert_near(logits[first : first + words], theirs[:words], f"word logits {i}")
+    classes = system.class_head(encoded.visual)
+    for i in range(pairs):
+        first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
+        assert_near(
+            classes[first : first + count].roll(1, 0), golden.output("mvrc_logits")[i, :count], f"class logits {i}"
+        )
     total.backward()
-    grads = {key: parameter.grad for key, parameter in system.named_parameters() if parameter.grad is not None}
-    grads = VLBERT.keys.to_theirs(grads)
+    ours = {key: parameter.grad for key, parameter in system.named_parameters() if parameter.grad is not None}
+    theirs_ = VLBERT.keys.to_theirs(ours)
     for key, gradient in golden.weights("grad.").items():
-        assert_near(grads[key], gradient, f"gradient of {key}")
+        assert_near(theirs_[key], gradient, f"gradient of {key}")
 
 
-@pytest.mark.parametrize("golden", CASES, ids=str)
-def test_losses_normalised_in_the_batch_first(golden: Golden) -> None:
-    losses, _ = build(golden, norm_first=True)(batch_of(golden))
-    for ours, theirs in (("mlm", "mlm_loss_wvc"), ("mlm_text", "mlm_loss_aux"), ("mvrc", "mvrc_loss")):
-        assert_near(losses[ours], golden.output(f"norm_first.{theirs}"), ours)
-
-
-@pytest.mark.parametrize("golden", CASES, ids=str)
-def test_without_text_alone(golden: Golden) -> None:
-    system, batch = build(golden), batch_of(golden, aux=False)
+@each_case
+def test_without_texts_alone(golden: Golden) -> None:
+    system, batch = build(golden), batch_of(golden, alone=False)
     losses, encoded = system(batch)
-    assert_near(losses["mlm"], golden.output("no_aux.mlm_loss"), "mlm")
-    assert_near(losses["mvrc"], golden.output("no_aux.mvrc_loss"), "mvrc")
-    check_words(golden, system, batch, encoded, 0, "no_aux.mlm_logits", "text")
-    check_regions(golden, system, batch, encoded, "no_aux.mvrc_logits")
-    assert_near(system.match_head(encoded.pooled), golden.output("no_aux.relationship_logits"), "relationship logits")
-    assert_near(sum(losses.values()), golden.output("no_aux.loss"), "total")
+    for goal, name in (("mlm", "mlm_loss"), ("mvrc", "mvrc_loss")):
+        assert_near(losses[goal], golden.output(f"no_aux.{name}"), goal)
+    assert_near(system.match_head(encoded.pooled), golden.output("no_aux.relationship_logits"), "relation logits")
+    assert_near(sum(losses.values(), torch.zeros(())), golden.output("no_aux.loss"), "total")
+
+
+@each_case
+def test_losses_by_document(golden: Golden) -> None:
+    losses, _ = build(golden, norm_in_batch_first=True)(batch_of(golden))
+    for goal, name in (("mlm", "mlm_loss_wvc"), ("mlm_text", "mlm_loss_aux"), ("mvrc", "mvrc_loss")):
+        assert_near(losses[goal], golden.output(f"norm_first.{name}"), goal)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("published", [True, False], ids=["published", "all heads"])
-@pytest.mark.parametrize("golden", CASES, ids=str)
-def test_weights_round_trip_byte_equal(golden: Golden, published: bool, suffix: str, tmp_path: Path) -> None:
+@each_case
+def test_weights_round_trip_byte_equal(golden: Golden, suffix: str, tmp_path: Path) -> None:
     theirs = golden.weights("weights.")
-    config = build(golden).config
-    if published:  # no pooler and no relationship head, keys behind "module."
-        theirs = {key: value for key, value in theirs.items() if "pooler" not in key and "relationsip" not in key}
-        config = replace(config, with_pooler=False, with_relationship=False)
-    stored = {f"module.{key}": value for key, value in theirs.items()}
-    write_weights(tmp_path / f"theirs{suffix}", stored if suffix == ".pt" else theirs)
-    system = VLBERT(config, build(golden).vocab)
+    named = {
+        f"module.{key}": value for key, value in theirs.items()
+    }  # as published; the prefix goes when a file is read
+    write_weights(tmp_path / f"theirs{suffix}", named if suffix == ".pt" else theirs)
+    system = build(golden)
     fill(system, VLBERT.keys.to_ours(read_weights(tmp_path / f"theirs{suffix}")), "theirs")
     again = VLBERT.keys.to_theirs(system.state_dict())
     assert again.keys() == theirs.keys()
     assert all(torch.equal(again[key], theirs[key]) for key in theirs)
+
+
+@each_case
+def test_published_weights_have_no_pooler_and_no_relation(golden: Golden) -> None:
+    state = {k: v for k, v in golden.weights("weights.").items() if "pooler" not in k and "relationsip" not in k}
+    system = build(golden)
+    bare = VLBERT(replace(system.config, relation=False, with_pooler=False), system.vocab)
+    fill(bare, VLBERT.keys.to_ours(state), "published")
+    batch = batch_of(golden)
+    batch = replace(batch, targets={goal: value for goal, value in batch.targets.items() if goal != "itm"})
+    assert_near(bare.eval()(batch)[0]["mlm"], golden.output("mlm_loss_wvc"), "mlm")
