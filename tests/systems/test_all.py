@@ -82,6 +82,32 @@ def test_losses_are_finite_repeat_and_reach_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
+def test_training_computes_the_rows_that_are_read_and_changes_no_loss_or_gradient(name: str) -> None:
+    system = made(name)
+    for goal in goals(name):
+        found = []
+        for batch in (hidden(system, goal), dataclasses.replace(hidden(system, goal), read=None)):
+            system.zero_grad()
+            system.train()
+            losses, encoded = system(batch)
+            system.eval()
+            sum(losses.values()).backward()  # type: ignore[union-attr]
+            grads = {key: value.grad for key, value in system.named_parameters() if value.grad is not None}
+            found.append((losses, encoded, grads))
+        (some, some_rows, some_grads), (every, every_row, every_grad) = found
+        if set(goal.split("+")) <= set(system.picked_goals):
+            assert some_rows.text is not None and some_rows.text.isnan().any()
+        assert every_row.text is not None and every_row.text.isfinite().all()
+        for key in every:
+            torch.testing.assert_close(some[key], every[key], atol=1e-5, rtol=1e-5)
+        assert some_grads.keys() == every_grad.keys()
+        for key, grad in every_grad.items():
+            torch.testing.assert_close(
+                some_grads[key], grad, atol=2e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
 def test_a_document_is_the_same_alone_and_in_company(name: str) -> None:
     system = made(name)
     with torch.inference_mode():
