@@ -137,7 +137,7 @@ def useful_flops(examples: list[Example]) -> float:
 class VisualBERT(nn.Module):
     """VisualBERT's pre-training model put together from the library's parts."""
 
-    def __init__(self, dropout: float = 0.1) -> None:
+    def __init__(self, dropout: float = 0.1, attention_dropout: float = 0.1) -> None:
         super().__init__()
         numbers = SimpleNamespace(
             hidden_size=H,
@@ -145,7 +145,7 @@ class VisualBERT(nn.Module):
             num_attention_heads=HEADS,
             intermediate_size=INNER,
             hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            attention_probs_dropout_prob=attention_dropout,
             layer_norm_eps=1e-12,
         )
         self.word, self.position, self.segment = nn.Embedding(VOCAB, H), nn.Embedding(512, H), nn.Embedding(2, H)

@@ -42,9 +42,9 @@ class SelfAttention(nn.Module):
         if read is None:
             q, k, v = self.qkv(x).view(-1, 3, *by_head).unbind(1)  # (N, heads, D) each
         else:
-            (w_q, w_kv), (b_q, b_kv) = (p.split([width, 2 * width]) for p in (self.qkv.weight, self.qkv.bias))
-            q = F.linear(x.index_select(0, read), w_q, b_q).view(-1, *by_head)  # (M, heads, D)
-            k, v = F.linear(x, w_kv, b_kv).view(-1, 2, *by_head).unbind(1)
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
+            k, v = F.linear(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
             queries = subset(packing, read)
         mixed = attend(q, k, v, queries, packing, self.dropout if self.training else 0.0)
         return self.out(mixed.flatten(1))  # type: ignore[no-any-return]

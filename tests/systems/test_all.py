@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,27 @@ def test_training_computes_the_rows_that_are_read_and_changes_no_loss_or_gradien
             torch.testing.assert_close(
                 some_grads[key], grad, atol=2e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
             )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_on_cuda_losses_are_the_same_and_a_step_never_waits_for_the_device(name: str) -> None:
+    system = made(name)
+    for goal in goals(name):
+        batch = hidden(system, goal)
+        expected, _ = system.train()(batch)
+        there, batch = copy.deepcopy(system).cuda(), batch.to("cuda")
+        system.eval()
+        for _ in range(2):  # the first may make handles and buffers
+            there.zero_grad(set_to_none=True)
+            found, _ = there(batch)
+            sum(found.values()).backward()  # type: ignore[union-attr]
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("default")
+        for key, loss in expected.items():
+            torch.testing.assert_close(found[key].cpu(), loss, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
