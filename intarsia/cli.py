@@ -159,7 +159,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import captions, fresh, without_classes
+    from intarsia.train.start import answers_for, captions, fresh, without_classes
     from intarsia.weights.files import fill
 
     source = open_source(options.data, options.split)
@@ -177,9 +177,10 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         vocab = Vocab.read(options.vocab or kept)
     else:
         vocab = captions(source, cls.specials)
-    recipe, gone = without_classes(options.recipe, provenance)
+    answers = None if options.weights else answers_for(cls, source)
+    recipe, gone = without_classes(options.recipe, provenance, answers)
     if gone:
-        out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
+        out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
     if options.weights:
         state, config = read_ours(cls, name, options.weights, size)
         if len(vocab) != config.vocab_size:
@@ -195,7 +196,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         system = cls(config, vocab)
         fill(system, state, str(options.weights), cls.keys.optional)
     else:
-        system, recipe = fresh(cls, recipe, vocab, provenance)
+        system, recipe = fresh(cls, recipe, vocab, provenance, answers or ())
     outcome = train(
         system,
         source,

@@ -68,15 +68,16 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code."""
+    shape: Literal["peak", "bert", "zero"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; zero = by
+    t / warmup, then decays from the peak, as in LXMERT's."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
         return max(self.floor, left)
 

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.packed import Packing
 from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.files import fill
@@ -35,6 +36,8 @@ class System(nn.Module, ABC):
     """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
+    depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "encoder.layers."}
+    """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
     needs: ClassVar[tuple[str, ...]]
@@ -45,6 +48,8 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
@@ -135,7 +140,36 @@ class System(nn.Module, ABC):
         return {}
 
 
-def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
+@runtime_checkable
+class Crossing(Protocol):
+    """A system whose texts and pictures are first read apart, so that what is computed of one serves every pair it is in.
+
+    `encode` is `cross` of what the other two return.
+    """
+
+    def encode_text(self, text: Text) -> Tensor:
+        """(T, H) the words of each document, before they meet a picture."""
+
+    def encode_visual(self, regions: Regions) -> Tensor:
+        """(R, H') the regions of each document, before they meet a text."""
+
+    def cross(
+        self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> Encoded:
+        """Lets them meet.
+
+        Args:
+            words: (T, H) as `encode_text` returns them.
+            text: where they lie.
+            seen: (R, H') as `encode_visual` returns them.
+            visual: where they lie.
+            read: rows that somebody reads beside what is pooled, as in `Batch.read`; the others may come back as NaN. None = all.
+        """
+
+
+def fit_config(
+    config: Any, pieces: int, width: int, classes: int, attributes: int = 0, answers: tuple[str, ...] = ()
+) -> Any:
     """A system's config with the numbers that the data give, as far as it has such fields.
 
     Args:
@@ -143,8 +177,13 @@ def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
         pieces: of the vocabulary.
         width: numbers of a region feature.
         classes: of the soft labels, background among them.
+        attributes: of regions, "none" among them; 0 = unknown, the config's number stays.
+        answers: the table of answers to questions; empty = unknown, the config's stays.
     """
-    found = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found: dict[str, Any] = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found["num_object_labels"] = max(classes - 1, 1)
+    found |= {"num_attr_labels": attributes - 1} if attributes > 1 else {}
+    found |= {"answers": answers, "num_qa_labels": len(answers)} if answers else {}
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 
@@ -190,8 +229,8 @@ class Finetune:
     """Config fields that differ from pre-training."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
-    head_from: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Tensor of the head -> pre-trained tensor and the row of it that it starts from."""
+    head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = the whole."""
 
 
 class FineTuned(nn.Module):
@@ -242,5 +281,5 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
-            tuned.head.get_parameter(name).copy_(state[source][row : row + 1])
+            tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

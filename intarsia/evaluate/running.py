@@ -139,7 +139,7 @@ def keep_regions(sample: Sample, kept: Array) -> Sample:
     picture = sample.pictures[0]
     rows = {
         name: value[kept]
-        for name in ("features", "boxes", "scores", "probs", "labels")
+        for name in ("features", "boxes", "scores", "probs", "labels", "attributes", "attribute_scores")
         if (value := getattr(picture, name)) is not None
     }
     tags = picture.tags if len(kept) == len(picture.boxes) else ()

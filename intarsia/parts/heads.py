@@ -74,14 +74,17 @@ class ClassHead(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """Linear to twice the width, activation, LayerNorm, Linear: the classifier of downstream tasks. Source: LXMERT's code; UNITER, sec. 4.1."""
+    """Linear to `inner`, activation, LayerNorm, Linear: the classifier of downstream tasks. Source: LXMERT's code; UNITER, sec. 4.1."""
 
-    def __init__(self, hidden_size: int, outputs: int, activation: nn.Module, layer_norm_eps: float) -> None:
+    def __init__(
+        self, hidden_size: int, outputs: int, activation: nn.Module, layer_norm_eps: float, inner: int | None = None
+    ) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, 2 * hidden_size)
+        inner = 2 * hidden_size if inner is None else inner
+        self.up = nn.Linear(hidden_size, inner)
         self.activation = activation
-        self.norm = nn.LayerNorm(2 * hidden_size, layer_norm_eps)
-        self.out = nn.Linear(2 * hidden_size, outputs)
+        self.norm = nn.LayerNorm(inner, layer_norm_eps)
+        self.out = nn.Linear(inner, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H) to (B, outputs)."""

@@ -27,6 +27,10 @@ NAMES = {
     "lm": "hidden words, read or written",
     "mlm_text": "hidden words of texts alone",
     "caption": "hidden words of a caption being written",
+    "obj": "every region: class",
+    "attr": "every region: attribute",
+    "feat": "hidden regions: features",
+    "qa": "the answer to a question",
 }
 """Objectives in plain words."""
 
