@@ -199,6 +199,11 @@ class Movable:
         return cast(T, _each(self, lambda x: x.pin_memory()))
 
 
+def moved(value: T, device: torch.device | str) -> T:
+    """A dataclass of tensors, such as a `Packing`, with every tensor in it on another device."""
+    return cast(T, _each(value, lambda x: x.to(device)))
+
+
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
