@@ -24,7 +24,7 @@ class Retrieval:
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
-        head = nn.Linear(config.hidden_size, 1)
+        head = nn.Linear(config.pooled_size, 1)
         initialise(head, config.initializer_range)
         return head
 
@@ -46,7 +46,7 @@ class RetrievalBinary:
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
-        head = nn.Linear(config.hidden_size, 1)
+        head = nn.Linear(config.pooled_size, 1)
         initialise(head, config.initializer_range)
         return head
 
