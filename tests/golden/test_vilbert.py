@@ -14,7 +14,8 @@ from torch import Tensor
 from intarsia.batch import Batch, Encoded, Picks
 from intarsia.objectives import mrm
 from intarsia.system import FineTuned
-from intarsia.systems.vilbert import BETA_HEADS, ViLBERT, ViLBERTConfig
+from intarsia.systems.vilbert import ViLBERT, ViLBERTConfig
+from intarsia.tasks.among import BETA_HEADS
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import fill, read_weights, write_weights
 
@@ -32,7 +33,13 @@ def build(golden: Golden, **changes: Any) -> ViLBERT:
         for key, value in about.items()
         if key in ViLBERTConfig.__dataclass_fields__
     }
-    numbers = {"feature_size": about["v_feature_size"], "classes": about["v_target_size"]}
+    # the head is as wide as its target, whatever that is; `objective` is the training script's, the authors' module does not read it
+    numbers = {
+        "feature_size": about["v_feature_size"],
+        "classes": about["v_target_size"],
+        "visual_target": 0,
+        "objective": 0,
+    }
     config = ViLBERTConfig(**(named | numbers | changes))
     vocab = Vocab([*SPECIALS, *(f"w{i}" for i in range(config.vocab_size - len(SPECIALS)))])
     return ViLBERT(config, vocab).eval()
@@ -92,7 +99,9 @@ def compare_streams(golden: Golden, encoded: Encoded, said: Tensor, shown: Tenso
     assert_near(encoded.visual, real(theirs, shown), "regions")
     assert_near(encoded.pooled_text, golden.output("pooled_output_t"), "pooled words")
     assert_near(encoded.pooled_visual, golden.output("pooled_output_v"), "pooled picture")
-    assert_near(encoded.pooled, golden.output("pooled_output_t") * golden.output("pooled_output_v"), "fused")
+    both = (golden.output("pooled_output_t"), golden.output("pooled_output_v"))
+    fused = both[0] * both[1] if golden.about["config"]["fusion_method"] == "mul" else both[0] + both[1]
+    assert_near(encoded.pooled, fused, "fused")
 
 
 @each_case
