@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
-from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
@@ -97,6 +97,11 @@ class System(nn.Module, ABC):
     def read(self, batch: Batch) -> dict[str, Tensor] | None:
         """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
         return batch.read if self.training and set(batch.targets) <= set(self.picked_goals) else None
+
+    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
+        """The scalar that a step trains: the sum of its losses, weighed as the recipe's mix says, unless the paper weighs them by what they are."""
+        total: Tensor = mix.weigh(losses)
+        return total
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""
@@ -192,8 +197,8 @@ class Finetune:
     """Config fields that differ from pre-training."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
-    head_from: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Tensor of the head -> pre-trained tensor and the row of it that it starts from."""
+    head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
 
 class FineTuned(nn.Module):
@@ -244,5 +249,5 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
-            tuned.head.get_parameter(name).copy_(state[source][row : row + 1])
+            tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

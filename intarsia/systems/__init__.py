@@ -20,6 +20,7 @@ SYSTEMS = {
     "b2t2": "b2t2:B2T2",
     "uniter": "uniter:UNITER",
     "vlp": "vlp:VLP",
+    "fashionbert": "fashionbert:FashionBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "vilbert": "vilbert:ViLBERT",

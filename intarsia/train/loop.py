@@ -353,7 +353,7 @@ class _Run:
                     losses, _ = self.module(item.batch)
                     if not losses:
                         raise BadInput(f"step {step}, goal {item.goal}: the system gave no loss")
-                    total: Tensor = recipe.mix.weigh(losses)
+                    total = self.system.weigh(losses, recipe.mix)
                 (total * share).backward()  # type: ignore[no-untyped-call]
             bad = torch.maximum(bad, _not_finite(total.detach()))
             self.epoch = item.epoch

@@ -1,4 +1,4 @@
-"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, or torch files of plain tensors."""
+"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, torch files of plain tensors, TensorFlow checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.errors import BadInput
+from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
 WRAPPERS = ("model_state", "state_dict", "model", "module")
 """Names under which training scripts of the field wrap a state dict."""
@@ -21,12 +22,14 @@ COUNTER = ".num_batches_tracked"
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Reads a state dict from .safetensors or a torch file (.pt, .pth, .bin), unwrapped.
+    """Reads a state dict from .safetensors, a torch file (.pt, .pth, .bin), unwrapped, or a TensorFlow checkpoint, without what its optimizer left.
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
     """
     path = Path(path)
+    if is_checkpoint(path):
+        return weights_of(read_checkpoint(path))
     if not path.is_file():
         raise BadInput(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
