@@ -9,9 +9,10 @@ import re
 
 from intarsia.text_graph import Span, TextGraph
 
-_PLACE = "|".join(
-    f"{side}{end}" for side in "左右上下前后里外" for end in ("边", "侧", "面", "方", "部", "头")
-) + "|旁边|中间|之间|附近|对面"
+_PLACE = (
+    "|".join(f"{side}{end}" for side in "左右上下前后里外" for end in ("边", "侧", "面", "方", "部", "头"))
+    + "|旁边|中间|之间|附近|对面"
+)
 _COUNT = "[一两二三四五六七八九十几\\d]+"
 _MEASURE = "[个只条头张朵辆块本把座棵匹艘架顶件支双对串片杯碗台副套颗位名幅根]"
 _OPENING = re.compile("(?:图中|画面上|画面中|这里|照片里|图片里|我们看到)?(?:有|是|我们看到)?")
