@@ -30,6 +30,7 @@ from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
+from intarsia.weights import paddle
 from intarsia.weights.files import fill, read_weights, write_weights
 from intarsia.weights.signatures import whose
 
@@ -130,7 +131,7 @@ def open(  # the name users type: intarsia.open
     Args:
         name: as in `intarsia list`.
         size: the recipe whose numbers to use, where the weights do not bring their own.
-        weights: a run folder, our .safetensors, or the authors' file; None = random.
+        weights: a run folder, our .safetensors, or the authors' file or folder; None = random.
         vocab: a vocab.txt; needed unless `weights` is a run folder.
         device: "cpu", "cuda", ..
 
@@ -139,7 +140,7 @@ def open(  # the name users type: intarsia.open
     """
     cls = find(name)
     path = None if weights is None else Path(weights)
-    if path is not None and path.is_dir():
+    if path is not None and path.is_dir() and not paddle.is_folder(path):
         return _open_run(cls, name, path, device)
     if vocab is None:
         raise BadInput(f"{name}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")

@@ -47,8 +47,10 @@ def read_graph(text: str, language: str = "en") -> TextGraph:
 
 
 def load_graphs(path: Path | str) -> dict[str, TextGraph]:
-    """Graphs that another parser made: JSON lines with "text", "objects" [[start, end]], "attributes" [[object, [start, end]]], "relations"
-    [[subject, [start, end], object]]; spans count characters of the text, objects are named by their number.
+    """Graphs that another parser made, one a line of JSON.
+
+    A line has "text", "objects" [[start, end]], "attributes" [[object, [start, end]]] and "relations" [[subject, [start, end], object]]; spans count
+    characters of the text, objects are named by their number.
 
     Returns:
         Caption -> its graph.

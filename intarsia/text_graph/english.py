@@ -283,7 +283,7 @@ class _Reader:
         words = [x for x in self.tokens[self.at : head] if x.kind in ("adj", "num", "verb")]
         nouns = [self.tokens[head]]
         self.at = head + 1
-        while (found := self.head()) is not None and (found == self.at or self.goes_on(nouns[-1], found)):
+        while (found := self.head()) is not None and self.goes_on(nouns[-1], found):
             if nouns[-1].owner:
                 self.objects.append((nouns[0].start, nouns[-1].end - 2))
                 self.attributes.extend((len(self.objects) - 1, (x.start, x.end)) for x in words)
@@ -302,7 +302,9 @@ class _Reader:
         self.tie(number, own_article)
 
     def goes_on(self, last: _Token, found: int) -> bool:
-        """Whether a phrase goes on after its noun: behind an owner ("Grandma's old doll"), or by a number ("a US 25 cent piece")."""
+        """Whether a phrase goes on after its noun: by another noun, behind an owner ("Grandma's old doll"), by a number ("a US 25 cent piece")."""
+        if found == self.at:
+            return not (last.low in known.NAMED and self.named())
         between = {x.kind for x in self.tokens[self.at : found]}
         return between <= {"adj", "num"} if last.owner else between == {"num"} and last.capital
 

@@ -75,7 +75,8 @@ ADJECTIVES = _words(
     "domestic tropical traditional typical historical musical electrical mechanical electric acoustic bass-like double single twin triple various "
     "different same similar other own early late last next left-hand right-hand upper lower inner outer front-facing rear northern southern "
     "eastern western swiss french dutch greek welsh polish thai czech arctic asian african german lush steep cozy vintage antique ornate elegant "
-    "greater lesser bigger smaller larger taller shorter longer older younger important easy difficult free rich poor safe friendly lively elderly lonely deadly smelly hilly woolly unusual equal"
+    "greater lesser bigger smaller larger taller shorter longer older younger important easy difficult free rich poor safe friendly lively elderly lonely deadly smelly "
+    "hilly woolly unusual equal"
 )
 NATIONS = _words(
     "swiss french dutch greek welsh thai czech german arctic spanish american european canadian australian indian japanese chinese african asian"
