@@ -44,10 +44,14 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after the sum."""
 
-    def __init__(self, config: BertNumbers, activation: Activation = F.gelu) -> None:
+    attention: nn.Module
+
+    def __init__(
+        self, config: BertNumbers, activation: Activation = F.gelu, attention: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config) if attention is None else attention
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -56,7 +60,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """(N, H) to (N, H)."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, packing)))
+        return self.after(x, self.attention(x, packing))
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention: (N, H) rows and what they attended to, (N, H), to (N, H)."""
+        x = self.attention_norm(x + self.dropout(attended))
         return self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # type: ignore[no-any-return]
 
 
