@@ -122,13 +122,18 @@ def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> 
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
-def with_whole_picture(rows: RegionRows, picture: Picture) -> RegionRows:
+def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None) -> RegionRows:
     """The regions and, after them, the whole picture as one more, whose feature is their mean; its class is background.
 
     Order inside a document is free: the papers put it first.
+
+    Args:
+        rows: of the picture.
+        picture: for its size.
+        corner: the far corner of the whole picture's box; None = its last pixel.
     """
     count = len(rows)
-    edge = [(size - 1) / size if size else 1.0 for size in (picture.width, picture.height)]
+    edge = corner or tuple((size - 1) / size if size else 1.0 for size in (picture.width, picture.height))
     last: dict[str, Any] = {
         "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)),
         "boxes": [0, 0, *edge],

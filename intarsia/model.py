@@ -232,9 +232,10 @@ def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path
         if key not in state:
             continue
         found[field] = state[key].shape[axis]
-    layers = [int(m[1]) for key in state if (m := re.match(r"encoder\.layers\.(\d+)\.", key))]
-    if layers:
-        found["num_hidden_layers"] = max(layers) + 1
+    for field, start in cls.depths.items():
+        layers = [int(m[1]) for key in state if (m := re.match(re.escape(start) + r"(\d+)\.", key))]
+        if layers:
+            found[field] = max(layers) + 1
     if found.get("hidden_size", config.hidden_size) != config.hidden_size:
         raise BadInput(
             f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size"

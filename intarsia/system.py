@@ -35,6 +35,8 @@ class System(nn.Module, ABC):
     """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
+    depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "encoder.layers."}
+    """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
     needs: ClassVar[tuple[str, ...]]

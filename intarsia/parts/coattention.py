@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.attend import attend
 from intarsia.batch import Regions
+from intarsia.errors import BadInput
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.encoder import Layer
@@ -46,7 +47,7 @@ class Projections(nn.Module):
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
         if inner % heads:
-            raise ValueError(f"bi_hidden_size {inner} is no multiple of bi_num_attention_heads {heads}")
+            raise BadInput(f"bi_hidden_size {inner} is no multiple of bi_num_attention_heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * inner)
         self.out = nn.Linear(inner, width)
@@ -105,7 +106,7 @@ class TwoStreams(nn.Module):
     """Both stacks of layers and their meetings, in the order that `schedule` says.
 
     Raises:
-        ValueError: the config's meetings do not fit its layers.
+        BadInput: the config's meetings do not fit its layers.
     """
 
     def __init__(self, config: TwoStreamNumbers) -> None:
@@ -134,14 +135,14 @@ def schedule(config: TwoStreamNumbers) -> Iterator[Step]:
     A meeting thus comes before the layers with its ids, and the last to run are plain layers. Source: the code of ViLBERT.
 
     Raises:
-        ValueError: the ids of the two streams differ in number, do not ascend, or lie above the last layer.
+        BadInput: the ids of the two streams differ in number, do not ascend, or lie above the last layer.
     """
     text, visual = config.t_biattention_id, config.v_biattention_id
     if len(text) != len(visual):
-        raise ValueError(f"t_biattention_id names {len(text)} meetings, v_biattention_id {len(visual)}")
+        raise BadInput(f"t_biattention_id names {len(text)} meetings, v_biattention_id {len(visual)}")
     for name, ids, layers in (("t", text, config.num_hidden_layers), ("v", visual, config.v_num_hidden_layers)):
         if list(ids) != sorted(set(ids)) or any(not 0 <= i < layers for i in ids):
-            raise ValueError(f"{name}_biattention_id {ids}: must ascend within the stream's {layers} layers")
+            raise BadInput(f"{name}_biattention_id {ids}: must ascend within the stream's {layers} layers")
     word = region = 0
     for k, (t, v) in enumerate(zip(text, visual, strict=True)):
         yield from (("words", i) for i in range(word, t))

@@ -121,6 +121,25 @@ def norm(theirs: str, ours: str) -> tuple[Move, Move]:
     return Move(theirs + "_scale", ours + "weight"), Move(theirs + "_bias", ours + "bias")
 
 
+def layer(theirs: str, ours: str) -> tuple[Move, ...]:
+    """Rules of the layers of ERNIE's encoder; `{i}` in both names stands for the number, `theirs` ends with "_"."""
+    return (
+        *fc(theirs + "multi_head_att_{query,key,value}_fc", ours + "attention.qkv."),
+        *fc(theirs + "multi_head_att_output_fc", ours + "attention.out."),
+        *after_attention(theirs, ours),
+    )
+
+
+def after_attention(theirs: str, ours: str) -> tuple[Move, ...]:
+    """Rules of what follows attention in a layer of ERNIE; names as for `layer`."""
+    return (
+        *norm(theirs + "post_att_layer_norm", ours + "attention_norm."),
+        *fc(theirs + "ffn_fc_0", ours + "up."),
+        *fc(theirs + "ffn_fc_1", ours + "down."),
+        *norm(theirs + "post_ffn_layer_norm", ours + "norm."),
+    )
+
+
 def _begins(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == bytes(4)
