@@ -22,6 +22,8 @@ SYSTEMS = {
     "vlp": "vlp:VLP",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "vilbert": "vilbert:ViLBERT",
+    "ernie_vil": "ernie_vil:ERNIEViL",
 }
 
 
