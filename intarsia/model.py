@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -184,13 +185,18 @@ def read_recipe(cls: type[System], name: str, run: Path) -> Recipe[Any]:
 
 
 def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tensor], where: str) -> System:
-    """A system with weights, loaded strictly but for heads that were never published."""
+    """A system with weights, loaded strictly but for pre-training heads that were never published: these are fresh, with a warning."""
     if len(vocab) != config.vocab_size:
         raise BadInput(f"{where}: the vocabulary has {len(vocab)} pieces, the config says {config.vocab_size}")
-    with torch.device("meta"):
+    heads = [x for x in cls.heads if f"{x}." in cls.keys.optional and not any(key.startswith(f"{x}.") for key in state)]
+    if heads:
+        warnings.warn(f"{where}: holds no {', '.join(heads)}: they are random", stacklevel=2)
         system = cls(config, vocab)
-    system.to_empty(device="cpu")
-    fill(system, state, where)
+    else:
+        with torch.device("meta"):
+            system = cls(config, vocab)
+        system.to_empty(device="cpu")
+    fill(system, state, where, tuple(f"{x}." for x in heads))
     return system
 
 

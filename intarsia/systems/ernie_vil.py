@@ -221,7 +221,12 @@ class ERNIEViL(System):
 
     def _lay(self, sample: Sample, task: str | None, form: int) -> tuple[Example, Pieces]:
         given = {"vcr": 1, "vcr_qar": 2}.get(task or "", 0)
-        parts = [(x, 0) for x in sample.texts[: max(given, 1)]] + [(sample.texts[given + form], 1)] * bool(given)
+        if given and given + form >= len(sample.texts):
+            raise BadInput(
+                f"sample {sample.key}: has {len(sample.texts)} texts, {task} {form} needs {given + form + 1}"
+            )
+        choice = [(sample.texts[given + form], 1)] if given else []
+        parts = [*((x, 0) for x in sample.texts[: max(given, 1)]), *choice]
         cut = task is not None and not given
         text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut, own_sep=True)
         picture = sample.pictures[0]
