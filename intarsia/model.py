@@ -26,6 +26,7 @@ from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.evaluate.grounding import maps_of
 from intarsia.features.extractor import Extractor, reopen
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System
@@ -108,10 +109,8 @@ class Model:
             encoded = self.system.encode(batch)
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
-        words, count = len(example.text), len(sample.pictures[0].boxes)
-        maps = [x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]
-        mean = torch.stack(maps).mean(0) if maps else torch.zeros(words, words + count)
-        weights = mean[rows][:, words : words + count].cpu().numpy()
+        layers = maps_of(seen, batch)[0].of_picture(sample).words  # (layers, heads, T, R)
+        weights = layers.mean((0, 1))[rows] if len(layers) else np.zeros((len(rows), layers.shape[-1]), np.float32)
         return Match(
             score=float(self.system.match_scores(encoded)[0]),
             words=tuple(self.system.vocab.tokens[i] for i in example.text.ids[rows]),
