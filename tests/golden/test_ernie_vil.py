@@ -40,6 +40,7 @@ def build(golden: Golden) -> ERNIEViL:
         "classes": about["class_size"],
         "bi_hidden_size": about["co_hidden_size"],
         "bi_num_attention_heads": about["co_num_attention_heads"],
+        "num_hidden_layers": 1 + max(about["t_biattention_id"]),  # the last meeting's layers are the last to run
         "v_num_hidden_layers": 1 + max(about["v_biattention_id"]),
     }
     config = ERNIEViLConfig(**named)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from intarsia.batch import Example, Pick, Picks, pack
+from intarsia.cli import main
 from intarsia.errors import BadInput
 from intarsia.model import open as open_model
 from intarsia.objectives import sgp
@@ -191,6 +192,12 @@ def test_published_weights_open_without_pretraining_heads(tmp_path: Path) -> Non
     folder.mkdir()
     for name, value in ERNIEViL.keys.to_theirs(state).items():
         (folder / name).write_bytes(paddle.write_variable(value))
+    main(["convert", "ernie_vil", str(folder), str(tmp_path / "ours.safetensors"), "--size", "tiny"])
+    main(["convert", "ernie_vil", str(tmp_path / "ours.safetensors"), str(tmp_path / "back.tar.gz"), "--to", "authors"])
+    back = paddle.read_folder(tmp_path / "back.tar.gz")
+    assert {key: paddle.write_variable(value) for key, value in back.items()} == {
+        x.name: x.read_bytes() for x in folder.iterdir()
+    }
     VOCAB.write(tmp_path / "vocab.txt")
     with pytest.warns(UserWarning, match="holds no word_head, region_head, match_head: they are random"):
         model = open_model("ernie_vil", "tiny", folder, tmp_path / "vocab.txt")
