@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from intarsia.errors import BadInput
 from intarsia.text_graph import TextGraph, load_graphs, read_graph
@@ -101,6 +103,61 @@ def test_a_sentence_of_the_kind_captions_are() -> None:
     assert described == [("shirt", "red"), ("horses", "two"), ("horses", "brown"), ("barn", "old")]
     related = [(things[i], words(span), things[j]) for i, span, j in graph.relations]
     assert related == [("man", "in", "shirt"), ("man", "riding", "horses"), ("man", "near", "barn")]
+
+
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "big",
+    "two",
+    "of",
+    "on",
+    "left",
+    "and",
+    ",",
+    ".",
+    "'",
+    "’",
+    "“",
+    "”",
+    "(",
+    ")",
+    "-",
+    "man",
+    "riding",
+    "is",
+    "has",
+    "can",
+    "dogs",
+    "dog's",
+    "very",
+    "letter",
+    "B",
+    "3",
+    ".5",
+    "½",
+    "é",
+    "大",
+    "的",
+    "在",
+    "左边",
+    "一个",
+    "和",
+    "、",
+    "红色",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=4)), max_size=14), st.sampled_from(["en", "zh"]))
+def test_any_text_has_a_graph_of_spans_inside_it(words: list[str], language: str) -> None:
+    text = " ".join(words)
+    graph = read_graph(text, language)
+    spans = [*graph.objects, *(x for _, x in graph.attributes), *(x for _, x, _ in graph.relations)]
+    assert all(0 <= start < end <= len(text) for start, end in spans)
+    named = [*(i for i, _ in graph.attributes), *(i for a, _, b in graph.relations for i in (a, b))]
+    assert all(0 <= i < len(graph.objects) for i in named)
+    assert len(set(graph.objects)) == len(graph.objects)
 
 
 def test_languages_without_rules_are_named() -> None:
