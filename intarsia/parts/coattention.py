@@ -54,7 +54,8 @@ class Projections(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, H) to queries, keys and values, (N, heads, D) each."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        width = self.qkv.out_features // (3 * self.heads)
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, width).unbind(1)
         return q, k, v
 
 

@@ -25,20 +25,19 @@ from intarsia.objectives import itm, joint, mlm, mrm
 from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
-from intarsia.parts.heads import AnswerHead, ClassHead, TiedHead
+from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, TINY_VISUAL, TwoStreamNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Task, Tuning
-from intarsia.tasks import HeadConfig
-from intarsia.tasks.among import Among
+from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2PairEach
 from intarsia.tasks.refer import ReferShare
 from intarsia.tasks.vcr import VCROneOf
-from intarsia.tasks.vqa import VQA, each_answer_loss, normed
+from intarsia.tasks.vqa import VQA, each_answer_loss
 from intarsia.text import Vocab
 from intarsia.weights import bert
-from intarsia.weights.keymap import KeyMap, Tied
+from intarsia.weights.keymap import Drop, KeyMap, Tied
 
 
 @dataclass(frozen=True)
@@ -91,42 +90,6 @@ class TaskWords(Words):
         return torch.where(here[:, None], self.task(text.ids.masked_fill(~here, 0)), words)
 
 
-def _answers(outputs: int) -> Callable[[HeadConfig], nn.Module]:
-    return lambda x: AnswerHead(x.pooled_size, outputs, nn.GELU(), x.layer_norm_eps)
-
-
-def _row_logit(width: Callable[[HeadConfig], int]) -> Callable[[HeadConfig], nn.Module]:
-    return lambda x: nn.Sequential(Dropout(x.hidden_dropout_prob), nn.Linear(width(x), 1))
-
-
-SHARED: dict[str, Callable[[HeadConfig], nn.Module]] = {
-    "vil_logit": lambda x: nn.Linear(x.pooled_size, 1),
-    "vision_logit": _row_logit(lambda x: x.visual_size),
-    "linguisic_logit": _row_logit(lambda x: x.hidden_size),
-}
-"""Heads that both codes have; they sit on the pooled vector, on regions and on words, which no task reads."""
-BETA_HEADS = SHARED | {"vil_prediction": lambda x: normed(x, 3129)}
-HEADS = SHARED | {
-    "vil_prediction": _answers(3129),
-    "vil_prediction_gqa": _answers(1533),
-    "vil_binary_prediction": lambda x: AnswerHead(2 * x.pooled_size, 2, nn.GELU(), x.layer_norm_eps, 2 * x.pooled_size),
-    "vil_tri_prediction": lambda x: nn.Linear(x.pooled_size, 3),
-}
-_SHARED_KEYS = (
-    ("vil_logit.", "head.vil_logit."),
-    ("vision_logit.", "head.vision_logit.1."),
-    ("linguisic_logit.", "head.linguisic_logit.1."),
-)
-BETA_KEYS = KeyMap(*_SHARED_KEYS, ("vil_prediction.main.", "head.vil_prediction."))
-HEAD_KEYS = KeyMap(
-    *_SHARED_KEYS,
-    *(
-        (f"{name}.logit_fc.{i}.", f"head.{name}.{ours}.")
-        for name in ("vil_prediction", "vil_prediction_gqa", "vil_binary_prediction")
-        for i, ours in ((0, "up"), (2, "norm"), (3, "out"))
-    ),
-    ("vil_tri_prediction.", "head.vil_tri_prediction."),
-)
 NO_DECAY = (
     "bias",
     r"(words|regions)\.norm",
@@ -448,3 +411,4 @@ class ViLBERT(System):
         Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         optional=("word_head.", "region_head.", "match_head.", "idle."),
     )
+    layouts = {"tasks": keys + KeyMap(*(Drop(key) for key in HEAD_TENSORS))}  # noqa: RUF012  # 12-in-1 less the heads of its tasks

@@ -40,6 +40,8 @@ def levels(calls: Sequence[tuple[str, str]]) -> list[Level]:
     """Attention calls in order, seer and seen as `streams_of` names them, put side by side where no meeting parts them."""
     found: list[Level] = []
     for seer, seen in calls:
+        if not (seer and seen):
+            continue  # rows of neither stream, such as words split in two
         if seer != seen:
             if not found or not found[-1].asks or seer in found[-1].asks:
                 found.append(Level())
@@ -54,7 +56,7 @@ def levels(calls: Sequence[tuple[str, str]]) -> list[Level]:
                 found[-1].regions += 1
             case "both":
                 found[-1].both += 1
-    return [x for x in found if x.words or x.regions or x.both or x.asks]
+    return found
 
 
 def stages(calls: Sequence[tuple[str, str]]) -> list[Stage]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from intarsia.batch import Batch, Encoded, Picks
 from intarsia.objectives import mrm
 from intarsia.system import FineTuned
-from intarsia.systems.vilbert import BETA_HEADS, ViLBERT, ViLBERTConfig
+from intarsia.systems.vilbert import ViLBERT, ViLBERTConfig
+from intarsia.tasks.among import BETA_HEADS
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import fill, read_weights, write_weights
 
