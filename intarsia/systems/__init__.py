@@ -24,6 +24,7 @@ SYSTEMS = {
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "vilbert": "vilbert:ViLBERT",
+    "ernie_vil": "ernie_vil:ERNIEViL",
 }
 
 
