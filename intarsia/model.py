@@ -186,10 +186,14 @@ def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tens
     """A system with weights, loaded strictly but for heads that were never published."""
     if len(vocab) != config.vocab_size:
         raise BadInput(f"{where}: the vocabulary has {len(vocab)} pieces, the config says {config.vocab_size}")
-    with torch.device("meta"):
+    lacking = tuple(part for part in cls.memory if not any(key.startswith(part) for key in state))
+    if lacking:
         system = cls(config, vocab)
-    system.to_empty(device="cpu")
-    fill(system, state, where)
+    else:
+        with torch.device("meta"):
+            system = cls(config, vocab)
+        system.to_empty(device="cpu")
+    fill(system, state, where, lacking)
     return system
 
 

@@ -22,6 +22,7 @@ SYSTEMS = {
     "vlp": "vlp:VLP",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "wenlan": "wenlan:WenLan",
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import BadInput
 
-WRAPPERS = ("model_state", "state_dict", "model", "module")
+WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 
 

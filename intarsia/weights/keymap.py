@@ -155,7 +155,8 @@ class KeyMap:
                 unknown.append(key)
                 continue
             names = found[1] or [""]
-            for name, part in zip(names, value.chunk(len(names)), strict=True):
+            parts = value.chunk(len(names)) if len(names) > 1 else (value,)  # single numbers cannot be cut
+            for name, part in zip(names, parts, strict=True):
                 part = part.t() if found[2] else part
                 theirs[re.sub(r"\{[^}]*,[^}]*\}", name, found[0])] = part
         if unknown:
