@@ -173,6 +173,20 @@ def no_regions(width: int, classes: int) -> RegionRows:
     return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)
 
 
+def bare_rows(boxes: Sequence[Any]) -> RegionRows:
+    """Boxes (R, 4) as region rows without features, for systems that read what lies in them off the pixels."""
+    none = np.zeros(len(boxes), np.int64)
+    feats = np.zeros((len(boxes), 0), np.float32)
+    return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def grid_boxes(cells: int) -> Array:
+    """(cells * cells, 4) the cells of a grid over the picture, from the left column to the right one, each downwards."""
+    edges = np.arange(cells + 1) / cells
+    (left, upper), (right, lower) = (np.meshgrid(x, x, indexing="ij") for x in (edges[:-1], edges[1:]))
+    return np.stack([left, upper, right, lower], -1).reshape(-1, 4)
+
+
 def filled(text: Text, length: int, filler: int) -> Text:
     """Packed text with every document filled up to one length by a piece in segment 0; positions go on. For systems whose encoder sees padding."""
     ids = pad(text.ids, text.packing, length, filler).flatten()

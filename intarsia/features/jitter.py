@@ -25,26 +25,6 @@ class Jitter:
     grey: bool = False
     """In the end all colour goes."""
 
-    @classmethod
-    def draw(
-        cls, rng: np.random.Generator, strength: tuple[float, float, float, float], rate: float, grey: float
-    ) -> Jitter:
-        """Draws a change.
-
-        Args:
-            rng: the only source of randomness.
-            strength: brightness, contrast, saturation within 1 - s .. 1 + s; hue within -s .. s.
-            rate: how often colours are jittered.
-            grey: how often all colour goes.
-        """
-        jittered, greyed = rng.random() < rate, bool(rng.random() < grey)
-        low = np.array([max(0.0, 1 - s) for s in strength[:3]] + [-strength[3]])
-        high = np.array([1 + s for s in strength[:3]] + [strength[3]])
-        factors, order = rng.uniform(low, high), rng.permutation(4)
-        if not jittered:
-            return cls(grey=greyed)
-        return cls(tuple(order.tolist()), tuple(factors.tolist()), greyed)
-
     def __call__(self, pixels: Tensor) -> Tensor:
         """(3, H, W) float in 0..1, kept so."""
         for what in self.order:
@@ -60,8 +40,37 @@ class Jitter:
         return torch.cat([_grey(pixels)] * 3) if self.grey else pixels
 
 
+@dataclass(frozen=True)
+class Colours:
+    """How colours are changed at random."""
+
+    brightness: float = 0.4
+    """Factors within 1 - this .. 1 + this; likewise the next two."""
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    """Turns of at most this share of the circle."""
+    rate: float = 0.8
+    """How often these four are changed."""
+    grey: float = 0.2
+    """How often all colour goes."""
+
+    def draw(self, rng: np.random.Generator) -> Jitter:
+        """Draws a change; the only source of randomness is `rng`."""
+        jittered, greyed = rng.random() < self.rate, bool(rng.random() < self.grey)
+        strength = np.array([self.brightness, self.contrast, self.saturation])
+        low, high = np.append(np.maximum(0, 1 - strength), -self.hue), np.append(1 + strength, self.hue)
+        factors, order = rng.uniform(low, high), rng.permutation(4)
+        if not jittered:
+            return Jitter(grey=greyed)
+        return Jitter(tuple(order.tolist()), tuple(factors.tolist()), greyed)
+
+
+COLOURS = Colours()
+
+
 def _grey(pixels: Tensor) -> Tensor:
-    red, green, blue = pixels
+    red, green, blue = pixels.unbind(0)
     return (GREY[0] * red + GREY[1] * green + GREY[2] * blue)[None]
 
 
@@ -74,7 +83,7 @@ def _turn(pixels: Tensor, turn: float) -> Tensor:
     most, least = pixels.amax(0), pixels.amin(0)
     spread = most - least
     safe = torch.where(spread > 0, spread, 1.0)
-    red, green, blue = ((most - channel) / safe for channel in pixels)
+    red, green, blue = ((most - channel) / safe for channel in pixels.unbind(0))
     hue = torch.where(pixels[0] == most, blue - green, torch.where(pixels[1] == most, 2 + red - blue, 4 + green - red))
     hue = torch.where(spread > 0, (hue / 6 + turn) % 1.0, 0.0)
     place = torch.stack([(n + hue * 6) % 6 for n in (5.0, 3.0, 1.0)])  # the standard closed form of HSV to RGB

@@ -12,33 +12,34 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Images, Picture, RegionRows, Regions, Sample, Text
+from intarsia.batch import Batch, Encoded, Example, Images, Picture, RegionRows, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet import SHAPES, EfficientNet, Shape, load_trunk
-from intarsia.features.jitter import Jitter
+from intarsia.features.jitter import COLOURS, Colours
 from intarsia.features.roi import read_weights
-from intarsia.layout import bert_rows, filled, square_pixels
+from intarsia.layout import bare_rows, bert_rows, filled, grid_boxes, square_pixels
 from intarsia.objectives import contrast
 from intarsia.packed import Packing, pad, unpad
+from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler
-from intarsia.parts.momentum import follower
-from intarsia.parts.numbers import LARGE, BertNumbers
+from intarsia.parts.momentum import Queue, follow, follower
+from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System
 from intarsia.text import Vocab
-from intarsia.weights import bert
-from intarsia.weights.keymap import Drop, KeyMap, Move
+from intarsia.weights import bert, brivl
+from intarsia.weights.keymap import KeyMap
 
-GOAL = "i2t+t2i"
 ENDS = (r"image\.trunk\.(conv_stem|bn1|conv_head|bn2)\.", r"image\.trunk\.blocks\.[012]\.")
 """What the authors keep of the trunk."""
 
@@ -82,10 +83,8 @@ class WenLanConfig(BertNumbers):
     """What the trunk's batch norms go by in training; "batch" in one process only."""
     frozen: tuple[str, ...] = (*ENDS, r"text\.words\.", r"text\.encoder\.layers\.[0-7]\.")
     """Parameters whose name begins with a match of one of these regular expressions do not train."""
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Changes of brightness, contrast, saturation, hue."""
-    jitter_rate: float = 0.8
-    grey_rate: float = 0.2
+    colours: Colours = COLOURS
+    """How colours are changed in training."""
 
 
 class Top(nn.Module):
@@ -93,16 +92,9 @@ class Top(nn.Module):
 
     def __init__(self, config: WenLanConfig, width: int) -> None:
         super().__init__()
-        numbers = BertNumbers(
-            hidden_size=width,
-            num_hidden_layers=config.top_layers,
-            num_attention_heads=config.top_heads,
-            intermediate_size=config.top_intermediate,
-            hidden_dropout_prob=config.top_dropout,
-            attention_probs_dropout_prob=config.top_dropout,
-            layer_norm_eps=1e-5,
-        )
-        self.encoder = Encoder(numbers, nn.Sequential(nn.ReLU(), nn.Dropout(config.top_dropout)))
+        drop, layers = config.top_dropout, (config.top_layers, config.top_heads, config.top_intermediate)
+        numbers = BertNumbers(0, width, *layers, drop, drop, layer_norm_eps=1e-5)
+        self.encoder = Encoder(numbers, nn.Sequential(nn.ReLU(), Dropout(drop)))
         channels = config.trunk.channels
         self.out = nn.Sequential(nn.Linear(width, channels), nn.ReLU(), nn.Linear(channels, channels))
         for layer in self.encoder.layers:
@@ -153,11 +145,9 @@ class TextTower(nn.Module):
 
     def rows(self, text: Text) -> Tensor:
         """(T, H) BERT's rows; with padding seen, each document takes part in it at its full length."""
-        if not self.length:
-            return self.encoder(self.words(text), text.packing)  # type: ignore[no-any-return]
-        full = filled(text, self.length, self.filler)
-        x = self.encoder(self.words(full), full.packing)
-        return unpad(x.view(-1, self.length, x.shape[1]), text.packing)
+        full = filled(text, self.length, self.filler) if self.length else text
+        x: Tensor = self.encoder(self.words(full), full.packing)
+        return unpad(x.view(-1, self.length, x.shape[1]), text.packing) if self.length else x
 
     def forward(self, text: Text) -> tuple[Tensor, Tensor]:
         """(T, H) rows and (B, D) vectors, not of length 1."""
@@ -169,12 +159,12 @@ def _recipes() -> dict[str, Recipe[WenLanConfig]]:
     """The released model, its follow-up on a grid, the paper's large one, and a tiny one."""
     base = Recipe(
         config=WenLanConfig(),
-        mix=Mix(share={GOAL: 1}),
+        mix=Mix(share={"i2t+t2i": 1}),
         optim=Optim(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-5, no_decay=(), max_norm=0.0),
         schedule=Schedule(steps=300_000, warmup=2000),
         batching=Batching(rows=6400, samples=24, window=8192),
         precision="bf16",
-        note="cfg/test_xyb.yml of BriVL-1.0 (55 M pairs); rate, decay, steps and pairs a step are not public. About 7 days of 128 A100.",
+        note="cfg/test_xyb.yml of BriVL-1.0 (55 M pairs, some 7 days of 128 A100); the optimizer's numbers and pairs a step are not public.",
     )
     grid = replace(
         base,
@@ -188,63 +178,20 @@ def _recipes() -> dict[str, Recipe[WenLanConfig]]:
         batching=Batching(rows=12_000, samples=24, window=8192),
         note="The paper's large model, EfficientNet-B7 and RoBERTa-large; its numbers are not in the code.",
     )
-    return {"tiny": _tiny(base), "base": base, "grid": grid, "large": large}
-
-
-def _tiny(base: Recipe[WenLanConfig]) -> Recipe[WenLanConfig]:
-    config = WenLanConfig(
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=64,
-        initializer_range=0.05,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        trunk=Shape(width=0.25, depth=0.4, stem=16, head=128, classes=8),
-        image_size=96,
-        boxes="grid",
-        box_grid=3,
-        reads=2,
-        max_text=64,
-        padding="none",
-        top_layers=1,
-        top_intermediate=256,
-        top_dropout=0.0,
-        queue_size=1024,
-        statistics="batch",
-        frozen=(),
-    )
-    return replace(
+    top = {"top_layers": 1, "top_intermediate": 256, "top_dropout": 0.0, "queue_size": 1024}
+    seen = {"trunk": Shape(0.25, 0.4, stem=16, head=128, classes=8), "image_size": 96, "box_grid": 3, "reads": 2}
+    said = TINY | {"hidden_size": 128, "intermediate_size": 256, "max_text": 64}
+    numbers: dict[str, Any] = top | seen | said
+    tiny = replace(
         base,
-        config=config,
+        config=WenLanConfig(**numbers, boxes="grid", padding="none", statistics="batch", frozen=()),
         optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, max_norm=5.0),
         schedule=Schedule(steps=1500, warmup=100, floor=0.02),
         batching=Batching(rows=3200, samples=32, window=2048),
         precision="fp32",
         note="Not a published recipe: all from scratch on small pictures and short texts, in minutes on a CPU.",
     )
-
-
-def _rules(side: str, end: str) -> tuple[tuple[str, str] | Drop, ...]:
-    """The names of one tower; `end` is "_mom" for the copies."""
-    short, first, tower = {"image": "img", "text": "text"}[side], f"{side}{end}.", f"{side}encoder{end}."
-    learnt = f"{short}encoder{end}.learnable.{short}"
-    rules: list[tuple[str, str] | Drop] = [
-        *bert.torch_layers(f"{learnt}Att.layers.{{i}}.", f"{first}top.encoder.layers.{{i}}."),
-        (f"{learnt}FC.fc1.", f"{first}top.out.0."),
-        (f"{learnt}FC.fc2.", f"{first}top.out.2."),
-    ]
-    if side == "image":
-        rules += [
-            (f"imgencoder{end}.backbone.", f"{first}trunk."),
-            (f"imgencoder{end}.learnable.max_pool.0.", f"{first}project."),
-        ]
-    else:
-        theirs = f"{tower}backbone.bert."
-        rules += [(old, first + new) for old, new in bert.body(theirs)]
-        rules += [(f"{theirs}pooler.dense.", f"{first}pooler.dense."), Drop(f"{theirs}embeddings.position_ids")]
-    return tuple(rules)
+    return {"tiny": tiny, "base": base, "grid": grid, "large": large}
 
 
 class WenLan(System):
@@ -253,7 +200,7 @@ class WenLan(System):
     Config = WenLanConfig
     needs = ("text", "images")
     towers = True
-    memory = ("image_queue", "text_queue")
+    memory = ("image_queue.", "text_queue.")
     card = Card(
         name="wenlan",
         title="WenLan: Bridging Vision and Language by Large-Scale Multi-Modal Pre-Training",
@@ -267,10 +214,8 @@ class WenLan(System):
         weights=("BriVL-1.0 and brivl-with-roberta-base .pth",),
         unverified=(
             "optimizer, rate, decay, steps and pairs a step",
-            "whether batch norms went by stored or batch statistics in training",
-            "where in training colours were jittered",
-            "the large model",
-            "published scores",
+            "whether batch norms went by stored or batch statistics in training; where colours were changed",
+            "the large model; published scores",
         ),
     )
 
@@ -281,10 +226,7 @@ class WenLan(System):
             raise BadInput(f"image_size is {config.image_size}: the last map needs more than one cell a side")
         self.image, self.text = ImageTower(config), TextTower(config, vocab.pad)
         self.image_mom, self.text_mom = follower(self.image), follower(self.text)
-        for side in ("image", "text"):
-            keys = F.normalize(torch.randn(config.trunk.channels, config.queue_size), dim=0)
-            self.register_buffer(f"{side}_queue", keys)
-            self.register_buffer(f"{side}_queue_ptr", torch.zeros(1, dtype=torch.int64))
+        self.image_queue, self.text_queue = (Queue(config.trunk.channels, config.queue_size) for _ in range(2))
         unused = ("image.trunk.classifier.", "text.pooler.")
         for name, value in self.named_parameters():
             held = any(re.match(pattern, name) for pattern in config.frozen)
@@ -295,39 +237,28 @@ class WenLan(System):
         super().train(mode)
         if self.config.statistics == "stored":
             self.image.trunk.eval()
-            self.image_mom.get_submodule("trunk").eval()
+            self.image_mom.trunk.eval()
         return self
 
     def fill_trunk(self, path: Path) -> None:
         """Both trunks start from weights in timm's names."""
         load_trunk(self.image.trunk, path)
-        self.image_mom.get_submodule("trunk").load_state_dict(self.image.trunk.state_dict())
+        self.image_mom.trunk.load_state_dict(self.image.trunk.state_dict())
 
     # 1 -- inputs: [CLS] characters [SEP]; a stretched picture, its boxes, the whole of it -----------------------------------
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Text rows, the picture's pixels, and boxes without features; a sample without picture is its text alone."""
-        return self._laid_out(sample, None)
-
-    def _laid_out(self, sample: Sample, change: Jitter | None) -> Example:
         text, _ = bert_rows(self.vocab, sample.key, [(sample.texts[0], 0)], self.config.max_text - 2)
         example = Example(sample.key, text, sample=sample.key)
         for picture in sample.pictures[:1]:
             example.regions = self._regions(picture)
-            example.images = (square_pixels(sample.key, picture, self.config.image_size, change),)
+            example.images = (square_pixels(sample.key, picture, self.config.image_size),)
         return example
 
     def _regions(self, picture: Picture) -> RegionRows:
-        edges = np.arange(self.config.box_grid + 1) / self.config.box_grid
-        left, upper = (
-            x.ravel() for x in np.meshgrid(edges[:-1], edges[:-1], indexing="ij")
-        )  # across is the outer loop
-        right, lower = (x.ravel() for x in np.meshgrid(edges[1:], edges[1:], indexing="ij"))
-        grid = np.stack([left, upper, right, lower], 1)
-        chosen: Array = grid if self.config.boxes == "grid" else picture.boxes[: self.config.max_boxes]
-        boxes = np.concatenate([chosen, [[0, 0, 1, 1]]]).astype(np.float32)
-        none = np.zeros(len(boxes), np.int64)
-        return RegionRows(np.zeros((len(boxes), 0), np.float32), boxes, none, none, none, none.astype(np.bool_))
+        grid, cut = self.config.boxes == "grid", self.config.max_boxes
+        return bare_rows([*(grid_boxes(self.config.box_grid) if grid else picture.boxes[:cut]), (0, 0, 1, 1)])
 
     # 2 -- two towers -----------------------------------------------------------------------------------------------------
 
@@ -350,8 +281,8 @@ class WenLan(System):
         """Nothing is hidden: the picture's colours are jittered. The label says that a pair's own key comes first."""
         if not sample.pictures:
             raise BadInput(f"sample {sample.key}: has no picture")
-        c = self.config
-        example = self._laid_out(sample, Jitter.draw(rng, c.jitter, c.jitter_rate, c.grey_rate))
+        example, change = self.lay_out(sample), self.config.colours.draw(rng)
+        example.images = (square_pixels(sample.key, sample.pictures[0], self.config.image_size, change),)
         example.targets = {name: np.array(0) for name in goal.split("+")}
         return example
 
@@ -361,9 +292,8 @@ class WenLan(System):
             return {}
         i2t, t2i, also, keys = self.contrasts(encoded, batch)
         if self.training:
-            for side, key in zip(("text", "image"), keys, strict=True):
-                queue, pointer = (self.get_buffer(f"{side}_queue{end}") for end in ("", "_ptr"))
-                contrast.enqueue(queue, pointer, key, self.gather)
+            self.text_queue.put(self.gather(keys[0]))
+            self.image_queue.put(self.gather(keys[1]))
         found = {"i2t": contrast.info_nce(i2t, also), "t2i": contrast.info_nce(t2i, also)}
         return {name: found[name] for name in batch.targets}
 
@@ -378,11 +308,9 @@ class WenLan(System):
                 self.follow()
             key_text = F.normalize(self.text_mom(texts)[1].float(), dim=-1)
             key_image = F.normalize(self.image_mom(images, regions)[1].float(), dim=-1)
-            # A copy, since the queue is overwritten before the backward pass.
-            text_queue, image_queue = (self.get_buffer(f"{x}_queue").clone() for x in ("text", "image"))
-            also = None
-            if c.multi_label:
-                also = contrast.agreed(key_text, text_queue, key_image, image_queue, c.topk)
+            # Copies, since the queues are overwritten before the backward pass.
+            text_queue, image_queue = self.text_queue.keys.clone(), self.image_queue.keys.clone()
+            also = contrast.agreed(key_text, text_queue, key_image, image_queue, c.topk) if c.multi_label else None
         i2t = contrast.logits(seen, key_text, text_queue, c.temperature)
         t2i = contrast.logits(said, key_image, image_queue, c.temperature)
         return i2t, t2i, also, (key_text, key_image)
@@ -390,17 +318,15 @@ class WenLan(System):
     def follow(self) -> None:
         """The copies move towards the towers, parameters alone: the statistics of batch norms do not."""
         if self.config.statistics == "batch" and self.gather is not contrast.alone:
-            raise BadInput(
-                "statistics=batch: batch norms of several processes would differ; use one, or statistics=stored"
-            )
-        for tower, twin in ((self.image, self.image_mom), (self.text, self.text_mom)):
-            leaders = dict(tower.named_parameters())
-            contrast.follow([twin.get_buffer(name) for name in leaders], [*leaders.values()], self.config.momentum)
+            raise BadInput("statistics=batch: batch norms of several processes differ; use one, or statistics=stored")
+        follow(self.image, self.image_mom, self.config.momentum)
+        follow(self.text, self.text_mom, self.config.momentum)
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) the product of both vectors over the temperature: of two candidates, the difference is their log odds."""
         assert encoded.pooled_text is not None and encoded.pooled_visual is not None
-        return (encoded.pooled_text * encoded.pooled_visual).sum(-1) / self.config.temperature
+        scores: Tensor = (encoded.pooled_text * encoded.pooled_visual).sum(-1) / self.config.temperature
+        return scores
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
@@ -409,17 +335,16 @@ class WenLan(System):
     # 5 -- downstream: retrieval is what the towers do; the authors go on with the same loss -----------------------------
 
     heads = ("image_mom", "text_mom")
-    finetune: ClassVar[dict[str, Finetune]] = {}
+    finetune = MappingProxyType[str, Finetune]({})
 
     # 6 -- checkpoint: what is under "learnable" in the authors' file, whose queues were not published ---------------------
 
-    sizes = {f: (f"text.{key}", axis) for f, (key, axis) in bert.SIZES.items()} | {"queue_size": ("image_queue", 1)}
+    sizes = {f: (f"text.{key}", axis) for f, (key, axis) in bert.SIZES.items()} | {
+        "queue_size": ("image_queue.keys", 1)
+    }
     keys = KeyMap(
-        *_rules("image", ""),
-        *_rules("text", ""),
-        *_rules("image", "_mom"),
-        *_rules("text", "_mom"),
-        Move("img_queue", "image_queue"),
-        Move("text_queue", "text_queue"),
+        *(rule for side in ("image", "text") for end in ("", "_mom") for rule in brivl.tower(side, end)),
+        *brivl.queue("image"),
+        *brivl.queue("text"),
         optional=memory,
     )

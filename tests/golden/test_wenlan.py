@@ -14,8 +14,8 @@ from torch import Tensor
 from intarsia.batch import Batch, Images, Regions, Text
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet import Shape
-from intarsia.objectives import contrast
 from intarsia.packed import Packing, unpad
+from intarsia.parts.momentum import Queue
 from intarsia.systems.wenlan import WenLan, WenLanConfig
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import fill, read_weights, write_weights
@@ -238,14 +238,17 @@ def test_the_published_file_has_no_queues_and_a_table_of_positions(golden: Golde
     state = WenLan.keys.to_ours(read_weights(tmp_path / "BriVL.pth"))
     system = build(golden)
     missing = fill(system, state, "published", WenLan.keys.optional)
-    assert sorted(missing) == ["image_queue", "image_queue_ptr", "text_queue", "text_queue_ptr"]
+    assert sorted(missing) == ["image_queue.keys", "image_queue.pointer", "text_queue.keys", "text_queue.pointer"]
     assert WenLan.keys.to_theirs(state).keys() == learnable.keys()
 
 
 def test_the_queue_wraps_and_refuses_to_be_lapped() -> None:
-    queue, pointer = torch.zeros(2, 5), torch.tensor([3])
-    contrast.enqueue(queue, pointer, torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
-    assert queue.tolist() == [[5, 0, 0, 1, 3], [6, 0, 0, 2, 4]]
-    assert pointer.tolist() == [1]
+    queue = Queue(2, 5)
+    assert torch.allclose(queue.keys.norm(dim=0), torch.ones(5))
+    queue.keys.zero_()
+    queue.pointer.fill_(3)
+    queue.put(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    assert queue.keys.tolist() == [[5, 0, 0, 1, 3], [6, 0, 0, 2, 4]]
+    assert queue.pointer.tolist() == [1]
     with pytest.raises(BadInput, match="a queue of 5 keys is shorter than a step's 6 pairs"):
-        contrast.enqueue(queue, pointer, torch.zeros(6, 2))
+        queue.put(torch.zeros(6, 2))
