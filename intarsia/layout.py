@@ -197,24 +197,29 @@ def filled(text: Text, length: int, filler: int) -> Text:
     return Text(ids, torch.zeros_like(ids), packing.pos, torch.full_like(ids, -1), packing)
 
 
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in 0..1, by channel."""
+Change = Callable[[Tensor], Tensor]
+Three = tuple[float, float, float]
 
 
-def square_pixels(key: str, picture: Picture, side: int, change: Callable[[Tensor], Tensor] | None = None) -> Pixels:
-    """A picture stretched to a square, bilinear without antialias, then normalised by ImageNet's mean and spread.
+def square_pixels(
+    key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None = None
+) -> Pixels:
+    """A picture stretched to a square, bilinear without antialias, then normalised.
 
     Args:
         key: of the sample, for errors.
         picture: decoded only when it is packed.
         side: pixels.
+        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
         change: of colours, on (3, side, side) float in 0..1, before they are normalised.
     """
-    return Pixels(partial(_square, key, picture, side, change), side, side)
+    return Pixels(partial(_square, key, picture, side, normal, change), side, side)
 
 
-def _square(key: str, picture: Picture, side: int, change: Callable[[Tensor], Tensor] | None) -> Array:
+def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None) -> Array:
     whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
     x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
     x = x if change is None else change(x)
-    return ((x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SPREAD)[:, None, None]).numpy()
+    mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
+    found: Array = ((x - mean) / spread).numpy()
+    return found

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Match:
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
     attention: Array
-    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2)."""
+    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2, WenLan)."""
 
     @property
     def probability(self) -> float:
@@ -79,10 +79,13 @@ class Model:
         return reopen(self.provenance, str(self.device))
 
     def sample(self, image: Path | str | Array, text: str) -> Sample:
-        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample with regions."""
+        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample, with regions where the system reads regions."""
         pixels = decode_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        found = self.extractor([pixels])[0]
         name = str(image) if isinstance(image, str | Path) else "picture"
+        if "regions" not in self.system.needs:
+            bare = Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), *pixels.shape[1::-1])
+            return Sample(name, (text,), (replace(bare, path=name, pixels=lambda: pixels),))
+        found = self.extractor([pixels])[0]
         picture = Picture(
             name,
             found.features,
@@ -107,7 +110,8 @@ class Model:
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
         words, count = len(example.text), len(sample.pictures[0].boxes)
-        maps = [x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]
+        meet = [] if self.system.towers else seen.maps
+        maps = [x[0].mean(0) for x in meet if x.shape[-1] >= words + count]
         mean = torch.stack(maps).mean(0) if maps else torch.zeros(words, words + count)
         weights = mean[rows][:, words : words + count].cpu().numpy()
         return Match(

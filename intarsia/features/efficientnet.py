@@ -50,6 +50,15 @@ class Shape:
     classes: int = 1000
     lite: bool = False
     """ReLU6, no squeeze-and-excitation; stem, head, and repeats of the first and last stage as in B0."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the pixels in 0..1 that its weights were trained on, by channel; ImageNet's."""
+    spread: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """What they are divided by less their mean."""
+
+    @property
+    def normal(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and spread of its pixels."""
+        return self.mean, self.spread
 
     @property
     def channels(self) -> int:
@@ -66,7 +75,7 @@ SHAPES = {
     "b5": Shape(1.6, 2.2),
     "b6": Shape(1.8, 2.6),
     "b7": Shape(2.0, 3.1),
-    "lite0": Shape(lite=True),
+    "lite0": Shape(lite=True, mean=(127 / 255,) * 3, spread=(128 / 255,) * 3),
 }
 """The published sizes. Source: the paper's compound scaling, as in TensorFlow's reference code."""
 
@@ -214,12 +223,16 @@ Size = Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "lite0"]
 
 
 def load_trunk(net: EfficientNet, path: Path | str) -> None:
-    """Fills a network from a plain state dict in timm's names.
+    """Fills a network from a plain state dict in timm's names, or in those of Lite0's published file.
 
     Raises:
         BadInput: no such file, or of another network; names the first keys that differ.
     """
     state = read_weights(path)
+    if "_conv_stem.weight" in state:
+        from intarsia.features.efficientnet_lite import from_published
+
+        state = from_published(state)
     if "conv_stem.weight" not in state:
         raise BadInput(f"{path}: not EfficientNet weights in timm's names (keys like {next(iter(state))})")
     fill(net, state, str(path))

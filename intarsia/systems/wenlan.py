@@ -37,7 +37,7 @@ from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System
 from intarsia.text import Vocab
-from intarsia.weights import bert, brivl
+from intarsia.weights import brivl
 from intarsia.weights.keymap import KeyMap
 
 ENDS = (r"image\.trunk\.(conv_stem|bn1|conv_head|bn2)\.", r"image\.trunk\.blocks\.[012]\.")
@@ -50,7 +50,9 @@ class WenLanConfig(BertNumbers):
 
     vocab_size: int = 21128
     trunk: Shape = SHAPES["b5"]
-    """The EfficientNet; the channels of its last map are D, the width of the embeddings."""
+    """The EfficientNet."""
+    embedding_size: int = 2048
+    """D, of the vectors and of the top layers over regions; as many as the channels of the last map in the authors' sizes."""
     image_size: int = 380
     """Pixels a side that pictures are stretched to."""
     boxes: Literal["detector", "grid"] = "detector"
@@ -95,8 +97,8 @@ class Top(nn.Module):
         drop, layers = config.top_dropout, (config.top_layers, config.top_heads, config.top_intermediate)
         numbers = BertNumbers(0, width, *layers, drop, drop, layer_norm_eps=1e-5)
         self.encoder = Encoder(numbers, nn.Sequential(nn.ReLU(), Dropout(drop)))
-        channels = config.trunk.channels
-        self.out = nn.Sequential(nn.Linear(width, channels), nn.ReLU(), nn.Linear(channels, channels))
+        size = config.embedding_size
+        self.out = nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, size))
         for layer in self.encoder.layers:
             nn.init.xavier_uniform_(layer.get_parameter("attention.qkv.weight"))
 
@@ -114,8 +116,8 @@ class ImageTower(nn.Module):
         super().__init__()
         self.reads = config.reads
         self.trunk = EfficientNet(config.trunk)
-        self.project = nn.Conv2d(config.trunk.channels, config.trunk.channels, 1)
-        self.top = Top(config, config.trunk.channels)
+        self.project = nn.Conv2d(config.trunk.channels, config.embedding_size, 1)
+        self.top = Top(config, config.embedding_size)
 
     def rows(self, maps: Tensor, regions: Regions) -> Tensor:
         """(R, D) what the boxes show of maps (B, D, h, w): the mean of reads x reads bilinear reads, then a linear map, which commutes with the mean."""
@@ -174,11 +176,11 @@ def _recipes() -> dict[str, Recipe[WenLanConfig]]:
     frozen = (*ENDS, r"text\.words\.", r"text\.encoder\.layers\.(1?[0-9])\.")
     large = replace(
         base,
-        config=WenLanConfig(**LARGE, trunk=SHAPES["b7"], image_size=600, frozen=frozen),
+        config=WenLanConfig(**LARGE, trunk=SHAPES["b7"], embedding_size=2560, image_size=600, frozen=frozen),
         batching=Batching(rows=12_000, samples=24, window=8192),
         note="The paper's large model, EfficientNet-B7 and RoBERTa-large; its numbers are not in the code.",
     )
-    top = {"top_layers": 1, "top_intermediate": 256, "top_dropout": 0.0, "queue_size": 1024}
+    top = {"embedding_size": 128, "top_layers": 1, "top_intermediate": 256, "top_dropout": 0.0, "queue_size": 1024}
     seen = {"trunk": Shape(0.25, 0.4, stem=16, head=128, classes=8), "image_size": 96, "box_grid": 3, "reads": 2}
     said = TINY | {"hidden_size": 128, "intermediate_size": 256, "max_text": 64}
     numbers: dict[str, Any] = top | seen | said
@@ -226,7 +228,7 @@ class WenLan(System):
             raise BadInput(f"image_size is {config.image_size}: the last map needs more than one cell a side")
         self.image, self.text = ImageTower(config), TextTower(config, vocab.pad)
         self.image_mom, self.text_mom = follower(self.image), follower(self.text)
-        self.image_queue, self.text_queue = (Queue(config.trunk.channels, config.queue_size) for _ in range(2))
+        self.image_queue, self.text_queue = (Queue(config.embedding_size, config.queue_size) for _ in range(2))
         unused = ("image.trunk.classifier.", "text.pooler.")
         for name, value in self.named_parameters():
             held = any(re.match(pattern, name) for pattern in config.frozen)
@@ -253,7 +255,7 @@ class WenLan(System):
         example = Example(sample.key, text, sample=sample.key)
         for picture in sample.pictures[:1]:
             example.regions = self._regions(picture)
-            example.images = (square_pixels(sample.key, picture, self.config.image_size),)
+            example.images = (square_pixels(sample.key, picture, self.config.image_size, self.config.trunk.normal),)
         return example
 
     def _regions(self, picture: Picture) -> RegionRows:
@@ -281,8 +283,8 @@ class WenLan(System):
         """Nothing is hidden: the picture's colours are jittered. The label says that a pair's own key comes first."""
         if not sample.pictures:
             raise BadInput(f"sample {sample.key}: has no picture")
-        example, change = self.lay_out(sample), self.config.colours.draw(rng)
-        example.images = (square_pixels(sample.key, sample.pictures[0], self.config.image_size, change),)
+        c, example, picture = self.config, self.lay_out(sample), sample.pictures[0]
+        example.images = (square_pixels(sample.key, picture, c.image_size, c.trunk.normal, c.colours.draw(rng)),)
         example.targets = {name: np.array(0) for name in goal.split("+")}
         return example
 
@@ -339,9 +341,7 @@ class WenLan(System):
 
     # 6 -- checkpoint: what is under "learnable" in the authors' file, whose queues were not published ---------------------
 
-    sizes = {f: (f"text.{key}", axis) for f, (key, axis) in bert.SIZES.items()} | {
-        "queue_size": ("image_queue.keys", 1)
-    }
+    sizes = brivl.SIZES
     keys = KeyMap(
         *(rule for side in ("image", "text") for end in ("", "_mom") for rule in brivl.tower(side, end)),
         *brivl.queue("image"),

@@ -5,6 +5,12 @@ from __future__ import annotations
 from intarsia.weights import bert
 from intarsia.weights.keymap import Drop
 
+SIZES = {field: (f"text.{key}", axis) for field, (key, axis) in bert.SIZES.items()} | {
+    "queue_size": ("image_queue.keys", 1),
+    "embedding_size": ("image.project.weight", 0),
+}
+"""Config fields that the shapes of the weights tell, as in `System.sizes`."""
+
 
 def tower(side: str, end: str) -> tuple[tuple[str, str] | Drop, ...]:
     """Rules of one tower.

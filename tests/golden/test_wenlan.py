@@ -39,6 +39,7 @@ def config_of(golden: Golden, **changes: Any) -> WenLanConfig:
         "max_position_embeddings": about["x_maxpos"],
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "embedding_size": about["IMG_FEATURE_DIM"],
         "trunk": Shape(about["x_width"], about["x_depth"], stem, about["IMG_FEATURE_DIM"], classes),
         "image_size": about["IMG_SIZE"],
         "max_boxes": about["MAX_IMG_LEN"] - 1,
