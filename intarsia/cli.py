@@ -99,10 +99,14 @@ class Pretrain(Generic[C]):
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
+    language: str | None = None
+    """Only captions of this language."""
     vocab: Path | None = None
-    """vocab.txt; without one a vocabulary is learnt from the captions."""
+    """vocab.txt, or "gb2312", the characters of Chinese; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
     """Weights to start from."""
+    trunk: Path | None = None
+    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -153,17 +157,22 @@ def _take(args: list[str], flag: str) -> str | None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     import torch
 
-    from intarsia.data.corpora import Alongside
+    from intarsia.data.corpora import Alongside, speaking
+    from intarsia.data.fetch import fetched
     from intarsia.data.opening import open_source, open_texts
     from intarsia.model import read_ours
     from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import captions, fresh, without_classes
+    from intarsia.train.start import NO_FEATURES, captions, fresh, without_classes
     from intarsia.weights.files import fill
 
     source = open_source(options.data, options.split)
+    if options.language:
+        source = speaking(source, options.language)
     provenance = source.provenance
+    if "regions" not in cls.needs:
+        provenance = provenance or NO_FEATURES
     if provenance is None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
@@ -173,7 +182,9 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
         source = Alongside(source, open_texts(options.text))
     kept = options.out / "vocab.txt"
-    if options.vocab or kept.is_file():
+    if str(options.vocab) == "gb2312":
+        vocab = Vocab.gb2312(cls.specials)
+    elif options.vocab or kept.is_file():
         vocab = Vocab.read(options.vocab or kept)
     else:
         vocab = captions(source, cls.specials)
@@ -186,7 +197,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(
                 f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
             )
-        if provenance.width != config.feature_size:
+        if "regions" in cls.needs and provenance.width != config.feature_size:
             raise BadInput(
                 f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}"
             )
@@ -196,12 +207,16 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         fill(system, state, str(options.weights), cls.keys.optional)
     else:
         system, recipe = fresh(cls, recipe, vocab, provenance)
+        if options.trunk:
+            light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
+            system.fill_trunk(light)
+    held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
         source,
         recipe,
         options.out,
-        valid=open_source(options.valid) if options.valid else None,
+        valid=held,
         workers=options.workers,
         device=options.device,
         sharding=options.sharding,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from intarsia.batch import Array, Picture, RegionRows, Sample, TextRows
+from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.data.decode import pixels_of
 from intarsia.errors import BadInput, TooLong
+from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
 
 
@@ -170,3 +176,55 @@ def no_regions(width: int, classes: int) -> RegionRows:
     none = np.zeros(0, np.int64)
     feats, probs = np.zeros((0, width), np.float16), np.zeros((0, classes), np.float16)
     return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)
+
+
+def bare_rows(boxes: Sequence[Any]) -> RegionRows:
+    """Boxes (R, 4) as region rows without features, for systems that read what lies in them off the pixels."""
+    none = np.zeros(len(boxes), np.int64)
+    feats = np.zeros((len(boxes), 0), np.float32)
+    return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def grid_boxes(cells: int) -> Array:
+    """(cells * cells, 4) the cells of a grid over the picture, from the left column to the right one, each downwards."""
+    edges = np.arange(cells + 1) / cells
+    (left, upper), (right, lower) = (np.meshgrid(x, x, indexing="ij") for x in (edges[:-1], edges[1:]))
+    return np.stack([left, upper, right, lower], -1).reshape(-1, 4)
+
+
+def filled(text: Text, length: int, filler: int) -> Text:
+    """Packed text with every document filled up to one length by a piece in segment 0; positions go on. For systems whose encoder sees padding."""
+    ids = pad(text.ids, text.packing, length, filler).flatten()
+    documents = text.packing.documents
+    rows = torch.arange(len(ids), device=ids.device)
+    starts = torch.arange(documents + 1, device=ids.device, dtype=torch.int32) * length
+    packing = Packing(starts, round_up(length), rows // length, rows % length)
+    return Text(ids, torch.zeros_like(ids), packing.pos, torch.full_like(ids, -1), packing)
+
+
+Change = Callable[[Tensor], Tensor]
+Three = tuple[float, float, float]
+
+
+def square_pixels(
+    key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None = None
+) -> Pixels:
+    """A picture stretched to a square, bilinear without antialias, then normalised.
+
+    Args:
+        key: of the sample, for errors.
+        picture: decoded only when it is packed.
+        side: pixels.
+        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
+        change: of colours, on (3, side, side) float in 0..1, before they are normalised.
+    """
+    return Pixels(partial(_square, key, picture, side, normal, change), side, side)
+
+
+def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None) -> Array:
+    whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
+    x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
+    x = x if change is None else change(x)
+    mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
+    found: Array = ((x - mean) / spread).numpy()
+    return found

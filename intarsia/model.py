@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Match:
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
     attention: Array
-    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2)."""
+    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2, WenLan)."""
 
     @property
     def probability(self) -> float:
@@ -82,10 +82,13 @@ class Model:
         return reopen(self.provenance, str(self.device))
 
     def sample(self, image: Path | str | Array, text: str) -> Sample:
-        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample with regions."""
+        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample, with regions where the system reads regions."""
         pixels = decode_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        found = self.extractor([pixels])[0]
         name = str(image) if isinstance(image, str | Path) else "picture"
+        if "regions" not in self.system.needs:
+            bare = Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), *pixels.shape[1::-1])
+            return Sample(name, (text,), (replace(bare, path=name, pixels=lambda: pixels),))
+        found = self.extractor([pixels])[0]
         picture = Picture(
             name,
             found.features,
@@ -190,12 +193,14 @@ def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tens
     heads = [x for x in cls.heads if f"{x}." in cls.keys.optional and not any(key.startswith(f"{x}.") for key in state)]
     if heads:
         warnings.warn(f"{where}: holds no {', '.join(heads)}: they are random", stacklevel=2)
+    memory = [part for part in cls.memory if not any(key.startswith(part) for key in state)]
+    if fresh := (*(f"{x}." for x in heads), *memory):
         system = cls(config, vocab)
     else:
         with torch.device("meta"):
             system = cls(config, vocab)
         system.to_empty(device="cpu")
-    fill(system, state, where, tuple(f"{x}." for x in heads))
+    fill(system, state, where, fresh)
     return system
 
 

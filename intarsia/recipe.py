@@ -118,7 +118,9 @@ class Batching:
     """How samples become batches."""
 
     rows: int = 10_240
-    """Budget of rows (words + regions) of one micro-batch on one rank."""
+    """Budget of rows (words + regions, and one for every 32 x 32 pixels) of one micro-batch on one rank."""
+    samples: int = 0
+    """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
     accumulate: int = 1

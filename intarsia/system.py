@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.errors import BadInput
+from intarsia.objectives.contrast import alone
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.files import fill
@@ -47,15 +50,22 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    towers: ClassVar[bool] = False
+    """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
+    memory: ClassVar[tuple[str, ...]] = ()
+    """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
     config: Any
     vocab: Vocab
+    gather: Callable[[Tensor], Tensor]
+    """Rows (N, ..) of this process to those of all, in order of rank, without gradient; `train.parallel` sets it where there are several."""
 
     @abstractmethod
     def __init__(self, config: Any, vocab: Vocab) -> None:
         super().__init__()
+        self.gather = alone
 
     @abstractmethod
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
@@ -136,6 +146,14 @@ class System(nn.Module, ABC):
             The document, and the text row of the [MASK] that stands for the next piece.
         """
         raise TypeError(f"{self.card.name} does not generate texts")
+
+    def fill_trunk(self, path: Path) -> None:
+        """Starts the image trunk from published weights of its own, such as timm's.
+
+        Raises:
+            BadInput: the system has no trunk, or the file is of another.
+        """
+        raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""

@@ -25,6 +25,7 @@ SYSTEMS = {
     "imagebert": "imagebert:ImageBERT",
     "vilbert": "vilbert:ViLBERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
+    "wenlan": "wenlan:WenLan",
 }
 
 

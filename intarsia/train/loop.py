@@ -214,8 +214,12 @@ class Signals:
         self.caught = signal.Signals(number).name
 
 
-def _rows_of(layout: Layout, sample: Sample) -> int:
-    return layout.lay_out(sample).rows
+def _rows_of(layout: Layout, look: bool, sample: Sample) -> int:
+    """The rows of a sample; with `look` its pixels are decoded as well, so that those which cannot be are found before training."""
+    example = layout.lay_out(sample)
+    for image in example.images if look else ():
+        image.read()
+    return example.rows
 
 
 class _Data:
@@ -237,7 +241,7 @@ class _Data:
         work = partial(
             measure,
             source,
-            partial(_rows_of, layout),
+            partial(_rows_of, layout, on_error == "skip"),
             spec=spec,
             leave_out=leave_out,
             cache=cache,

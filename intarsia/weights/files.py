@@ -17,7 +17,7 @@ from intarsia.errors import BadInput
 from intarsia.weights import paddle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
-WRAPPERS = ("model_state", "state_dict", "model", "module")
+WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 COUNTER = ".num_batches_tracked"
 
