@@ -17,6 +17,7 @@ from intarsia.errors import BadInput
 
 WRAPPERS = ("model_state", "state_dict", "model", "module")
 """Names under which training scripts of the field wrap a state dict."""
+COUNTER = ".num_batches_tracked"
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -112,3 +113,19 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: t
             )
     module.load_state_dict(dict(state), strict=False)
     return missing
+
+
+def counted(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state dict with the counters of batches that the batch norms of a module have.
+
+    Files of before 2019, frozen detectors and TensorFlow have none: those that lack are 0. A frozen norm has no use for its counter: it goes. No
+    number of a network depends on a counter as long as its batch norms have a momentum.
+
+    Args:
+        state: keys as the module's, with or without `num_batches_tracked`.
+        module: what will be filled.
+    """
+    wanted = module.state_dict()
+    own = {key: value for key, value in state.items() if key in wanted or not key.endswith(COUNTER)}
+    lacking = {key: torch.zeros_like(wanted[key]) for key in wanted if key.endswith(COUNTER) and key not in own}
+    return own | lacking
