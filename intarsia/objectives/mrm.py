@@ -1,6 +1,6 @@
-"""MRM, masked region modelling: hide regions, then give back their features (mrfr, mpm: regressed; mrnce: told from others) or class (mrc, moc: hard;
-mrc_kl, mvrc: soft).
+"""MRM, masked region modelling: hide regions, then give back features or classes.
 
+Features: mrfr, mpm (regressed), mrnce (told from others). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
 Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT.
 """
 

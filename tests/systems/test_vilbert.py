@@ -248,7 +248,8 @@ def test_every_task_trains_its_head(task: str) -> None:
     assert loss.isfinite()
     loss.backward()
     head = made_.head.get_submodule(ViLBERT.finetune[task].task.name)
-    assert all(x.grad is not None and x.grad.any() for x in head.parameters())
+    # where choices compete, a bias that all share has no gradient but rounding
+    assert all(x.grad is not None and (x.grad.any() or key == "bias") for key, x in head.named_parameters())
     others = [key for key, x in made_.head.named_parameters() if x.grad is not None]
     assert all(key.startswith(ViLBERT.finetune[task].task.name + ".") for key in others)
 
