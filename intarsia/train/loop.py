@@ -214,8 +214,9 @@ class Signals:
         self.caught = signal.Signals(number).name
 
 
-def _rows_of(layout: Layout, sample: Sample) -> int:
-    return layout.lay_out(sample).rows
+def _rows_of(layout: Layout, sample: Sample) -> tuple[int, int]:
+    example = layout.lay_out(sample)
+    return example.rows, 0 if example.text is None else example.text.cut
 
 
 class _Data:
@@ -255,6 +256,8 @@ class _Data:
         line = f"{'held-out' if self.name.endswith('valid') else 'training'} samples: {len(lengths.kept)}, rows a sample: {lengths.rows.sum() / len(lengths.kept):.1f}"
         if lengths.left_out:
             line += f"; left out: {', '.join(f'{count} {kind}' for kind, count in lengths.left_out.items())} (e.g. {lengths.examples[0]})"
+        if count := int((lengths.cut > 0).sum()):
+            line += f"; texts cut to fit: {count}, of at most {int(lengths.cut.max())} pieces"
         return line
 
     def fixed(self, count: int) -> dict[str, list[tuple[Batch, float]]]:
