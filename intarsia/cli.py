@@ -102,7 +102,9 @@ class Pretrain(Generic[C]):
     vocab: Path | None = None
     """vocab.txt; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
-    """Weights to start from."""
+    """Weights of the same system to start from."""
+    start: Path | None = None
+    """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -151,16 +153,11 @@ def _take(args: list[str], flag: str) -> str | None:
 
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
-    import torch
-
     from intarsia.data.corpora import Alongside
     from intarsia.data.opening import open_source, open_texts
-    from intarsia.model import read_ours
-    from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import captions, fresh, without_classes
-    from intarsia.weights.files import fill
+    from intarsia.train.start import without_classes
 
     source = open_source(options.data, options.split)
     provenance = source.provenance
@@ -172,30 +169,11 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         if not cls.reads_text_alone:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
         source = Alongside(source, open_texts(options.text))
-    kept = options.out / "vocab.txt"
-    if options.vocab or kept.is_file():
-        vocab = Vocab.read(options.vocab or kept)
-    else:
-        vocab = captions(source, cls.specials)
+    vocab = _vocabulary(cls, options, source)
     recipe, gone = without_classes(options.recipe, provenance)
     if gone:
         out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
-    if options.weights:
-        state, config = read_ours(cls, name, options.weights, size)
-        if len(vocab) != config.vocab_size:
-            raise BadInput(
-                f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
-            )
-        if provenance.width != config.feature_size:
-            raise BadInput(
-                f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}"
-            )
-        recipe = dataclasses.replace(recipe, config=config)
-        torch.manual_seed(recipe.seed)
-        system = cls(config, vocab)
-        fill(system, state, str(options.weights), cls.keys.optional)
-    else:
-        system, recipe = fresh(cls, recipe, vocab, provenance)
+    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
     outcome = train(
         system,
         source,
@@ -215,6 +193,51 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
     out.print(f"trained: {options.out}")
+
+
+def _vocabulary(cls: Any, options: Any, source: Any) -> Any:
+    """The one named, that of the run or of the BERT it starts from, or one learnt from the captions."""
+    from intarsia.text import Vocab
+    from intarsia.train.start import captions
+
+    beside = options.start.parent / "vocab.txt" if options.start else None
+    for path in (options.vocab, options.out / "vocab.txt", beside):
+        if path is not None and (path == options.vocab or path.is_file()):
+            return Vocab.read(path)
+    if options.start:
+        raise BadInput(f"{options.start}: name the vocabulary of this BERT with --vocab")
+    return captions(source, cls.specials)
+
+
+def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any) -> tuple[Any, Any]:
+    """The system before its first step: random, from weights of its own, or from a BERT's."""
+    import torch
+
+    from intarsia.model import read_ours
+    from intarsia.train.from_bert import from_bert
+    from intarsia.train.start import fresh
+    from intarsia.weights.files import fill
+
+    if options.start:
+        if options.weights:
+            raise BadInput("--start and --weights: a run begins from one of the two")
+        system, recipe, begun = from_bert(cls, recipe, vocab, provenance, options.start)
+        out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
+        return system, recipe
+    if not options.weights:
+        return fresh(cls, recipe, vocab, provenance)
+    state, config = read_ours(cls, name, options.weights, size)
+    if len(vocab) != config.vocab_size:
+        raise BadInput(
+            f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
+        )
+    if provenance.width != config.feature_size:
+        raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
+    recipe = dataclasses.replace(recipe, config=config)
+    torch.manual_seed(recipe.seed)
+    system = cls(config, vocab)
+    fill(system, state, str(options.weights), cls.keys.optional)
+    return system, recipe
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
 from intarsia.text import Vocab
+from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
@@ -37,6 +38,8 @@ class System(nn.Module, ABC):
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
+    from_bert: ClassVar[FromBert | None] = None
+    """How pre-training starts from BERT, where the paper's does."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()

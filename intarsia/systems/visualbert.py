@@ -278,6 +278,10 @@ class VisualBERT(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert(
+        copies={"regions.segment.weight": "words.segment.weight", "regions.position.weight": "words.position.weight"},
+        matches=True,
+    )
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
