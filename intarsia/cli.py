@@ -43,7 +43,9 @@ def list_(args: Sequence[str]) -> None:
         for what, said in _about(options.system).items():
             out.print(f"[bold]{what}[/bold]: {said}", highlight=False, soft_wrap=True)
         return
-    table = Table("system", "paper", "streams", "objectives", "parity", "tasks", "weights that load", title="systems")
+    table = Table(title="systems", show_lines=True)
+    for column in ("system", "paper", "streams", "objectives", "parity", "tasks", "weights that load", "not verified"):
+        table.add_column(column, overflow="fold")
     for name in SYSTEMS:
         card, near = find(name).card, parity(name)
         table.add_row(
@@ -53,10 +55,14 @@ def list_(args: Sequence[str]) -> None:
             ", ".join(card.objectives),
             "none" if near is None else f"{near.difference:.0e} over {near.tensors} tensors",
             ", ".join(card.tasks),
-            ", ".join(card.weights),
+            ", ".join(card.weights) or "none published",
+            f"{len(card.unverified)} facts",
         )
     out.print(table)
-    out.print("parity: the largest difference from the authors' code in fp32. `intarsia list NAME` tells one in full.")
+    out.print(
+        "parity: the largest difference from the authors' code in fp32. `intarsia list NAME` tells one in full, with"
+    )
+    out.print("the numbers of every recipe and each fact that is not verified.")
 
 
 def _about(name: str) -> dict[str, str]:
@@ -74,11 +80,25 @@ def _about(name: str) -> dict[str, str]:
         "parity": "no golden file"
         if near is None
         else f"{near.difference:.1e} at most, over {near.tensors} tensors (docs/parity.md)",
-        "weights that load": ", ".join(card.weights),
+        "weights that load": ", ".join(card.weights) or "none published",
+        "starts from": "BERT (--start) or nothing" if cls.from_bert else "nothing",
         "tasks": ", ".join(card.tasks),
-        **{f"recipe {size}": recipe.note for size, recipe in cls.recipes.items()},
-        "not verified in code": ", ".join(card.unverified) or "nothing",
+        **{f"recipe {size}": _recipe_facts(recipe) for size, recipe in cls.recipes.items()},
+        "verified in code": "what the recipes say, but for"
+        if card.unverified
+        else "all that the recipes say; `tiny` is our own",
+        **{f"not verified {i}": fact for i, fact in enumerate(card.unverified, 1)},
     }
+
+
+def _recipe_facts(recipe: Recipe[Any]) -> str:
+    """Its numbers and its note."""
+    optim, schedule, batching = recipe.optim, recipe.schedule, recipe.batching
+    shares = ", ".join(f"{goal} {share:g}" for goal, share in recipe.mix.share.items())
+    return (
+        f"rate {optim.lr:g}, {schedule.steps:,} steps, {schedule.warmup:,} of warm-up, {batching.rows:,} rows a batch x {batching.accumulate}, "
+        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {recipe.note}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- pretrain

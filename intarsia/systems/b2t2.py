@@ -143,7 +143,7 @@ class B2T2(System):
         objectives=("mlm", "itm"),
         tasks=("vcr",),
         weights=("TensorFlow variable names, as tensors",),
-        unverified=("pre-training on captions: rates, steps, batch", "eight boxes", "published scores"),
+        unverified=("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
     )
 
     def __init__(self, config: B2T2Config, vocab: Vocab) -> None:

@@ -136,11 +136,12 @@ class ImageBERT(System):
         unverified=(
             "dummy position",
             "closing [SEP]",
+            "segments of the regions",
             "feature width",
             "what is zeroed of a hidden region",
             "reduction of the losses",
             "share of broken pairs",
-            "warm-up, decay, epochs a stage",
+            "epsilon, clipping, warm-up and decay; epochs a stage",
             "margin of the triplet loss",
             "published scores",
         ),

@@ -258,10 +258,12 @@ class Oscar(System):
         tasks=("vqa", "vqa_mlp", "gqa", "nlvr2", "nlvr2_plus", "retrieval", "caption"),
         weights=("microsoft/Oscar pytorch_model.bin (Oscar and Oscar+)",),
         unverified=(
-            "batch and learning rates of pre-training",
+            "batch, rates and steps of pre-training (Oscar+: batch confirmed by an author)",
             "corpus sizes",
-            "answers of GQA",
+            "share of exchanged tags in the paper",
+            "number of GQA's answers",
             "steps of fine-tuning",
+            "published scores beyond the README",
         ),
     )
 

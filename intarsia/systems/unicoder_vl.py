@@ -141,10 +141,14 @@ class UnicoderVL(System):
         tasks=("retrieval", "vcr"),
         weights=(),
         unverified=(
+            "start from BERT-base",
+            "rows of a document (44 of text, 100 regions)",
             "order and positions of the regions",
             "normalised features and boxes",
+            "share of broken pairs and which side is broken",
             "losses of broken pairs",
-            "optimizer, batch and steps",
+            "optimizer, batch, steps, warm-up, decay and clipping",
+            "fine-tuning of retrieval and VCR",
             "published scores",
         ),
     )

@@ -187,7 +187,12 @@ class VLBERT(System):
         objectives=("mlm", "mvrc", "mlm_text", "itm (optional)"),
         tasks=("vqa", "vcr", "re"),
         weights=("jackroos/VL-BERT .model, precomputed-feature variants",),
-        unverified=("the end-to-end variant is not built", "steps of fine-tuning", "published scores"),
+        unverified=(
+            "the end-to-end variant is not built",
+            "250,000 steps (of the paper)",
+            "steps of fine-tuning",
+            "published scores",
+        ),
     )
 
     def __init__(self, config: VLBERTConfig, vocab: Vocab) -> None:

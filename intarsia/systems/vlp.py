@@ -174,7 +174,7 @@ class VLP(System):
         objectives=("lm",),
         tasks=("vqa", "caption"),
         weights=("LuoweiZhou/VLP .bin",),
-        unverified=("pictures with fewer than 100 regions", "size of the corpus"),
+        unverified=("pictures with fewer than 100 regions", "size of the corpus, so all steps", "steps of VQA"),
     )
 
     def __init__(self, config: VLPConfig, vocab: Vocab) -> None:
