@@ -104,6 +104,8 @@ class TextRows:
     words: Array
     """Index of the word each piece belongs to; -1 for special tokens, which are never hidden."""
     levels: Array | None = None
+    cut: int = 0
+    """Pieces of the sample's texts that did not fit and were left out."""
 
     def __len__(self) -> int:
         return len(self.ids)

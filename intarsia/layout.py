@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,25 @@ from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
 
+Cut = Callable[[list[Pieces], int], list[Pieces]]
+"""Pieces of several parts and the limit of all -> fewer of them; a part may end up empty."""
+
+
+def cut_ends(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """Takes pieces from the end of the longest part, of the last among several, until all fit."""
+    kept = list(map(len, pieces))
+    while sum(kept) > limit:
+        kept[max(range(len(kept)), key=lambda i: (kept[i], i))] -= 1
+    return [piece.part(0, count) for piece, count in zip(pieces, kept, strict=True)]
+
 
 def bert_rows(
-    vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: int, cut: bool = False, own_sep: bool = False
+    vocab: Vocab,
+    key: str,
+    parts: Sequence[tuple[str, int]],
+    limit: int,
+    cut: bool | Cut = False,
+    own_sep: bool = False,
 ) -> tuple[TextRows, list[Pieces]]:
     """[CLS] part [SEP] part [SEP] .., positions from 0.
 
@@ -28,7 +45,7 @@ def bert_rows(
         key: of the sample, for errors.
         parts: texts with their segments.
         limit: pieces in all, special tokens not counted.
-        cut: longer texts lose pieces at the end of the longest part until they fit (Oscar's tags), instead of being refused.
+        cut: how longer texts are cut, instead of being refused; True = `cut_ends`. A part of which nothing is left goes, with its [SEP].
         own_sep: a [SEP] has the segment of the part it closes, as in BERT; else that of the part which follows, the last one excepted (UNITER).
 
     Returns:
@@ -42,17 +59,21 @@ def bert_rows(
     for piece, (text, _) in zip(pieces, parts, strict=True):
         if not len(piece):
             raise BadInput(f"sample {key}: the caption {text!r} is empty")
-    while cut and sum(map(len, pieces)) > limit:
-        longest = max(range(len(pieces)), key=lambda i: (len(pieces[i]), i))
-        pieces[longest] = Pieces(pieces[longest].ids[:-1], pieces[longest].words[:-1], pieces[longest].spans[:-1])
-    if (count := sum(map(len, pieces))) > limit:
+    count = sum(map(len, pieces))
+    if cut:
+        pieces = (cut_ends if cut is True else cut)(pieces, limit)
+    elif count > limit:
         raise TooLong(f"sample {key}: {count} pieces of text, the limit is {limit}")
-    ids, segments, words = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])]
+    ids, segments, words, after = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])], 0
     for i, piece in enumerate(pieces):
+        if not len(piece):
+            continue
         ids += [piece.ids, np.array([vocab.sep])]
         segments += [parts[i][1]] * len(piece) + [parts[i if own_sep else min(i + 1, len(parts) - 1)][1]]
-        words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
+        words += [piece.words + after, np.array([-1])]
+        after += int(piece.words[-1]) + 1
     rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
+    rows.cut = count - sum(map(len, pieces))
     return rows, pieces
 
 
@@ -89,12 +110,20 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
 
 def before_last_sep(rows: TextRows, piece: int) -> TextRows:
     """The rows with one more special piece, such as [MASK], before the closing [SEP]."""
-    return TextRows(
+    return replace(
+        rows,
         ids=np.insert(rows.ids, -1, piece),
         segment_ids=np.insert(rows.segment_ids, -1, rows.segment_ids[-1]),
         position_ids=np.append(rows.position_ids, rows.position_ids[-1] + 1),
         words=np.insert(rows.words, -1, -1),
     )
+
+
+def with_last(rows: TextRows, piece: int, segment: int, position: int) -> TextRows:
+    """The rows with one more special piece, such as [END], after all others."""
+    added = {"ids": piece, "segment_ids": segment, "position_ids": position, "words": -1}
+    columns: dict[str, Any] = {name: np.append(getattr(rows, name), value) for name, value in added.items()}
+    return replace(rows, **columns)
 
 
 def side_by_side(rows: Sequence[RegionRows]) -> RegionRows:
@@ -126,6 +155,18 @@ def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> 
         for row in np.flatnonzero((pieces.spans[:, 0] < link.end) & (pieces.spans[:, 1] > link.start))
     ]
     return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
+    """Gold links of a question and one of its choices, laid out as [CLS] question [SEP] choice [SEP]: (P, 2) text row, region row.
+
+    Args:
+        sample: its texts are the question and the choices.
+        pieces: of the question and of the choice, as laid out.
+        form: number of the choice.
+    """
+    second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
+    return np.concatenate([link_rows(sample, pieces[0]), second])
 
 
 def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None) -> RegionRows:

@@ -154,6 +154,16 @@ TINY_RUN: dict[str, Any] = {
 """How every system's `tiny` size is trained, unless it says otherwise."""
 
 
+def adam(lr: float, max_norm: float = 1.0, eps: float = 1e-8, decay: float = 0.01) -> Optim:
+    """AdamW that spares biases and norms of decay, as most of the field sets it."""
+    return Optim(lr=lr, betas=(0.9, 0.999), eps=eps, weight_decay=decay, no_decay=("bias", "norm"), max_norm=max_norm)
+
+
+def bert_adam(lr: float) -> Optim:
+    """BERT's Adam: moments without bias correction, every tensor clipped by its own norm."""
+    return dataclasses.replace(adam(lr, eps=1e-6), clip="each", bias_correction=False)
+
+
 def to_json(value: Any) -> str:
     """A nested dataclass as JSON text."""
     return json.dumps(dataclasses.asdict(value), indent=2) + "\n"

@@ -18,6 +18,7 @@ from intarsia.errors import BadInput
 from intarsia.objectives.contrast import alone
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
+from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
@@ -42,6 +43,8 @@ class System(nn.Module, ABC):
     """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
+    from_bert: ClassVar[FromBert | None] = None
+    """How pre-training starts from BERT, where the paper's does."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()

@@ -35,6 +35,10 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, start: int | None, stop: int | None) -> Pieces:
+        """The pieces from `start` to before `stop`, as of a slice; words keep their numbers."""
+        return Pieces(self.ids[start:stop], self.words[start:stop], self.spans[start:stop])
+
 
 class Vocab:
     """A WordPiece vocabulary.

@@ -214,12 +214,12 @@ class Signals:
         self.caught = signal.Signals(number).name
 
 
-def _rows_of(layout: Layout, look: bool, sample: Sample) -> int:
-    """The rows of a sample; with `look` its pixels are decoded as well, so that those which cannot be are found before training."""
+def _rows_of(layout: Layout, look: bool, sample: Sample) -> tuple[int, int]:
+    """The rows of a sample and the pieces cut from its text; with `look` its pixels are decoded, so that bad ones are found before training."""
     example = layout.lay_out(sample)
     for image in example.images if look else ():
         image.read()
-    return example.rows
+    return example.rows, 0 if example.text is None else example.text.cut
 
 
 class _Data:
@@ -259,6 +259,8 @@ class _Data:
         line = f"{'held-out' if self.name.endswith('valid') else 'training'} samples: {len(lengths.kept)}, rows a sample: {lengths.rows.sum() / len(lengths.kept):.1f}"
         if lengths.left_out:
             line += f"; left out: {', '.join(f'{count} {kind}' for kind, count in lengths.left_out.items())} (e.g. {lengths.examples[0]})"
+        if count := int((lengths.cut > 0).sum()):
+            line += f"; texts cut to fit: {count}, of at most {int(lengths.cut.max())} pieces"
         return line
 
     def fixed(self, count: int) -> dict[str, list[tuple[Batch, float]]]:
