@@ -77,7 +77,7 @@ class Schedule:
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
         if self.shape == "product":
-            return max(self.floor, (1 - step / self.steps) * min(1.0, step / max(1, self.warmup)))
+            return max(self.floor, (1 - step / self.steps) * (step / self.warmup if step < self.warmup else 1))
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
