@@ -291,6 +291,8 @@ class Batch(Movable):
     links: Tensor | None = None
     """(P, 2) text row, region row."""
     targets: dict[str, Picks | Tensor] = field(default_factory=dict)
+    read: dict[str, Tensor] | None = None
+    """Stream -> (M), sorted, the rows that targets pick, and of the text every document's first; None = not known."""
 
     @property
     def rows(self) -> int:
@@ -370,7 +372,15 @@ def pack(examples: Sequence[Example]) -> Batch:
         regions=regions,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
+        read={stream: _read(examples, stream, cu) for stream, cu in start.items()},
     )
+
+
+def _read(examples: Sequence[Example], stream: str, cu: Array) -> Tensor:
+    picks = [(x, i) for i, example in enumerate(examples) for x in example.targets.values() if isinstance(x, Pick)]
+    picked = [x.rows + cu[i] for x, i in picks if x.stream == stream]
+    first = [cu[:-1][np.diff(cu) > 0]] if stream == "text" else []
+    return torch.from_numpy(np.unique(np.concatenate([*picked, *first, np.zeros(0, np.int64)]).astype(np.int64)))
 
 
 def _rows(parts: Sequence[Any], name: str, dtype: Any = np.int64) -> Tensor:

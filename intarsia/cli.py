@@ -108,6 +108,8 @@ class Pretrain(Generic[C]):
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """What ranks under torchrun do with the weights: copy them or share them out."""
+    compile: bool = False
+    """Compile the repeated layers; pays on CUDA only, with attention dropout 0."""
     on_error: Literal["stop", "skip"] = "stop"
     """skip = samples that cannot be used are counted and left out."""
 
@@ -203,6 +205,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         workers=options.workers,
         device=options.device,
         sharding=options.sharding,
+        compile=options.compile,
         size=size,
         on_error=options.on_error,
         pace=Pace(log_every=25, save_every=500, valid_every=250),

@@ -137,6 +137,19 @@ def split(packing: Packing, first: Tensor) -> Packing:
     )
 
 
+def subset(packing: Packing, rows: Tensor) -> Packing:
+    """The packing of some rows of a stream, which keep their documents and levels.
+
+    Args:
+        packing: of N rows.
+        rows: (M) int64, sorted, each once.
+    """
+    cu = torch.searchsorted(rows, packing.cu_seqlens.long()).int()
+    doc = packing.doc[rows]
+    pos = torch.arange(rows.shape[0], device=rows.device) - cu[doc]
+    return Packing(cu, packing.max_seqlen, doc, pos, None if packing.level is None else packing.level[rows])
+
+
 def joined_rows(joined: Joined, a: Tensor, b: Tensor) -> Tensor:
     """Lays the rows of two streams (Na, ..) and (Nb, ..) into one tensor (Na + Nb, ..)."""
     return _place(a, joined.rows_a, b, joined.rows_b)

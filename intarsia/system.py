@@ -45,6 +45,8 @@ class System(nn.Module, ABC):
     """Special tokens beside BERT's; a vocabulary must have them, or unused rows to give them."""
     reads_text_alone: ClassVar[bool] = False
     """Samples without pictures take part in pre-training."""
+    picked_goals: ClassVar[tuple[str, ...]] = ()
+    """Objectives whose losses read only picked rows and what is pooled from the first row."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
@@ -91,6 +93,10 @@ class System(nn.Module, ABC):
         """The one entry that DDP, FSDP and compile wrap."""
         encoded = self.encode(batch)
         return self.losses(encoded, batch), encoded
+
+    def read(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
+        return batch.read if self.training and set(batch.targets) <= set(self.picked_goals) else None
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""

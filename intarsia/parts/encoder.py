@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.attend import attend
-from intarsia.packed import Packing
+from intarsia.packed import Packing, subset
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.numbers import BertNumbers
 
@@ -33,12 +34,20 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(N, H) to (N, H)."""
-        rows, width = x.shape
-        q, k, v = self.qkv(x).view(rows, 3, self.heads, width // self.heads).unbind(1)  # (N, heads, D) each
-        mixed = attend(q, k, v, packing, packing, self.dropout if self.training else 0.0)
-        return self.out(mixed.reshape(rows, width))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """(N, H) to (N, H), or to the rows `read` (M) of it, (M, H)."""
+        width = x.shape[1]
+        by_head = (self.heads, width // self.heads)
+        queries = packing
+        if read is None:
+            q, k, v = self.qkv(x).view(-1, 3, *by_head).unbind(1)  # (N, heads, D) each
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
+            k, v = F.linear(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
+            queries = subset(packing, read)
+        mixed = attend(q, k, v, queries, packing, self.dropout if self.training else 0.0)
+        return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -58,9 +67,12 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(N, H) to (N, H)."""
-        return self.after(x, self.attention(x, packing))
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows."""
+        if read is None:
+            return self.after(x, self.attention(x, packing))
+        some = self.after(x.index_select(0, read), self.attention(x, packing, read))
+        return some.new_full(x.shape, torch.nan).index_copy(0, read, some)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: (N, H) rows and what they attended to, (N, H), to (N, H)."""
@@ -75,8 +87,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, activation) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """(N, H) to (N, H)."""
-        for layer in self.layers:
-            x = layer(x, packing)
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """(N, H) to (N, H). Args: read (M) int64, sorted: the rows that the last layer must give; the others are NaN. None = all."""
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, packing, read if i == last else None)
         return x

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from intarsia.batch import Encoded
 from intarsia.packed import Packing, join, joined_rows
 
 Stage = Callable[[Tensor, Packing], Tensor]
+Reader = Callable[[Tensor, Packing, Tensor | None], Tensor]
 
 
 def encode_joined(
-    encoder: Stage,
+    encoder: Reader,
     pooler: Stage,
     words: Tensor,
     text: Packing,
     regions: Tensor,
     visual: Packing,
+    read: dict[str, Tensor] | None = None,
 ) -> Encoded:
     """Joins the two inputs of each document, encodes them and pools the output of the first word.
 
     Args:
-        encoder: sees both.
+        encoder: sees both; its last argument is which rows it must give, None = all.
         pooler: reads the first row of each document, which is [CLS].
         words: (T, H) embedded text rows.
         text: their packing.
         regions: (R, H) embedded regions.
         visual: their packing.
+        read: rows of "text" and "regions" that somebody reads, as in `Batch`; the others come back as NaN. None = all.
     """
     joined = join(text, visual)
-    x = encoder(joined_rows(joined, words, regions.to(words.dtype)), joined.packing)  # (T + R, H)
+    rows = None
+    if read is not None:
+        rows = torch.cat([joined.rows_a[read["text"]], joined.rows_b[read["regions"]]]).sort().values
+    x = encoder(joined_rows(joined, words, regions.to(words.dtype)), joined.packing, rows)  # (T + R, H)
     return Encoded(
         text=x.index_select(0, joined.rows_a),
         visual=x.index_select(0, joined.rows_b),

@@ -185,7 +185,9 @@ class ImageBERT(System):
         assert text is not None and regions is not None, "ImageBERT needs text and regions"
         place = self.words.segment(regions.segment_ids) + self.words.position(regions.position_ids)  # (R, H)
         seen = self.regions(regions, place)
-        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+        return encode_joined(
+            self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing, self.read(batch)
+        )
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
@@ -223,6 +225,7 @@ class ImageBERT(System):
 
     # 5 -- downstream -------------------------------------------------------------------------------------------------
 
+    picked_goals = ("mlm", "moc", "mrfr", "itm")
     heads = ("word_head", "class_head", "feature_head", "match_head")
     finetune = _finetune()
 

@@ -340,15 +340,17 @@ class Oscar(System):
         assert text is not None and regions is not None, "Oscar needs text and regions"
         words, seen = self.words(text), self.regions(regions)
         if self.config.attention == "CLR":
-            return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing)
+            return encode_joined(
+                self.encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch)
+            )
         lengths = text.packing.lengths.long()
         if self.config.attention == "LR":
             lengths = torch.zeros_like(lengths).index_add(0, text.packing.doc, 1 - text.segment_ids)
 
-        def apart(x: Tensor, packing: Packing) -> Tensor:
-            return self.encoder(x, split(packing, lengths))  # type: ignore[no-any-return]
+        def apart(x: Tensor, packing: Packing, read: Tensor | None) -> Tensor:
+            return self.encoder(x, split(packing, lengths), read)  # type: ignore[no-any-return]
 
-        return encode_joined(apart, self.pooler, words, text.packing, seen, regions.packing)
+        return encode_joined(apart, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
@@ -417,6 +419,7 @@ class Oscar(System):
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
+    picked_goals = ("mlm", "contrast", "caption")
     heads = ("word_head", "match_head", "decoder")
     finetune = _finetune()
 

@@ -190,7 +190,9 @@ class UnicoderVL(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "Unicoder-VL needs text and regions"
         seen = self.regions(regions, self.words)
-        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+        return encode_joined(
+            self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing, self.read(batch)
+        )
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
@@ -227,6 +229,7 @@ class UnicoderVL(System):
 
     # 5 -- downstream -------------------------------------------------------------------------------------------------
 
+    picked_goals = ("mlm", "moc", "vlm")
     heads = ("word_head", "class_head", "match_head")
     finetune = _finetune()
 

@@ -292,7 +292,9 @@ class UNITER(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "UNITER needs text and regions"
         seen = self.regions(regions, self.words.segment(regions.segment_ids))  # (R, H)
-        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+        return encode_joined(
+            self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing, self.read(batch)
+        )
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------
 
@@ -365,6 +367,7 @@ class UNITER(System):
 
     # 5 -- downstream: heads, and the authors' configs --------------------------------------------------------------
 
+    picked_goals = ("mlm", "mrfr", "mrc", "mrc_kl")
     heads = ("word_head", "feature_head", "class_head", "match_head")
     finetune = _finetune()
 

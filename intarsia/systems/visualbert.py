@@ -255,7 +255,7 @@ class VisualBERT(System):
         if self.config.late_fusion:
             words = self.encoder(words, text.packing)
         both = self.fusion if self.config.late_fusion else self.encoder
-        return encode_joined(both, self.pooler, words, text.packing, seen, regions.packing)
+        return encode_joined(both, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
 
     # 3 -- objectives ---------------------------------------------------------------------------------------------------
 
@@ -295,6 +295,7 @@ class VisualBERT(System):
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
+    picked_goals = ("mlm", "itm")
     heads = ("word_head", "match_head")
     finetune = _finetune()
 

@@ -258,7 +258,7 @@ class VLBERT(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VL-BERT needs text and regions"
         words, seen = self.elements(self.words, text, regions, batch.links)
-        return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing)
+        return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
@@ -317,6 +317,7 @@ class VLBERT(System):
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
+    picked_goals = ("mlm", "mlm_text", "mvrc", "itm")
     heads = ("word_head", "class_head", "match_head")
     finetune = _finetune()
 

@@ -253,7 +253,9 @@ class VLP(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VLP needs text and regions"
         seen = self.regions(regions, self.words)
-        return encode_joined(self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing)
+        return encode_joined(
+            self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing, self.read(batch)
+        )
 
     # 3 -- objective ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +286,7 @@ class VLP(System):
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
+    picked_goals = ("lm",)
     heads = ("word_head",)
     finetune = _finetune()
 

@@ -358,12 +358,12 @@ class _Run:
             bad = torch.maximum(bad, _not_finite(total.detach()))
             self.epoch = item.epoch
             self.window.micro_batch(Seen(step, item.goal, item.batch.keys, item.batch.rows, losses))
-        norm = optim.clip(self.parameters, recipe.optim.max_norm, recipe.optim.clip)
+        norm, divide = optim.clip(self.parameters, recipe.optim.max_norm, recipe.optim.clip)
         bad = torch.maximum(bad, _not_finite(norm))
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
         optim.set_lr(self.optimizer, recipe.optim, recipe.schedule, step)
-        optim.step_if(self.optimizer, bad)
+        optim.step_if(self.optimizer, bad, divide)
         self.optimizer.zero_grad(set_to_none=True)
         self.bad = bad
         self.window.step(step, norm, bad)

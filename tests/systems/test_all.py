@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,53 @@ def test_losses_are_finite_repeat_and_reach_every_parameter(name: str) -> None:
     trained = [(key, value) for key, value in system.named_parameters() if value.requires_grad]
     without = [key for key, value in trained if value.grad is None or not value.grad.any()]
     assert without == []
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_training_computes_the_rows_that_are_read_and_changes_no_loss_or_gradient(name: str) -> None:
+    system = made(name)
+    for goal in goals(name):
+        found = []
+        for batch in (hidden(system, goal), dataclasses.replace(hidden(system, goal), read=None)):
+            system.zero_grad()
+            system.train()
+            losses, encoded = system(batch)
+            system.eval()
+            sum(losses.values()).backward()  # type: ignore[union-attr]
+            grads = {key: value.grad for key, value in system.named_parameters() if value.grad is not None}
+            found.append((losses, encoded, grads))
+        (some, some_rows, some_grads), (every, every_row, every_grad) = found
+        if set(goal.split("+")) <= set(system.picked_goals):
+            assert some_rows.text is not None and some_rows.text.isnan().any()
+        assert every_row.text is not None and every_row.text.isfinite().all()
+        for key in every:
+            torch.testing.assert_close(some[key], every[key], atol=1e-5, rtol=1e-5)
+        assert some_grads.keys() == every_grad.keys()
+        for key, grad in every_grad.items():
+            torch.testing.assert_close(
+                some_grads[key], grad, atol=2e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_on_cuda_losses_are_the_same_and_a_step_never_waits_for_the_device(name: str) -> None:
+    system = made(name)
+    for goal in goals(name):
+        batch = hidden(system, goal)
+        expected, _ = system.train()(batch)
+        there, batch = copy.deepcopy(system).cuda(), batch.to("cuda")
+        system.eval()
+        for _ in range(2):  # the first may make handles and buffers
+            there.zero_grad(set_to_none=True)
+            found, _ = there(batch)
+            sum(found.values()).backward()  # type: ignore[union-attr]
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("default")
+        for key, loss in expected.items():
+            torch.testing.assert_close(found[key].cpu(), loss, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
