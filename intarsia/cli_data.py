@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +126,8 @@ class Extract:
     out: Path
     extractor: str = "light"
     """light, grid or pixels."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Of the extractor, name and value in turn: `--options cells 8 whole no` for FashionBERT's patches."""
     batch: int = 8
     on_error: Literal["stop", "skip"] = "stop"
     device: str = "auto"
@@ -135,9 +137,10 @@ def extract(args: Sequence[str]) -> None:
     """Pictures to region shards."""
     options = tyro.cli(Extract, args=args, prog="intarsia extract")
     from intarsia.extract import extract as run
-    from intarsia.features.extractor import open_extractor
+    from intarsia.features.extractor import open_extractor, typed
 
     chosen: dict[str, Any] = {} if options.extractor == "pixels" else {"device": options.device}
+    chosen |= typed(options.extractor, options.options)
     run(
         Path(options.source),
         options.out,

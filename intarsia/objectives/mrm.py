@@ -1,6 +1,7 @@
-"""MRM, masked region modelling: hide regions, then give back their features (mrfr: regressed; mrnce: told from others) or class (mrc, moc: hard; mrc_kl, mvrc: soft).
+"""MRM, masked region modelling: hide regions, then give back features or classes.
 
-Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT.
+Features: mrfr, mpm (regressed), mrnce (told from others). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
+Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT.
 """
 
 from __future__ import annotations
@@ -66,6 +67,21 @@ def hide_most(
     return example
 
 
+def hide_count(example: Example, rng: np.random.Generator, goal: str, count: int) -> Example:
+    """Hides so many regions, but at most half of them and at least one, each as likely. Changes and returns the example.
+
+    Raises:
+        BadInput: there is no region.
+    """
+    regions = _regions(example, goal)
+    if not len(regions):
+        raise BadInput(f"sample {example.key}: {goal} needs at least one region, there is none")
+    rows = np.sort(rng.permutation(len(regions))[: min(count, max(1, len(regions) // 2))])
+    regions.masked = np.isin(np.arange(len(regions)), rows)
+    example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
+    return example
+
+
 def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
     """(M) bool: within .1, as VL-BERT's code has it; soft labels of nothing are no labels."""
     return np.ones(len(rows), np.bool_) if regions.probs is None else abs(regions.probs[rows].sum(-1) - 1) < 0.1
@@ -74,14 +90,14 @@ def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
 def target(example: Example, goal: str, rows: Array) -> Array:
     """What should be found at hidden regions.
 
-    mrfr, mrnce: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
+    mrfr, mrnce, mpm: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
     the soft label, (M, C).
 
     Raises:
         BadInput: no soft label where one is needed.
     """
     regions = _regions(example, goal)
-    if goal in ("mrfr", "mrnce"):
+    if goal in ("mrfr", "mrnce", "mpm"):
         return regions.feats[rows].astype(np.float32)
     if regions.probs is None:
         raise BadInput(f"sample {example.key}: {goal} needs soft labels of the detector, there are none")
@@ -113,6 +129,15 @@ def classify(logits: Tensor, classes: Tensor) -> Tensor:
 def divergence(logits: Tensor, probs: Tensor) -> Tensor:
     """KL(probs || softmax(logits)), both (M, C): the mean over all M x C elements, as UNITER's code has it, not over regions."""
     return F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="none").mean()
+
+
+def feature_divergence(logits: Tensor, features: Tensor) -> Tensor:
+    """KL(softmax(features) || softmax(logits)), both (M, F): the mean over regions of the sum over F, shares kept above 1e-7; 0 of none.
+
+    Source: FashionBERT's code, by Keras' KLDivergence.
+    """
+    wanted, found = (x.float().softmax(-1).clamp(1e-7, 1.0) for x in (features, logits))
+    return (wanted * (wanted / found).log()).sum() / max(len(logits), 1)
 
 
 def soft_losses(logits: Tensor, probs: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ def _finetune() -> dict[str, Finetune]:
 def _with_task(rows: TextRows, number: int, segment: int) -> TextRows:
     """The rows with the token of a task after [CLS]; the words keep their positions."""
     added = {"ids": number, "segment_ids": segment, "position_ids": 0, "words": -1}
-    return TextRows(**{name: np.insert(getattr(rows, name), 1, value) for name, value in added.items()})
+    longer: dict[str, Any] = {name: np.insert(getattr(rows, name), 1, value) for name, value in added.items()}
+    return replace(rows, **longer)
 
 
 def _meeting_keys(number: str, letter: str, ours: str) -> tuple[tuple[str, str], ...]:

@@ -81,3 +81,15 @@ class ReferShare(Refer):
         picks = batch.picks("re")
         each = F.binary_cross_entropy_with_logits(scores[picks.rows].float(), picks.labels.float(), reduction="sum")
         return each / len(batch.keys)
+
+
+@dataclass(frozen=True)
+class ReferMean(ReferEach):
+    """Each region is given back how well it fits. Batch.targets["re"]: Picks of all rows, the whole picture among them, with labels (M) in [0, 1].
+
+    Source: the code of ERNIE-ViL.
+    """
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over the picked rows of all documents, times the documents."""
+        return super().loss(scores, batch) * len(batch.keys)

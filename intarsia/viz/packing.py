@@ -186,7 +186,7 @@ class _Plate:
             x + width / 2,
             y + height * 0.35,
             title,
-            fontsize=8.5,
+            fontsize=min(8.5, 8.5 * (width - 0.06) / (1.14 * natural_width(title, 8.5))),  # bold is wider
             fontweight="bold",
             color=style.INK,
             ha="center",
@@ -250,15 +250,13 @@ class _Plate:
         y += 0.2
         left, right = 2.05, WIDTH - 1.5
         for goal in self.goals:
-            self.axes.text(
-                0.3,
-                y + 0.10,
-                " + ".join(name for name, _ in goal.losses),
-                fontsize=8.5,
-                fontweight="bold",
-                color=style.INK,
-                va="center",
-            )
+            names = [name for name, _ in goal.losses]
+            wide = 1.14 * natural_width(" + ".join(names), 8.5)  # bold is wider
+            lines = [names] if wide < left - 0.35 else [names[:2], names[2:]]
+            for line, at in zip(lines, (0.10,) if len(lines) == 1 else (-0.03, 0.12), strict=True):
+                said = " + ".join(line) + (" +" if line is not lines[-1] else "")
+                size = 8.5 if len(lines) == 1 else 7.8
+                self.axes.text(0.3, y + at, said, fontsize=size, fontweight="bold", color=style.INK, va="center")
             self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
             widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
             scale = min(1.0, (right - left) / sum(widths))
@@ -414,7 +412,8 @@ def _compare(
             words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
         kinds = {words[row].state for row in pick.rows}
         richness += 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(pick.rows) - 3)
-        questions.append(f"{len(pick.rows)} word{'s' * (len(pick.rows) > 1)}")
+    if count := sum(len(pick.rows) for pick in asked_words):
+        questions.append(f"{count} word{'s' * (count > 1)}")
     shown_regions = [pick for pick in picks.values() if pick.stream == "regions"]
     if shown_regions:
         for row in np.flatnonzero(example.regions.masked):

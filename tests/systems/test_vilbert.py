@@ -217,7 +217,6 @@ def test_a_task_has_a_row_after_cls() -> None:
 
 @pytest.mark.parametrize("task", list(ViLBERT.finetune))
 def test_every_task_trains_its_head(task: str) -> None:
-    torch.manual_seed(0)
     made_ = begin(system(), dataclasses.replace(ViLBERT.finetune[task], config={"max_pieces": 60}))
     name = task.removeprefix("beta_")
     forms = {"nlvr2": 2, "vcr": 4, "vcr_qar": 4, "retrieval": 4, "retrieval_coco": 4}.get(name, 1)
@@ -249,10 +248,8 @@ def test_every_task_trains_its_head(task: str) -> None:
     assert loss.isfinite()
     loss.backward()
     head = made_.head.get_submodule(ViLBERT.finetune[task].task.name)
-    grads = [
-        x.grad for key, x in head.named_parameters() if not key.endswith("bias")
-    ]  # a bias cannot tell choices apart
-    assert all(x is not None and x.abs().max() > 1e-7 for x in grads)
+    # where choices compete, a bias that all share has no gradient but rounding
+    assert all(x.grad is not None and (x.grad.any() or key == "bias") for key, x in head.named_parameters())
     others = [key for key, x in made_.head.named_parameters() if x.grad is not None]
     assert all(key.startswith(ViLBERT.finetune[task].task.name + ".") for key in others)
 
