@@ -57,6 +57,7 @@ class Extractor(Protocol):
 EXTRACTORS = {
     "grid": "intarsia.features.grid:Grid",
     "pixels": "intarsia.features.blob_regions:BlobRegions",
+    "patches": "intarsia.features.patches:Patches",
     "light": "intarsia.features.light:Light",
 }
 """Name -> "module:class"."""
@@ -90,7 +91,7 @@ def typed(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         BadInput: no such extractor or option, or a text that does not say a number where one is needed.
     """
-    known = _parameters(name)
+    known = parameters(name)
     found: dict[str, Any] = {}
     for option, text in options.items():
         if option not in known:
@@ -102,7 +103,12 @@ def typed(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """What the class of an extractor takes.
+
+    Raises:
+        BadInput: no such extractor.
+    """
     if name not in EXTRACTORS:
         raise BadInput(f"no extractor {name!r} (known: {', '.join(EXTRACTORS)})")
     module, _, kind = EXTRACTORS[name].partition(":")
@@ -124,7 +130,7 @@ def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Ext
         raise BadInput(
             f"features were made by {provenance.extractor!r}, which cannot be run here (known: {', '.join(EXTRACTORS)})"
         )
-    known = _parameters(provenance.extractor)
+    known = parameters(provenance.extractor)
     options: dict[str, Any] = {"device": device, "cache": cache}
     options |= typed(provenance.extractor, {k: v for k, v in provenance.settings.items() if k in known})
     extractor = open_extractor(provenance.extractor, **{k: v for k, v in options.items() if k in known})

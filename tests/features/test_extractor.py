@@ -58,6 +58,17 @@ def test_grid_without_the_whole_picture_opens_again():
     assert "whole" not in open_extractor("grid").provenance.settings, "files of before stay as they are"
 
 
+def test_patches_are_the_pixels_of_cells():
+    extractor = open_extractor("patches", cells=2)
+    found = extractor([halves()])[0]
+    np.testing.assert_allclose(found.boxes, open_extractor("grid", cells=2, whole="no").boxes)
+    np.testing.assert_array_equal(found.features[0], found.features[2])
+    assert not np.allclose(found.features[0], found.features[1])
+    np.testing.assert_array_equal(reopen(extractor.provenance)([halves()])[0].features, found.features)
+    with pytest.raises(BadInput, match="0 cells a side"):
+        open_extractor("patches", cells=0)
+
+
 def test_options_that_do_not_fit():
     with pytest.raises(BadInput, match="extractor grid: option cells is 'few', which is no number"):
         typed("grid", {"cells": "few"})

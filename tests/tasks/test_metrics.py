@@ -181,6 +181,21 @@ def test_folds_are_averaged() -> None:
     assert ranking.folds([good, bad])["text R@1"] == 50
 
 
+def test_candidates_are_of_the_category_and_of_the_seed() -> None:
+    categories = [("dress", "shirt", "shoe")[i % 3] for i in range(60)] + ["hat"] * 5
+    found = ranking.fashion_candidates(categories, queries=50, wrong=10, seed=3)
+    assert found == ranking.fashion_candidates(categories, queries=50, wrong=10, seed=3)
+    assert found != ranking.fashion_candidates(categories, queries=50, wrong=10, seed=4)
+    assert len({query for query, _ in found}) == 50
+    places = []
+    for query, candidates in found:
+        assert len(set(candidates)) == 11 and {categories[x] for x in candidates} == {categories[query]}
+        places.append(candidates.index(query))
+    assert len(set(places)) > 5, "the right one stands anywhere"
+    with pytest.raises(BadInput, match="60 pairs have 10 others of their category, 61 are to be asked"):
+        ranking.fashion_candidates(categories, queries=61, wrong=10)
+
+
 def test_bad_rankings() -> None:
     with pytest.raises(BadInput, match="candidate 1 of query 0 has a score that is no number"):
         ranking.ranks([[0, np.nan]], [[True, False]])
