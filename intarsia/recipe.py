@@ -57,6 +57,8 @@ class Optim:
     """joint = the norm of all gradients together; each = every tensor by its own norm (BertAdam)."""
     bias_correction: bool = True
     """False = the moments are used as they are, as in BERT's own code (BertAdam)."""
+    corrected_decay: bool = False
+    """True = TensorFlow's form: epsilon is not corrected with the moments, and the corrected rate multiplies the decay too."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "zero"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; zero = by
-    t / warmup, then decays from the peak, as in LXMERT's."""
+    shape: Literal["peak", "bert", "zero", "product"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
+    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
+        if self.shape == "product":
+            return max(self.floor, (1 - step / self.steps) * (step / self.warmup if step < self.warmup else 1))
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
@@ -114,7 +118,9 @@ class Batching:
     """How samples become batches."""
 
     rows: int = 10_240
-    """Budget of rows (words + regions) of one micro-batch on one rank."""
+    """Budget of rows (words + regions, and one for every 32 x 32 pixels) of one micro-batch on one rank."""
+    samples: int = 0
+    """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
     accumulate: int = 1
@@ -146,6 +152,16 @@ TINY_RUN: dict[str, Any] = {
     "precision": "fp32",
 }
 """How every system's `tiny` size is trained, unless it says otherwise."""
+
+
+def adam(lr: float, max_norm: float = 1.0, eps: float = 1e-8, decay: float = 0.01) -> Optim:
+    """AdamW that spares biases and norms of decay, as most of the field sets it."""
+    return Optim(lr=lr, betas=(0.9, 0.999), eps=eps, weight_decay=decay, no_decay=("bias", "norm"), max_norm=max_norm)
+
+
+def bert_adam(lr: float) -> Optim:
+    """BERT's Adam: moments without bias correction, every tensor clipped by its own norm."""
+    return dataclasses.replace(adam(lr, eps=1e-6), clip="each", bias_correction=False)
 
 
 def to_json(value: Any) -> str:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.errors import BadInput
+from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
-from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
+from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
@@ -40,6 +44,8 @@ class System(nn.Module, ABC):
     """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
+    from_bert: ClassVar[FromBert | None] = None
+    """How pre-training starts from BERT, where the paper's does."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()
@@ -50,15 +56,22 @@ class System(nn.Module, ABC):
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
     untrained: ClassVar[tuple[str, ...]] = ()
     """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
+    towers: ClassVar[bool] = False
+    """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
+    memory: ClassVar[tuple[str, ...]] = ()
+    """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
     config: Any
     vocab: Vocab
+    gather: Callable[[Tensor], Tensor]
+    """Rows (N, ..) of this process to those of all, in order of rank, without gradient; `train.parallel` sets it where there are several."""
 
     @abstractmethod
     def __init__(self, config: Any, vocab: Vocab) -> None:
         super().__init__()
+        self.gather = alone
 
     @abstractmethod
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
@@ -101,6 +114,11 @@ class System(nn.Module, ABC):
         """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
         return batch.read if self.training and set(batch.targets) <= set(self.picked_goals) else None
 
+    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
+        """The scalar that a step trains: the sum of its losses, weighed as the recipe's mix says, unless the paper weighs them by what they are."""
+        total: Tensor = mix.weigh(losses)
+        return total
+
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""
         raise TypeError(f"{self.card.name} was not trained to match texts and pictures")
@@ -135,6 +153,14 @@ class System(nn.Module, ABC):
         """
         raise TypeError(f"{self.card.name} does not generate texts")
 
+    def fill_trunk(self, path: Path) -> None:
+        """Starts the image trunk from published weights of its own, such as timm's.
+
+        Raises:
+            BadInput: the system has no trunk, or the file is of another.
+        """
+        raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
+
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""
         return {}
@@ -167,9 +193,7 @@ class Crossing(Protocol):
         """
 
 
-def fit_config(
-    config: Any, pieces: int, width: int, classes: int, attributes: int = 0, answers: tuple[str, ...] = ()
-) -> Any:
+def fit_config(config: Any, pieces: int, width: int, classes: int, attributes: int = 0) -> Any:
     """A system's config with the numbers that the data give, as far as it has such fields.
 
     Args:
@@ -178,12 +202,10 @@ def fit_config(
         width: numbers of a region feature.
         classes: of the soft labels, background among them.
         attributes: of regions, "none" among them; 0 = unknown, the config's number stays.
-        answers: the table of answers to questions; empty = unknown, the config's stays.
     """
     found: dict[str, Any] = {"vocab_size": pieces, "feature_size": width, "classes": classes}
     found["num_object_labels"] = max(classes - 1, 1)
     found |= {"num_attr_labels": attributes - 1} if attributes > 1 else {}
-    found |= {"answers": answers, "num_qa_labels": len(answers)} if answers else {}
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 
@@ -230,7 +252,7 @@ class Finetune:
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
-    """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = the whole."""
+    """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
 
 class FineTuned(nn.Module):

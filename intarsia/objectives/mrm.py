@@ -1,24 +1,23 @@
-"""MRM, masked region modelling: hide regions, then give back their features (mrfr) or class (mrc, moc: hard; mrc_kl, mvrc: soft).
+"""MRM, masked region modelling: hide regions, then give back features or classes.
 
-Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT. LXMERT asks for the class (obj) and the attribute (attr) of every region, hidden
-or not, weighted by the detector's confidence, and for the features (feat) of the hidden ones.
+Features: mrfr, mpm (regressed), mrnce (told from others). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
+Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Array, Example, Pick, RegionRows, Sample
+from intarsia.batch import Array, Example, Pick, RegionRows, Regions
 from intarsia.errors import BadInput
+from intarsia.packed import Packing
 
-NEED_CLASSES = ("mrc", "mrc_kl", "moc", "mvrc", "obj")
+NEED_CLASSES = ("mrc", "mrc_kl", "moc", "mvrc")
 """Goals that need the soft labels of a detector."""
-NEED_ATTRIBUTES = ("attr",)
-"""Goals that need attributes of regions."""
+GOALS = ("mrfr", "mrnce", *NEED_CLASSES)
 
 
 def hide(example: Example, rng: np.random.Generator, goal: str, rate: float = 0.15) -> Example:
@@ -68,59 +67,19 @@ def hide_most(
     return example
 
 
-def hide_or_exchange(
-    example: Example, rng: np.random.Generator, draw: Callable[[], Sample], rate: float = 0.15, goal: str = "feat"
-) -> Example:
-    """Chooses regions, each with probability `rate`, perhaps none; of the chosen 80 % are hidden, 10 % get the feature of a region elsewhere, 10 % stay.
-
-    Boxes stay. The target is the feature as it was, (M, F). Changes and returns the example.
-
-    Args:
-        example: laid out, with regions.
-        rng: source of randomness.
-        draw: another sample, with another picture.
-        rate: probability of each region.
-        goal: name of the target.
-
-    Source: the code of LXMERT.
+def hide_count(example: Example, rng: np.random.Generator, goal: str, count: int) -> Example:
+    """Hides so many regions, but at most half of them and at least one, each as likely. Changes and returns the example.
 
     Raises:
-        BadInput: there is no region, or features of another width in the other picture.
+        BadInput: there is no region.
     """
     regions = _regions(example, goal)
-    rows = np.flatnonzero(rng.random(len(regions)) < rate)
-    share = rng.random(len(rows))
-    example.targets[goal] = Pick("regions", rows, regions.feats[rows].astype(np.float32))
-    regions.masked = np.zeros(len(regions), np.bool_)
-    regions.masked[rows[share < 0.8]] = True
-    exchanged = rows[(share >= 0.8) & (share < 0.9)]
-    regions.feats = regions.feats.copy() if len(exchanged) else regions.feats
-    for row in exchanged:
-        other = draw()
-        found = other.pictures[0].features
-        if found.shape[1:] != regions.feats.shape[1:] or not len(found):
-            raise BadInput(f"sample {other.key}: features of shape {found.shape}, needed (R, {regions.feats.shape[1]})")
-        regions.feats[row] = found[rng.integers(len(found))]
+    if not len(regions):
+        raise BadInput(f"sample {example.key}: {goal} needs at least one region, there is none")
+    rows = np.sort(rng.permutation(len(regions))[: min(count, max(1, len(regions) // 2))])
+    regions.masked = np.isin(np.arange(len(regions)), rows)
+    example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
     return example
-
-
-def told(example: Example, goal: str) -> Pick:
-    """What the detector says of every region: (R, 2) float32, a class ("obj") or attribute ("attr") from 0 up and how sure it is.
-
-    Background and regions without attribute weigh nothing. Without labels the class is the likeliest of the soft labels that is not background.
-
-    Raises:
-        BadInput: there is no region, or the detector did not say it.
-    """
-    regions = _regions(example, goal)
-    ids, sure = (regions.labels, regions.scores) if goal == "obj" else (regions.attributes, regions.attribute_scores)
-    if ids is None and goal == "obj" and regions.probs is not None:
-        ids, sure = 1 + regions.probs[:, 1:].argmax(-1), regions.probs[:, 1:].max(-1)
-    if ids is None:
-        what = "classes" if goal == "obj" else "attributes"
-        raise BadInput(f"sample {example.key}: {goal} needs the {what} of regions, there are none")
-    weight = np.where(ids > 0, 1.0 if sure is None else sure, 0.0)
-    return Pick("regions", np.arange(len(regions)), np.stack([np.maximum(ids - 1, 0), weight], 1).astype(np.float32))
 
 
 def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
@@ -131,14 +90,14 @@ def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
 def target(example: Example, goal: str, rows: Array) -> Array:
     """What should be found at hidden regions.
 
-    mrfr: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
+    mrfr, mrnce, mpm: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
     the soft label, (M, C).
 
     Raises:
         BadInput: no soft label where one is needed.
     """
     regions = _regions(example, goal)
-    if goal == "mrfr":
+    if goal in ("mrfr", "mrnce", "mpm"):
         return regions.feats[rows].astype(np.float32)
     if regions.probs is None:
         raise BadInput(f"sample {example.key}: {goal} needs soft labels of the detector, there are none")
@@ -172,21 +131,72 @@ def divergence(logits: Tensor, probs: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="none").mean()
 
 
-def classify_told(logits: Tensor, told: Tensor) -> Tensor:
-    """Mean over regions of the cross entropy of (R, C) logits against `told`'s (R, 2) classes, times their confidence. Source: LXMERT's code."""
-    each = F.cross_entropy(logits.float(), told[:, 0].long(), reduction="none")
-    return (each * told[:, 1]).sum() / max(len(told), 1)
+def feature_divergence(logits: Tensor, features: Tensor) -> Tensor:
+    """KL(softmax(features) || softmax(logits)), both (M, F): the mean over regions of the sum over F, shares kept above 1e-7; 0 of none.
 
-
-def regress_smooth(predicted: Tensor, features: Tensor, regions: int) -> Tensor:
-    """Smooth L1 error (Huber's, 1 wide), the mean over feature numbers of (M, F), summed over hidden regions and divided by `regions`, all there are.
-
-    Source: LXMERT's code.
+    Source: FashionBERT's code, by Keras' KLDivergence.
     """
-    each = F.smooth_l1_loss(predicted.float(), features.float(), reduction="sum")
-    return each / (max(regions, 1) * features.shape[1])
+    wanted, found = (x.float().softmax(-1).clamp(1e-7, 1.0) for x in (features, logits))
+    return (wanted * (wanted / found).log()).sum() / max(len(logits), 1)
 
 
 def soft_losses(logits: Tensor, probs: Tensor) -> Tensor:
     """(M) cross entropy of (M, C) logits against (M, C) probs. Source: the code of VL-BERT."""
     return -(probs.float() * F.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def region_divergence(logits: Tensor, probs: Tensor) -> Tensor:
+    """KL(probs || softmax(logits)), both (M, C), summed over classes and averaged over regions; 0 of none. Source: ViLBERT, sec. 3.2."""
+    each = F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="sum")
+    return each / max(len(probs), 1)
+
+
+def draw_negatives(pick: Pick, rng: np.random.Generator, count: int) -> Pick:
+    """The target of mrnce with, behind each feature, `count` numbers in [0, 1) that choose the features it is told from: (M, F + count)."""
+    return Pick(
+        pick.stream, pick.rows, np.concatenate([pick.labels, rng.random((len(pick.rows), count), np.float32)], 1)
+    )
+
+
+def negatives(draws: Tensor, rows: Tensor, packing: Packing, spare: int, inside: float = 0.3) -> Tensor:
+    """Which regions hidden ones are told from: (M, K) rows.
+
+    Args:
+        draws: (M, K) float in [0, 1).
+        rows: (M) hidden regions.
+        packing: of all regions.
+        spare: so many of the last regions of each document are never chosen.
+        inside: share of the K that are other regions of the same document; the others are regions of other documents, each as likely, and of the
+            same one where there is no other.
+    """
+    counts = (packing.lengths.long() - spare).clamp(min=1)  # (B)
+    own, documents = packing.doc[rows][:, None], packing.documents  # (M, 1)
+    across = draws.shape[1] - int(draws.shape[1] * inside)
+    place = draws[:, :across].double() * max(documents - 1, 1)
+    other = place.long()
+    shift = (other >= own).long() if documents > 1 else 0
+    elsewhere = other + shift
+    found = packing.first[elsewhere] + ((place - other) * counts[elsewhere]).long().clamp(max=counts[elsewhere] - 1)
+    beside = (draws[:, across:].double() * (counts[own] - 1)).long()
+    here = packing.pos[rows][:, None]
+    beside = (beside + (beside >= here)).clamp(max=counts[own] - 1)
+    return torch.cat([found, packing.first[own] + beside], 1)
+
+
+def contrast(predicted: Tensor, labels: Tensor, rows: Tensor, regions: Regions, spare: int = 0) -> Tensor:
+    """NCE: mean cross entropy of telling a region's feature from those of others by their product with the prediction; 0 of none.
+
+    Args:
+        predicted: (M, F).
+        labels: (M, F + K) as `draw_negatives` makes them.
+        rows: (M) the hidden regions.
+        regions: all of the batch; what is hidden of them is put back from `labels`.
+        spare: so many of the last regions of each document are no negatives.
+
+    Source: the code of ViLBERT (visual_target 2).
+    """
+    true, draws = labels.float().split([predicted.shape[1], labels.shape[1] - predicted.shape[1]], 1)  # type: ignore[no-untyped-call]
+    feats = regions.feats.float().index_copy(0, rows, true)
+    others = feats[negatives(draws, rows, regions.packing, spare)]  # (M, K, F)
+    scores = torch.cat([true[:, None], others], 1) @ predicted.float()[:, :, None]  # (M, 1 + K, 1)
+    return F.cross_entropy(scores.squeeze(-1), rows.new_zeros(len(rows)), reduction="sum") / max(len(rows), 1)

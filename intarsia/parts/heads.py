@@ -89,3 +89,18 @@ class AnswerHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H) to (B, outputs)."""
         return self.out(self.norm(self.activation(self.up(x))))  # type: ignore[no-any-return]
+
+
+class NormedLinear(nn.Module):
+    """A linear map whose matrix is a length times a direction, both learnt. Source: Salimans and Kingma 2016; the first code of ViLBERT."""
+
+    def __init__(self, hidden_size: int, outputs: int) -> None:
+        super().__init__()
+        plain = nn.Linear(hidden_size, outputs)
+        self.weight_g = nn.Parameter(plain.weight.detach().norm())
+        self.weight_v = plain.weight
+        self.bias = plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H) to (B, outputs)."""
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm()), self.bias)

@@ -362,6 +362,7 @@ class UNITER(System):
     # 4 -- recipes: the authors' configs, and one that a laptop core learns from generated scenes -------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream: heads, and the authors' configs --------------------------------------------------------------
 

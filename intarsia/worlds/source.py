@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -272,8 +273,11 @@ class WorldSource:
         scores = probs.max(1)
         for array in (features, boxes, probs, labels, attributes, scores):
             array.setflags(write=False)
-        picture = Picture(self.key(index), features, boxes, side, side, scores, probs, labels, attributes=attributes)
-        return picture, members
+        shown = partial(self.image, index) if self.config.level else None
+        said = (scores, probs, labels)
+        return Picture(
+            self.key(index), features, boxes, side, side, *said, pixels=shown, attributes=attributes
+        ), members
 
     def _other_caption(self, index: int, text: str, language: str) -> tuple[str, ...]:
         """Another true caption of a scene, in other words; none where few draws find none."""

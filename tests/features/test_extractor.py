@@ -6,6 +6,7 @@ import torch
 
 from intarsia.errors import BadInput
 from intarsia.features import EXTRACTORS, Extractor, open_extractor, reopen
+from intarsia.features.extractor import typed
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -48,6 +49,35 @@ def test_grid_cells_are_in_reading_order_after_the_whole_picture():
     assert np.linalg.norm(red[0] - red[1]) < 0.5 * np.linalg.norm(red[0] - blue[0])
 
 
+def test_grid_without_the_whole_picture_opens_again():
+    extractor = open_extractor("grid", **typed("grid", {"cells": "2", "whole": "no"}))
+    found = extractor([halves()])[0]
+    np.testing.assert_allclose(found.boxes, open_extractor("grid", cells=2)([halves()])[0].boxes[1:])
+    again = reopen(extractor.provenance)
+    np.testing.assert_array_equal(again([halves()])[0].features, found.features)
+    assert "whole" not in open_extractor("grid").provenance.settings, "files of before stay as they are"
+
+
+def test_patches_are_the_pixels_of_cells():
+    extractor = open_extractor("patches", cells=2)
+    found = extractor([halves()])[0]
+    np.testing.assert_allclose(found.boxes, open_extractor("grid", cells=2, whole="no").boxes)
+    np.testing.assert_array_equal(found.features[0], found.features[2])
+    assert not np.allclose(found.features[0], found.features[1])
+    np.testing.assert_array_equal(reopen(extractor.provenance)([halves()])[0].features, found.features)
+    with pytest.raises(BadInput, match="0 cells a side"):
+        open_extractor("patches", cells=0)
+
+
+def test_options_that_do_not_fit():
+    with pytest.raises(BadInput, match="extractor grid: option cells is 'few', which is no number"):
+        typed("grid", {"cells": "few"})
+    with pytest.raises(BadInput, match="extractor grid has no option 'size'"):
+        typed("grid", {"size": "3"})
+    with pytest.raises(BadInput, match="whole 'maybe' is not one of yes, no"):
+        open_extractor("grid", whole="maybe")
+
+
 def test_random_weights_are_those_of_the_seed():
     image = halves()
     first, second, other = (open_extractor("grid", seed=x)([image])[0].features for x in (3, 3, 4))
@@ -58,10 +88,10 @@ def test_random_weights_are_those_of_the_seed():
 
 def test_the_grid_can_stand_on_efficientnet(monkeypatch, tmp_path):
     from intarsia.features import grid
-    from intarsia.features.efficientnet_lite import EfficientNetLite0
+    from intarsia.features.efficientnet_lite import EfficientNetLite0, to_published
 
     path = tmp_path / "net.pth"
-    torch.save(EfficientNetLite0().state_dict(), path)
+    torch.save(to_published(EfficientNetLite0().state_dict()), path)
     monkeypatch.setattr(grid, "fetched", lambda part, name, root: path)
     extractor = open_extractor("grid", trunk="efficientnet", cells=3, side=96)
     assert extractor([halves()])[0].features.shape == (10, 1280)

@@ -60,6 +60,35 @@ def test_berts_own_schedule_begins_at_nothing_and_decays_from_the_start() -> Non
     )
 
 
+def test_the_product_schedule_warms_up_on_a_falling_line() -> None:
+    schedule = Schedule(steps=10, warmup=3, shape="product")
+    assert [schedule.scale(step) for step in range(10)] == pytest.approx(
+        [0, 0.9 / 3, 0.8 * 2 / 3, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    )
+
+
+def test_steps_with_corrected_decay_are_tensorflows_written_out() -> None:
+    recipe = Optim(0.1, (0.8, 0.9), 1e-3, 0.2, no_decay=("bias",), max_norm=0.0, corrected_decay=True)
+    schedule = Schedule(steps=10, warmup=0, shape="product")
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1.0)
+    optimizer = adamw(layer, recipe)
+    m = v = 0.0
+    w = b = 1.0
+    for step in range(4):
+        g = step + 1.0
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), g), torch.full((1,), g)
+        set_lr(optimizer, recipe, schedule, step)
+        step_if(optimizer, torch.zeros(()))
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        rate = 0.1 * (1 - step / 10) * math.sqrt(1 - 0.9 ** (step + 1)) / (1 - 0.8 ** (step + 1))
+        update = m / (math.sqrt(v) + 1e-3)
+        w, b = w - rate * (update + 0.2 * w), b - rate * update
+        assert (layer.weight.item(), layer.bias.item()) == pytest.approx((w, b), rel=1e-5)
+
+
 def test_steps_are_those_of_adamw_written_out() -> None:
     recipe = Optim(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0)
     layer = nn.Linear(1, 1)
@@ -104,7 +133,9 @@ def test_without_bias_correction_steps_are_those_of_bertadam_written_out() -> No
 def test_clipping_each_tensor_by_its_own_norm() -> None:
     a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-0.5])
-    assert clip([a, b, c], 1.0, "each").item() == pytest.approx(9.25**0.5)
+    norm, divide = clip([a, b, c], 1.0, "each")
+    assert norm.item() == pytest.approx(9.25**0.5)
+    assert divide is None
     assert c.grad is None
     assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([1.0, -0.5], rel=1e-5)
 
@@ -127,9 +158,22 @@ def test_a_refused_step_changes_neither_weights_nor_state() -> None:
 def test_clipping(max_norm: float, left: float) -> None:
     a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-4.0])
-    assert clip([a, b, c], max_norm).item() == pytest.approx(5.0)
+    norm, divide = clip([a, b, c], max_norm)
+    assert norm.item() == pytest.approx(5.0)
     assert c.grad is None
-    assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([0.6 * left, -0.8 * left], rel=1e-5)
+    assert 5.0 / (1.0 if divide is None else divide.item()) == pytest.approx(left, rel=1e-5)
+
+
+def test_a_divided_step_is_the_step_of_divided_gradients() -> None:
+    layers = [nn.Linear(3, 2) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, by, divide in ((layers[0], 1.0, torch.tensor(4.0)), (layers[1], 0.25, None)):
+        optimizer = adamw(layer, Optim(lr=0.1, eps=1.0))
+        for parameter in layer.parameters():
+            parameter.grad = torch.linspace(-2, 3, parameter.numel()).view(parameter.shape) * by
+        step_if(optimizer, torch.zeros(()), divide)
+    for a, b in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_accumulation_sums_or_averages(tmp_path: Path) -> None:
