@@ -52,6 +52,8 @@ class Picture:
     """File of the pixels; empty when only features are at hand."""
     tags: tuple[str, ...] = ()
     """Names of the objects in it, from a detector or a person."""
+    pixels: Callable[[], Array] | None = None
+    """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,21 @@ class RegionRows:
         return RegionRows(**cut)
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One picture of an example, decoded only when the example is packed, so that laying out stays cheap."""
+
+    read: Callable[[], Array]
+    """Gives (3, height, width) float32 as the system takes them; raises BadInput naming the sample."""
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """What it costs in rows: one for every 32 x 32 pixels, the cells of the last map of the usual trunks."""
+        return -(-self.height // 32) * -(-self.width // 32)
+
+
 @dataclass(slots=True)
 class Pick:
     """Rows of one stream of one example that a loss is computed on, and what should be found there."""
@@ -169,11 +186,13 @@ class Example:
     """Per objective: a Pick, or one value a document (any shape, the same for all examples)."""
     sample: str = ""
     """Key of the Sample; documents of one sample (the four choices of VCR) share it."""
+    images: tuple[Pixels, ...] = ()
+    """Its pictures, for systems that see pixels."""
 
     @property
     def rows(self) -> int:
-        """All rows of the document: what it costs."""
-        return sum(len(x) for x in (self.text, self.regions) if x is not None)
+        """All rows of the document, and what its pixels count for: what it costs."""
+        return sum(len(x) for x in (self.text, self.regions) if x is not None) + sum(x.rows for x in self.images)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- packed, as tensors
@@ -245,7 +264,7 @@ class Regions(Movable):
 
 @dataclass(frozen=True, slots=True)
 class Images(Movable):
-    """Pixels, for systems that see raw pictures."""
+    """Pixels, for systems that see raw pictures; smaller ones are filled up with 0 to the right and below."""
 
     pixels: Tensor
     """(I, 3, H, W) float, ImageNet-normalised unless the system says otherwise."""
@@ -298,7 +317,7 @@ class Batch(Movable):
 
     @property
     def rows(self) -> int:
-        """All rows of the batch."""
+        """All rows of the batch; pixels are none."""
         return sum(x.packing.rows for x in (self.text, self.regions, self.clips) if x is not None)
 
     def picks(self, goal: str) -> Picks:
@@ -353,6 +372,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         if (
             (x.text is None) != (first.text is None)
             or (x.regions is None) != (first.regions is None)
+            or bool(x.images) != bool(first.images)
             or x.targets.keys() != first.targets.keys()
         ):
             raise ValueError(
@@ -372,6 +392,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         sample=torch.tensor([numbers.setdefault(x.sample or x.key, len(numbers)) for x in examples]),
         text=text,
         regions=regions,
+        images=_pack_images([x.images for x in examples]) if first.images else None,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
         read={stream: _read(examples, stream, cu) for stream, cu in start.items()},
@@ -430,6 +451,16 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
         labels=_maybe(parts, "labels", np.int64),
         scores=_maybe(parts, "scores", np.float32),
     )
+
+
+def _pack_images(parts: Sequence[Sequence[Pixels]]) -> Images:
+    whole = [image for images in parts for image in images]
+    sizes = np.array([(x.height, x.width) for x in whole], np.int64)
+    pixels = np.zeros((len(whole), 3, *sizes.max(0)), np.float32)
+    for room, image in zip(pixels, whole, strict=True):
+        room[:, : image.height, : image.width] = image.read()
+    doc = np.repeat(np.arange(len(parts)), [len(x) for x in parts])
+    return Images(torch.from_numpy(pixels), torch.from_numpy(sizes), torch.from_numpy(doc))
 
 
 def _pack_links(examples: Sequence[Example], start: dict[str, Array]) -> Tensor | None:

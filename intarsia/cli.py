@@ -119,12 +119,16 @@ class Pretrain(Generic[C]):
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
+    language: str | None = None
+    """Only captions of this language."""
     vocab: Path | None = None
-    """vocab.txt; without one a vocabulary is learnt from the captions."""
+    """vocab.txt, or "gb2312", the characters of Chinese; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
     """Weights of the same system to start from."""
     start: Path | None = None
     """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
+    trunk: Path | None = None
+    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -173,14 +177,18 @@ def _take(args: list[str], flag: str) -> str | None:
 
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
-    from intarsia.data.corpora import Alongside
+    from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import without_classes
+    from intarsia.train.start import NO_FEATURES, without_classes
 
     source = open_source(options.data, options.split)
+    if options.language:
+        source = speaking(source, options.language)
     provenance = source.provenance
+    if "regions" not in cls.needs:
+        provenance = provenance or NO_FEATURES
     if provenance is None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
@@ -194,12 +202,13 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if gone:
         out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
+    held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
         source,
         recipe,
         options.out,
-        valid=open_source(options.valid) if options.valid else None,
+        valid=held,
         workers=options.workers,
         device=options.device,
         sharding=options.sharding,
@@ -220,6 +229,8 @@ def _vocabulary(cls: Any, options: Any, source: Any) -> Any:
     from intarsia.text import Vocab
     from intarsia.train.start import captions
 
+    if str(options.vocab) == "gb2312":
+        return Vocab.gb2312(cls.specials)
     beside = options.start.parent / "vocab.txt" if options.start else None
     for path in (options.vocab, options.out / "vocab.txt", beside):
         if path is not None and (path == options.vocab or path.is_file()):
@@ -233,6 +244,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     """The system before its first step: random, from weights of its own, or from a BERT's."""
     import torch
 
+    from intarsia.data.fetch import fetched
     from intarsia.model import read_ours
     from intarsia.train.from_bert import from_bert
     from intarsia.train.start import fresh
@@ -245,13 +257,17 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
         return system, recipe
     if not options.weights:
-        return fresh(cls, recipe, vocab, provenance)
+        system, recipe = fresh(cls, recipe, vocab, provenance)
+        if options.trunk:
+            light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
+            system.fill_trunk(light)
+        return system, recipe
     state, config = read_ours(cls, name, options.weights, size)
     if len(vocab) != config.vocab_size:
         raise BadInput(
             f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
         )
-    if provenance.width != config.feature_size:
+    if "regions" in cls.needs and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from intarsia.batch import Array, Picture, RegionRows, Sample, TextRows
+from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.data.decode import pixels_of
 from intarsia.errors import BadInput, TooLong
+from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
 
 Cut = Callable[[list[Pieces], int], list[Pieces]]
@@ -71,6 +77,20 @@ def bert_rows(
     return rows, pieces
 
 
+def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
+    """The pieces of a text without special tokens, positions from 0, cut at its end.
+
+    Raises:
+        BadInput: it is empty.
+    """
+    pieces = vocab.encode(text)
+    if not len(pieces):
+        raise BadInput(f"sample {key}: the text {text!r} is empty")
+    kept = pieces.part(0, limit)
+    none = np.zeros(len(kept), np.int64)
+    return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
+
+
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
     """The regions of a picture, all at position 0, none hidden.
 
@@ -113,10 +133,10 @@ def before_last_sep(rows: TextRows, piece: int) -> TextRows:
     )
 
 
-def with_last(rows: TextRows, piece: int, segment: int, position: int) -> TextRows:
-    """The rows with one more special piece, such as [END], after all others."""
+def with_piece(rows: TextRows, row: int, piece: int, segment: int, position: int) -> TextRows:
+    """The rows with one more special piece as the given row; the others keep their positions."""
     added = {"ids": piece, "segment_ids": segment, "position_ids": position, "words": -1}
-    columns: dict[str, Any] = {name: np.append(getattr(rows, name), value) for name, value in added.items()}
+    columns: dict[str, Any] = {name: np.insert(getattr(rows, name), row, value) for name, value in added.items()}
     return replace(rows, **columns)
 
 
@@ -163,13 +183,18 @@ def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
     return np.concatenate([link_rows(sample, pieces[0]), second])
 
 
-def with_whole_picture(rows: RegionRows, picture: Picture) -> RegionRows:
+def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None) -> RegionRows:
     """The regions and, after them, the whole picture as one more, whose feature is their mean; its class is background.
 
     Order inside a document is free: the papers put it first.
+
+    Args:
+        rows: of the picture.
+        picture: for its size.
+        corner: the far corner of the whole picture's box; None = its last pixel.
     """
     count = len(rows)
-    edge = [(size - 1) / size if size else 1.0 for size in (picture.width, picture.height)]
+    edge = corner or tuple((size - 1) / size if size else 1.0 for size in (picture.width, picture.height))
     last: dict[str, Any] = {
         "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)),
         "boxes": [0, 0, *edge],
@@ -206,3 +231,55 @@ def no_regions(width: int, classes: int) -> RegionRows:
     none = np.zeros(0, np.int64)
     feats, probs = np.zeros((0, width), np.float16), np.zeros((0, classes), np.float16)
     return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)
+
+
+def bare_rows(boxes: Sequence[Any]) -> RegionRows:
+    """Boxes (R, 4) as region rows without features, for systems that read what lies in them off the pixels."""
+    none = np.zeros(len(boxes), np.int64)
+    feats = np.zeros((len(boxes), 0), np.float32)
+    return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def grid_boxes(cells: int) -> Array:
+    """(cells * cells, 4) the cells of a grid over the picture, from the left column to the right one, each downwards."""
+    edges = np.arange(cells + 1) / cells
+    (left, upper), (right, lower) = (np.meshgrid(x, x, indexing="ij") for x in (edges[:-1], edges[1:]))
+    return np.stack([left, upper, right, lower], -1).reshape(-1, 4)
+
+
+def filled(text: Text, length: int, filler: int) -> Text:
+    """Packed text with every document filled up to one length by a piece in segment 0; positions go on. For systems whose encoder sees padding."""
+    ids = pad(text.ids, text.packing, length, filler).flatten()
+    documents = text.packing.documents
+    rows = torch.arange(len(ids), device=ids.device)
+    starts = torch.arange(documents + 1, device=ids.device, dtype=torch.int32) * length
+    packing = Packing(starts, round_up(length), rows // length, rows % length)
+    return Text(ids, torch.zeros_like(ids), packing.pos, torch.full_like(ids, -1), packing)
+
+
+Change = Callable[[Tensor], Tensor]
+Three = tuple[float, float, float]
+
+
+def square_pixels(
+    key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None = None
+) -> Pixels:
+    """A picture stretched to a square, bilinear without antialias, then normalised.
+
+    Args:
+        key: of the sample, for errors.
+        picture: decoded only when it is packed.
+        side: pixels.
+        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
+        change: of colours, on (3, side, side) float in 0..1, before they are normalised.
+    """
+    return Pixels(partial(_square, key, picture, side, normal, change), side, side)
+
+
+def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None) -> Array:
+    whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
+    x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
+    x = x if change is None else change(x)
+    mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
+    found: Array = ((x - mean) / spread).numpy()
+    return found

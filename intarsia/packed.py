@@ -74,6 +74,11 @@ class Packing:
         """(B) int64, the first row of each document (meaningless where a document is empty)."""
         return self.cu_seqlens[:-1].long()
 
+    @property
+    def last(self) -> Tensor:
+        """(B) int64, the last row of each document (meaningless where a document is empty)."""
+        return self.cu_seqlens[1:].long() - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Joined:

@@ -57,6 +57,8 @@ class Optim:
     """joint = the norm of all gradients together; each = every tensor by its own norm (BertAdam)."""
     bias_correction: bool = True
     """False = the moments are used as they are, as in BERT's own code (BertAdam)."""
+    corrected_decay: bool = False
+    """True = TensorFlow's form: epsilon is not corrected with the moments, and the corrected rate multiplies the decay too."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code."""
+    shape: Literal["peak", "bert", "product"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; product =
+    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
+        if self.shape == "product":
+            return max(self.floor, (1 - step / self.steps) * min(1.0, step / max(1, self.warmup)))
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
@@ -113,7 +118,9 @@ class Batching:
     """How samples become batches."""
 
     rows: int = 10_240
-    """Budget of rows (words + regions) of one micro-batch on one rank."""
+    """Budget of rows (words + regions, and one for every 32 x 32 pixels) of one micro-batch on one rank."""
+    samples: int = 0
+    """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
     accumulate: int = 1

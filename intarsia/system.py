@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
-from intarsia.recipe import Batching, Card, Optim, Recipe, Schedule
+from intarsia.errors import BadInput
+from intarsia.objectives.contrast import alone
+from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
@@ -36,6 +39,8 @@ class System(nn.Module, ABC):
     """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
+    depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "encoder.layers."}
+    """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
     from_bert: ClassVar[FromBert | None] = None
@@ -48,15 +53,22 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    towers: ClassVar[bool] = False
+    """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
+    memory: ClassVar[tuple[str, ...]] = ()
+    """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
     config: Any
     vocab: Vocab
+    gather: Callable[[Tensor], Tensor]
+    """Rows (N, ..) of this process to those of all, in order of rank, without gradient; `train.parallel` sets it where there are several."""
 
     @abstractmethod
     def __init__(self, config: Any, vocab: Vocab) -> None:
         super().__init__()
+        self.gather = alone
 
     @abstractmethod
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
@@ -99,6 +111,11 @@ class System(nn.Module, ABC):
         """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
         return batch.read if self.training and set(batch.targets) <= set(self.picked_goals) else None
 
+    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
+        """The scalar that a step trains: the sum of its losses, weighed as the recipe's mix says, unless the paper weighs them by what they are."""
+        total: Tensor = mix.weigh(losses)
+        return total
+
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""
         raise TypeError(f"{self.card.name} was not trained to match texts and pictures")
@@ -132,6 +149,14 @@ class System(nn.Module, ABC):
             The document, and the text row of the [MASK] that stands for the next piece.
         """
         raise TypeError(f"{self.card.name} does not generate texts")
+
+    def fill_trunk(self, path: Path) -> None:
+        """Starts the image trunk from published weights of its own, such as timm's.
+
+        Raises:
+            BadInput: the system has no trunk, or the file is of another.
+        """
+        raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""
@@ -193,8 +218,8 @@ class Finetune:
     """Config fields that differ from pre-training."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
-    head_from: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Tensor of the head -> pre-trained tensor and the row of it that it starts from."""
+    head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
 
 class FineTuned(nn.Module):
@@ -245,5 +270,5 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
-            tuned.head.get_parameter(name).copy_(state[source][row : row + 1])
+            tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

@@ -9,7 +9,9 @@ from intarsia.systems import SYSTEMS, find, parity
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_table_is_cut_nowhere(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_cut_nowhere(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli.out, "width", width)
     cli.main(["list"])
     said = capsys.readouterr().out

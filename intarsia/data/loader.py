@@ -154,7 +154,7 @@ class _Chunks(Dataset[Any]):
             except BadInput as error:
                 return costs, errors, str(error)
             if costs[0, place] < 1:
-                return costs, errors, f"{name}: has neither words nor regions"
+                return costs, errors, f"{name}: has neither words nor regions nor pixels"
         return costs, errors, ""
 
 
@@ -248,17 +248,21 @@ class Plan:
             here = np.concatenate([rest, order[start : start + self.batching.window]])
             # Every other window is cut from its longest sample down, so what was left over, the longest or the shortest, comes first in the next.
             here = here[np.argsort(self.rows[here] * (-1 if window % 2 else 1), kind="stable")]
-            full, rest = _under_budget(here, self.rows[here], self.batching.rows)
+            full, rest = _under_budget(here, self.rows[here], self.batching.rows, self.batching.samples)
             shuffled = np.random.default_rng([self.seed, 0xBA7C, epoch, window]).permutation(len(full))
             batches.extend(full[i] for i in shuffled)
         return [*batches, rest]
 
 
-def _under_budget(samples: Ints, rows: NDArray[np.int32], budget: int) -> tuple[list[Ints], Ints]:
-    """Cuts a run of samples into batches as full as the budget lets them be; the last one, perhaps not full, is given apart (never empty)."""
+def _under_budget(samples: Ints, rows: NDArray[np.int32], budget: int, most: int = 0) -> tuple[list[Ints], Ints]:
+    """Cuts a run of samples into batches as full as the budget of rows lets them be, of `most` samples at the most (0 = any number).
+
+    The last one, perhaps not full, is given apart (never empty).
+    """
     ends = np.cumsum(rows, dtype=np.int64)
     full, start, used = [], 0, 0
-    while (end := int(np.searchsorted(ends, used + budget, side="right"))) < len(samples):
+    most = most or len(samples)
+    while (end := min(int(np.searchsorted(ends, used + budget, side="right")), start + most)) < len(samples):
         full.append(samples[start:end])
         start, used = end, int(ends[end - 1])
     return full, samples[start:]

@@ -13,6 +13,7 @@ from rich.table import Table
 from intarsia.batch import Array, Batch, Example, Picture, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
+from intarsia.evaluate.towers import embed, products
 from intarsia.system import System
 
 CUTS = (1, 5, 10)
@@ -85,7 +86,7 @@ def match(
     """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
 
     Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
-    every pair is laid out anew.
+    every pair is laid out anew. Two towers encode texts and pictures once each too.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
     kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
@@ -93,6 +94,8 @@ def match(
         raise BadInput(f"retrieval: of {len(texts)} texts {len(kept)} fit the system; {len(pictures)} pictures")
     carrier = bare[kept[int(np.argmin([len(bare[i].texts[0]) for i in kept]))]]
     shown = [system.lay_out(replace(carrier, pictures=(x,))) for x in pictures]
+    if system.towers:
+        return kept, products(system, embed(system, said, "text", how), embed(system, shown, "picture", how))
     apart = _apart(system, [bare[i] for i in kept], said, pictures, shown)
 
     def build(number: int) -> Example:

@@ -1,4 +1,4 @@
-"""The "grid" extractor: the picture cut into k x k cells. Needs no detector, and by default no download.
+"""The "grid" extractor: the picture cut into k x k cells, patches. Needs no detector, and by default no download.
 
 The features are reads of one map of the whole picture, so a cell sees its surroundings. The map comes from EfficientNet-Lite0 when its weights are
 asked for, else from a small convolutional network with fixed random weights: those tell colours, edges and textures apart, and nothing more.
@@ -51,7 +51,7 @@ class RandomTrunk(nn.Module):
 
 
 class Grid:
-    """k x k cells in reading order, after the whole picture.
+    """k x k cells in reading order, after the whole picture or without it.
 
     Args:
         cells: k.
@@ -60,6 +60,7 @@ class Grid:
         seed: of the random trunk.
         device: "auto", "cpu", "cuda", ..
         cache: folder of fetched parts; the default one when empty.
+        whole: "yes" or "no": whether the whole picture comes first.
     """
 
     name = "grid"
@@ -72,7 +73,10 @@ class Grid:
         seed: int = 0,
         device: str = "auto",
         cache: str = "",
+        whole: Literal["yes", "no"] = "yes",
     ) -> None:
+        if whole not in ("yes", "no"):
+            raise BadInput(f"extractor grid: whole {whole!r} is not one of yes, no")
         if trunk not in ("random", "efficientnet"):
             raise BadInput(f"extractor grid: trunk {trunk!r} is not one of random, efficientnet")
         if cells < 1 or side < 32:
@@ -91,13 +95,15 @@ class Grid:
         edges = np.arange(cells + 1, dtype=np.float32) / cells
         rows, columns = np.divmod(np.arange(cells * cells), cells)
         grid = np.stack([edges[columns], edges[rows], edges[columns + 1], edges[rows + 1]], 1)
-        self.boxes = np.concatenate([WHOLE, grid])
+        self.boxes = np.concatenate([WHOLE, grid]) if whole == "yes" else grid
+        if whole == "no":
+            settings["whole"] = whole
         self.provenance = Provenance(
             self.name, FEATURES if trunk == "efficientnet" else WIDTHS[-1], weights, settings=settings
         )
 
     def __call__(self, images: Sequence[Array]) -> list[Found]:
-        """The whole picture and its cells."""
+        """The cells, and before them the whole picture if it is asked for."""
         return self.features_at(images, [self.boxes] * len(images))
 
     @torch.inference_mode()

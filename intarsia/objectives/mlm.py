@@ -71,6 +71,24 @@ def hide_words(
     return write(example, vocab, rng, rows, share[text.words[rows]], 0, goal)
 
 
+def hide_some_words(
+    example: Example, vocab: Vocab, rng: np.random.Generator, rate: float = 0.15, most: int = 20, goal: str = "mlm"
+) -> Example:
+    """Hides whole words in random order until round(rate * rows) pieces are hidden, at least one and at most `most`; a word that is too long is passed over.
+
+    Special tokens count in the rows and are never chosen; of each piece by itself 80 % become [MASK], 10 % any piece, 10 % stay. Changes and returns the
+    example. Source: BERT, create_pretraining_data.py with whole words, as FashionBERT's data were made.
+    """
+    text = _text(example)
+    count, chosen = min(most, max(1, round(rate * len(text)))), np.zeros(len(text), np.bool_)
+    for word in rng.permutation(int(text.words.max(initial=-1)) + 1):
+        pieces = text.words == word
+        if chosen.sum() + pieces.sum() <= count:
+            chosen |= pieces
+    rows = np.flatnonzero(chosen)
+    return write(example, vocab, rng, rows, rng.random(len(rows)), 0, goal)
+
+
 def write(
     example: Example, vocab: Vocab, rng: np.random.Generator, rows: Array, share: Array, lowest: int, goal: str
 ) -> Example:
@@ -108,6 +126,11 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (M), the true pieces.
     """
     return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
+
+
+def score_tf(logits: Tensor, labels: Tensor) -> Tensor:
+    """As `score`, over the number of pieces plus 1e-5. Source: BERT's TensorFlow code."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / (len(labels) + 1e-5)
 
 
 def score_by_document(each: Tensor, documents: Tensor, count: int) -> Tensor:

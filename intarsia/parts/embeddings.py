@@ -53,8 +53,11 @@ class Words(nn.Module):
 
     def forward(self, text: Text) -> Tensor:
         """Embeds packed text rows: (T, H)."""
-        summed = self.word(text.ids) + self.position(text.position_ids) + self.segment(text.segment_ids)
-        return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
+        return self.dropout(self.norm(self.summed(text)))  # type: ignore[no-any-return]
+
+    def summed(self, text: Text) -> Tensor:
+        """The sum before it is normalised: (T, H)."""
+        return self.word(text.ids) + self.position(text.position_ids) + self.segment(text.segment_ids)  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

@@ -20,8 +20,12 @@ SYSTEMS = {
     "b2t2": "b2t2:B2T2",
     "uniter": "uniter:UNITER",
     "vlp": "vlp:VLP",
+    "fashionbert": "fashionbert:FashionBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "vilbert": "vilbert:ViLBERT",
+    "ernie_vil": "ernie_vil:ERNIEViL",
+    "wenlan": "wenlan:WenLan",
 }
 
 

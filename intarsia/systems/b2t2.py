@@ -15,14 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
 from intarsia.errors import BadInput, TooLong
 from intarsia.features.letterbox import PLACES, grid, pixel_boxes
 from intarsia.layout import region_rows, with_whole_picture
-from intarsia.objectives import itm, joint
+from intarsia.objectives import itm, joint, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
 from intarsia.parts.heads import Pooler, TiedHead
@@ -228,8 +227,7 @@ class B2T2(System):
         found: dict[str, Tensor] = {}
         if "mlm" in batch.targets:
             picks = batch.picks("mlm")
-            logits = self.word_logits(encoded, picks.rows).float()
-            found["mlm"] = F.cross_entropy(logits, picks.labels, reduction="sum") / (len(picks.labels) + 1e-5)
+            found["mlm"] = mlm.score_tf(self.word_logits(encoded, picks.rows), picks.labels)
         if "itm" in batch.targets:
             found["itm"] = itm.score(self.match_logits(encoded), batch.labels("itm"))
         return found

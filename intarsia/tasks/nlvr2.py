@@ -98,7 +98,7 @@ class NLVR2:
 
 def one_layer(config: HeadConfig) -> nn.Module:
     """A linear map of both pooled vectors."""
-    head = nn.Linear(2 * config.hidden_size, 2)
+    head = nn.Linear(2 * config.pooled_size, 2)
     initialise(head, config.initializer_range)
     return head
 
@@ -120,6 +120,16 @@ class NLVR2Pair:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over samples."""
         return _pair_loss(scores, batch)
+
+
+@dataclass(frozen=True)
+class NLVR2PairEach(NLVR2Pair):
+    """As `NLVR2Pair`; true and false are each right or wrong by themselves. Source: the code of 12-in-1."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over samples and both logits."""
+        labels = batch.labels("nlvr2")[groups(batch.sample, 2)[:, 0]]
+        return F.binary_cross_entropy_with_logits(scores.float(), F.one_hot(labels, 2).float())
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
-from intarsia.parts.heads import AnswerHead, Transform
+from intarsia.parts.heads import AnswerHead, NormedLinear, Transform
 from intarsia.tasks import HeadConfig, Reads, Scorer, pooled
 
 
 def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
     """Two layers, GELU between."""
-    head = AnswerHead(config.hidden_size, outputs, nn.GELU(), config.layer_norm_eps)
+    head = AnswerHead(config.pooled_size, outputs, nn.GELU(), config.layer_norm_eps)
     initialise(head, config.initializer_range)
     return head
 
@@ -33,9 +33,20 @@ def transformed(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def normed(config: HeadConfig, outputs: int) -> nn.Module:
+    """Two layers of length times direction, ReLU and dropout of a half between; torch's own draws of fresh weights. Source: the first code of ViLBERT."""
+    inner = 2 * config.pooled_size
+    return nn.Sequential(NormedLinear(config.pooled_size, inner), nn.ReLU(), Dropout(0.5), NormedLinear(inner, outputs))
+
+
 def soft_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of (B, C) logits against (B, C) targets in [0, 1]: the mean over all elements times C."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float()) * logits.shape[1]
+
+
+def each_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross entropy over all elements of (B, C) logits against (B, C) targets in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
 def share_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -214,8 +214,11 @@ class Signals:
         self.caught = signal.Signals(number).name
 
 
-def _rows_of(layout: Layout, sample: Sample) -> tuple[int, int]:
+def _rows_of(layout: Layout, look: bool, sample: Sample) -> tuple[int, int]:
+    """The rows of a sample and the pieces it lost; with `look` its pixels are decoded as well, so that those which cannot be are found before training."""
     example = layout.lay_out(sample)
+    for image in example.images if look else ():
+        image.read()
     return example.rows, 0 if example.text is None else example.text.cut
 
 
@@ -238,7 +241,7 @@ class _Data:
         work = partial(
             measure,
             source,
-            partial(_rows_of, layout),
+            partial(_rows_of, layout, on_error == "skip"),
             spec=spec,
             leave_out=leave_out,
             cache=cache,
@@ -356,7 +359,7 @@ class _Run:
                     losses, _ = self.module(item.batch)
                     if not losses:
                         raise BadInput(f"step {step}, goal {item.goal}: the system gave no loss")
-                    total: Tensor = recipe.mix.weigh(losses)
+                    total = self.system.weigh(losses, recipe.mix)
                 (total * share).backward()  # type: ignore[no-untyped-call]
             bad = torch.maximum(bad, _not_finite(total.detach()))
             self.epoch = item.epoch

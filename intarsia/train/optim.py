@@ -52,7 +52,8 @@ def _factor(name: str, factors: Mapping[str, float]) -> float:
 def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> float:
     """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1.
 
-    Without bias correction the update is lr * (m / (sqrt(v) + eps) + decay * weight), for parameters with a gradient in every step. Source: BERT, optimization.py.
+    Without bias correction the update is lr * (m / (sqrt(v) + eps) + decay * weight), for parameters with a gradient in every step. Source: BERT,
+    optimization.py. With `corrected_decay` it is that times sqrt(1 - beta2 ** t) / (1 - beta1 ** t). Source: TensorFlow's Adam; EasyTransfer.
     """
     lr = recipe.lr * schedule.scale(step)
     first, second = (1 - beta ** (step + 1) for beta in recipe.betas)
@@ -60,6 +61,9 @@ def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> fl
         group["lr"] = lr * group["lr_factor"]
         if not recipe.bias_correction:  # AdamW divides the moments by these; its numbers are set so that this cancels
             group["lr"] *= first / second**0.5
+            group["eps"] = recipe.eps / second**0.5
+            group["weight_decay"] = group["decay"] * second**0.5 / first
+        elif recipe.corrected_decay:  # rate * sqrt(second) / first * (m / (sqrt(v) + eps) + decay * weight)
             group["eps"] = recipe.eps / second**0.5
             group["weight_decay"] = group["decay"] * second**0.5 / first
     return lr

@@ -14,6 +14,9 @@ from intarsia.recipe import Recipe
 from intarsia.system import System, fit_config
 from intarsia.text import Vocab
 
+NO_FEATURES = Provenance("none", 0)
+"""Of pictures without region features, for systems that read pixels."""
+
 
 def fresh(cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Provenance) -> tuple[System, Recipe[Any]]:
     """A system with random weights, drawn by the recipe's seed, whose numbers are those of the vocabulary and the features.

@@ -37,6 +37,19 @@ def layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+def torch_layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """The same for layers of torch's own nn.TransformerEncoderLayer."""
+    return (
+        (theirs + "self_attn.in_proj_weight", ours + "attention.qkv.weight"),
+        (theirs + "self_attn.in_proj_bias", ours + "attention.qkv.bias"),
+        (theirs + "self_attn.out_proj.", ours + "attention.out."),
+        (theirs + "linear1.", ours + "up."),
+        (theirs + "linear2.", ours + "down."),
+        (theirs + "norm1.", ours + "attention_norm."),
+        (theirs + "norm2.", ours + "norm."),
+    )
+
+
 def word_head(prefix: str = "cls.predictions.") -> tuple[tuple[str, str], ...]:
     """Rules of the masked-word head, less its table, which is tied."""
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -268,7 +269,8 @@ class WorldSource:
         scores = probs.max(1)
         for array in (features, boxes, probs, labels, scores):
             array.setflags(write=False)
-        return Picture(self.key(index), features, boxes, side, side, scores, probs, labels), members
+        shown = partial(self.image, index) if self.config.level else None
+        return Picture(self.key(index), features, boxes, side, side, scores, probs, labels, pixels=shown), members
 
     def _other_caption(self, index: int, text: str, language: str) -> tuple[str, ...]:
         """Another true caption of a scene, in other words; none where few draws find none."""
