@@ -88,6 +88,20 @@ def picture_of(sample: Sample, number: int) -> Picture:
     return sample.pictures[number]
 
 
+def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
+    """The pieces of a text without special tokens, positions from 0, cut at its end.
+
+    Raises:
+        BadInput: it is empty.
+    """
+    pieces = vocab.encode(text)
+    if not len(pieces):
+        raise BadInput(f"sample {key}: the text {text!r} is empty")
+    kept = pieces.part(0, limit)
+    none = np.zeros(len(kept), np.int64)
+    return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
+
+
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
     """The regions of a picture, all at position 0, none hidden.
 
@@ -132,10 +146,10 @@ def before_last_sep(rows: TextRows, piece: int) -> TextRows:
     )
 
 
-def with_last(rows: TextRows, piece: int, segment: int, position: int) -> TextRows:
-    """The rows with one more special piece, such as [END], after all others."""
+def with_piece(rows: TextRows, row: int, piece: int, segment: int, position: int) -> TextRows:
+    """The rows with one more special piece as the given row; the others keep their positions."""
     added = {"ids": piece, "segment_ids": segment, "position_ids": position, "words": -1}
-    columns: dict[str, Any] = {name: np.append(getattr(rows, name), value) for name, value in added.items()}
+    columns: dict[str, Any] = {name: np.insert(getattr(rows, name), row, value) for name, value in added.items()}
     return replace(rows, **columns)
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from intarsia import boxes
-from intarsia.batch import Batch, Encoded, Example, Pick, RegionRows, Sample, Text, TextRows
+from intarsia.batch import Batch, Encoded, Example, Pick, RegionRows, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, region_rows, with_whole_picture
+from intarsia.layout import bert_rows, link_rows, region_rows, with_piece, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm
 from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
@@ -203,13 +203,6 @@ def _finetune() -> dict[str, Finetune]:
     return found
 
 
-def _with_task(rows: TextRows, number: int, segment: int) -> TextRows:
-    """The rows with the token of a task after [CLS]; the words keep their positions."""
-    added = {"ids": number, "segment_ids": segment, "position_ids": 0, "words": -1}
-    longer: dict[str, Any] = {name: np.insert(getattr(rows, name), 1, value) for name, value in added.items()}
-    return replace(rows, **longer)
-
-
 def _meeting_keys(number: str, letter: str, ours: str) -> tuple[tuple[str, str], ...]:
     """Rules for one side of every meeting."""
     layer, side = "bert.encoder.c_layer.{i}.", f"encoder.meetings.{{i}}.{ours}."
@@ -289,7 +282,7 @@ class ViLBERT(System):
         regions = region_rows(sample.key, picture, config.feature_size, 0, shown)
         return Example(
             key=sample.key if task is None else f"{sample.key}@{form}",
-            text=_with_task(text, TASKS[name], config.type_vocab_size) if token else text,
+            text=with_piece(text, 1, TASKS[name], config.type_vocab_size, 0) if token else text,
             regions=with_whole_picture(regions, picture, (1.0, 1.0)),
             links=link_rows(sample, pieces[0], 1 + token)[: None if shown == 0 else 0],
             sample=sample.key,

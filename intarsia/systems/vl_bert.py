@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text, TextRows
-from intarsia.errors import BadInput
 from intarsia.layout import (
+    bare_text,
     before_last_sep,
     bert_rows,
     choice_links,
     no_regions,
     region_rows,
     whole_feature,
-    with_last,
+    with_piece,
     with_whole_picture,
 )
 from intarsia.objectives import itm, mlm, mrm
@@ -244,17 +244,12 @@ class VLBERT(System):
         return example
 
     def _text_alone(self, sample: Sample) -> Example:
-        pieces = self.vocab.encode(sample.texts[0])
-        if not len(pieces):
-            raise BadInput(f"sample {sample.key}: the text {sample.texts[0]!r} is empty")
-        kept = pieces.part(0, self.config.max_rows)
-        text = self._ended(TextRows(kept.ids, np.zeros(len(kept), np.int64), np.arange(len(kept)), kept.words))
-        text.cut = len(pieces) - len(kept)
+        text = self._ended(bare_text(self.vocab, sample.key, sample.texts[0], self.config.max_rows))
         return Example(sample.key, text, no_regions(self.config.feature_size, self.config.classes), sample=sample.key)
 
     def _ended(self, text: TextRows) -> TextRows:
         """With [END], whose id does not count; its position is one past the regions'."""
-        return with_last(text, self.vocab.pad, 2, len(text) + 1)
+        return with_piece(text, len(text), self.vocab.pad, 2, len(text) + 1)
 
     # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
 
