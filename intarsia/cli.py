@@ -181,7 +181,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.opening import open_source, open_texts
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, without_classes
 
     source = open_source(options.data, options.split)
     if options.language:
@@ -198,10 +198,11 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
         source = Alongside(source, open_texts(options.text))
     vocab = _vocabulary(cls, options, source)
-    recipe, gone = without_classes(options.recipe, provenance)
+    answers = None if options.weights else answers_for(cls, source)
+    recipe, gone = without_classes(options.recipe, provenance, answers)
     if gone:
-        out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
-    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
+        out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
+    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance, answers or ())
     held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
@@ -240,7 +241,9 @@ def _vocabulary(cls: Any, options: Any, source: Any) -> Any:
     return captions(source, cls.specials)
 
 
-def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any) -> tuple[Any, Any]:
+def _begin(
+    name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any, answers: tuple[str, ...]
+) -> tuple[Any, Any]:
     """The system before its first step: random, from weights of its own, or from a BERT's."""
     import torch
 
@@ -257,7 +260,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
         return system, recipe
     if not options.weights:
-        system, recipe = fresh(cls, recipe, vocab, provenance)
+        system, recipe = fresh(cls, recipe, vocab, provenance, answers)
         if options.trunk:
             light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
             system.fill_trunk(light)

@@ -70,9 +70,9 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "product"] = "peak"
+    shape: Literal["peak", "bert", "product", "zero"] = "peak"
     """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; product =
-    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
+    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer); zero = by t / warmup, then decays from the peak (LXMERT)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
@@ -81,7 +81,7 @@ class Schedule:
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
         return max(self.floor, left)
 
