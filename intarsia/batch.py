@@ -52,12 +52,12 @@ class Picture:
     """File of the pixels; empty when only features are at hand."""
     tags: tuple[str, ...] = ()
     """Names of the objects in it, from a detector or a person."""
-    pixels: Callable[[], Array] | None = None
-    """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
     attributes: Array | None = None
     """(R) int64, what the object of each region is like, one id; 0 says nothing."""
     attribute_scores: Array | None = None
     """(R) float32, the detector's confidence in it."""
+    pixels: Callable[[], Array] | None = None
+    """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,6 @@ class Movable:
     def pin_memory(self: T) -> T:
         """The same value in page-locked memory, for asynchronous copies to a CUDA device."""
         return cast(T, _each(self, lambda x: x.pin_memory()))
-
-
-def moved(value: T, device: torch.device | str) -> T:
-    """A dataclass of tensors, such as a `Packing`, with every tensor in it on another device."""
-    return cast(T, _each(value, lambda x: x.to(device)))
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -181,7 +181,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.opening import open_source, open_texts
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, answers_for, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
 
     source = open_source(options.data, options.split)
     if options.language:
@@ -202,7 +202,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     recipe, gone = without_classes(options.recipe, provenance, answers)
     if gone:
         out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
-    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance, answers or ())
+    recipe = with_answers(recipe, answers or ())
+    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
     held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
@@ -241,9 +242,7 @@ def _vocabulary(cls: Any, options: Any, source: Any) -> Any:
     return captions(source, cls.specials)
 
 
-def _begin(
-    name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any, answers: tuple[str, ...]
-) -> tuple[Any, Any]:
+def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any) -> tuple[Any, Any]:
     """The system before its first step: random, from weights of its own, or from a BERT's."""
     import torch
 
@@ -260,7 +259,7 @@ def _begin(
         out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
         return system, recipe
     if not options.weights:
-        system, recipe = fresh(cls, recipe, vocab, provenance, answers)
+        system, recipe = fresh(cls, recipe, vocab, provenance)
         if options.trunk:
             light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
             system.fill_trunk(light)

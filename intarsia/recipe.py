@@ -70,9 +70,9 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "product", "zero"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; product =
-    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer); zero = by t / warmup, then decays from the peak (LXMERT)."""
+    shape: Literal["peak", "bert", "zero", "product"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
+    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""

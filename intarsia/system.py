@@ -54,12 +54,12 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     towers: ClassVar[bool] = False
     """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
     memory: ClassVar[tuple[str, ...]] = ()
     """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
-    untrained: ClassVar[tuple[str, ...]] = ()
-    """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
@@ -193,9 +193,7 @@ class Crossing(Protocol):
         """
 
 
-def fit_config(
-    config: Any, pieces: int, width: int, classes: int, attributes: int = 0, answers: tuple[str, ...] = ()
-) -> Any:
+def fit_config(config: Any, pieces: int, width: int, classes: int, attributes: int = 0) -> Any:
     """A system's config with the numbers that the data give, as far as it has such fields.
 
     Args:
@@ -204,12 +202,10 @@ def fit_config(
         width: numbers of a region feature.
         classes: of the soft labels, background among them.
         attributes: of regions, "none" among them; 0 = unknown, the config's number stays.
-        answers: the table of answers to questions; empty = unknown, the config's stays.
     """
     found: dict[str, Any] = {"vocab_size": pieces, "feature_size": width, "classes": classes}
     found["num_object_labels"] = max(classes - 1, 1)
     found |= {"num_attr_labels": attributes - 1} if attributes > 1 else {}
-    found |= {"answers": answers, "num_qa_labels": len(answers)} if answers else {}
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 

@@ -6,17 +6,15 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
-from intarsia.batch import Array, Batch, Example, Picture, Sample, moved
+from intarsia.batch import Array, Batch, Example, Picture, Sample
 from intarsia.errors import BadInput
-from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run, run_numbers
+from intarsia.evaluate.crossing import score_crossed
+from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
 from intarsia.evaluate.towers import embed, products
-from intarsia.packed import Packing
 from intarsia.system import Crossing, System
 
 CUTS = (1, 5, 10)
@@ -88,8 +86,8 @@ def match(
 ) -> tuple[list[int], Array]:
     """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
 
-    Texts and pictures are laid out once each and put together, and a system that reads them apart first (`Crossing`) does so once each; where a
-    system lays a pair out otherwise (its rows of a picture depend on the text), every pair is laid out anew. Two towers meet in a product alone.
+    Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
+    every pair is laid out anew. Two towers encode texts and pictures once each too, and a `Crossing` does all of it that comes before they meet.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
     kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
@@ -140,64 +138,6 @@ def score_pairs(
     lengths = (sizes_text[:, None] + sizes_shown[None]).ravel()
     run(system, lengths, together, read, f"{len(said)} texts x {len(shown)} pictures", how)
     return scores.reshape(len(said), len(shown))
-
-
-def score_crossed(system: System, said: Sequence[Example], shown: Sequence[Example], how: Inference = FP32) -> Array:
-    """What `score_pairs` gives, of a system that is a `Crossing`: texts and pictures are read once each, and only what is pooled of a pair is computed.
-
-    All single readings are held at once, (rows of all texts and pictures, H) on the system's device.
-    """
-    assert isinstance(system, Crossing), "a system that reads texts and pictures apart"
-    words, spoken = _read_apart(system, said, "text", lambda batch: system.encode_text(batch.text), how)
-    seen, looked = _read_apart(system, shown, "regions", lambda batch: system.encode_visual(batch.regions), how)
-    scores = np.full(len(said) * len(shown), np.nan, np.float32)
-
-    def read(numbers: Array) -> None:
-        texts, pictures = np.divmod(numbers, len(shown))
-        (w, text), (s, visual) = spoken.of(texts, words.device), looked.of(pictures, seen.device)
-        asked = {"text": text.first, "regions": text.first[:0]}
-        encoded = system.cross(words.index_select(0, w), text, seen.index_select(0, s), visual, asked)
-        scores[numbers] = system.match_scores(encoded).float().cpu().numpy()
-
-    lengths = (spoken.lengths[:, None] + looked.lengths[None]).ravel()
-    run_numbers(system, lengths, read, f"{len(said)} texts x {len(shown)} pictures", how)
-    return scores.reshape(len(said), len(shown))
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Where the rows of each document lie in a tensor of all of them."""
-
-    starts: Array
-    lengths: Array
-
-    def of(self, documents: Array, device: torch.device) -> tuple[torch.Tensor, Packing]:
-        """The rows of some documents, repeats allowed, and how they lie when put behind one another."""
-        packing = Packing.of(self.lengths[documents])
-        rows = torch.from_numpy(self.starts[documents])[packing.doc] + packing.pos
-        return rows.to(device), moved(packing, device)
-
-
-def _read_apart(
-    system: System, examples: Sequence[Example], stream: str, encode: Callable[[Any], torch.Tensor], how: Inference
-) -> tuple[torch.Tensor, _Kept]:
-    """The rows of one stream of all examples, encoded, in the order of the examples."""
-    lengths = np.array([len(getattr(x, stream)) for x in examples], np.int64)
-    kept = _Kept(np.cumsum(lengths) - lengths, lengths)
-    parts: list[torch.Tensor] = []
-    order: list[Array] = []
-
-    def read(numbers: Array, batch: Batch) -> None:
-        parts.append(encode(batch))
-        order.append(kept.of(numbers, torch.device("cpu"))[0].numpy())
-
-    def alone(i: int) -> Example:
-        return Example(key=examples[i].key, **{stream: getattr(examples[i], stream)})
-
-    run(system, lengths, alone, read, f"{len(examples)} {stream}", how)
-    whole = torch.cat(parts)
-    rows = torch.from_numpy(np.concatenate(order)).to(whole.device)
-    return torch.empty_like(whole).index_copy(0, rows, whole), kept
 
 
 def _apart(

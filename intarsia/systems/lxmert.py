@@ -21,7 +21,7 @@ from intarsia.attend import attend
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, link_rows, picture_of, region_rows
-from intarsia.objectives import itm, mlm, mrm, qa
+from intarsia.objectives import itm, mlm, objects, qa
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -292,9 +292,9 @@ class LXMERT(System):
                 case "itm":
                     example.targets[name] = np.array(label)
                 case "obj" | "attr":
-                    example.targets[name] = mrm.told(example, name)
+                    example.targets[name] = objects.told(example, name)
                 case "feat":
-                    mrm.hide_or_exchange(example, rng, draw, config.mrm_rate)
+                    objects.hide_or_exchange(example, rng, draw, config.mrm_rate)
                 case "qa":
                     example.targets[name] = np.array(qa.label(sample, config.answers, rng))
                 case _:
@@ -316,11 +316,11 @@ class LXMERT(System):
                     found[goal] = itm.score(self.match_head(encoded.pooled), batch.labels(goal))
                 case "obj" | "attr":
                     assert every is not None
-                    found[goal] = scale * mrm.classify_told(self.object_heads[goal](every), batch.picks(goal).labels)
+                    found[goal] = scale * objects.classify(self.object_heads[goal](every), batch.picks(goal).labels)
                 case "feat":
                     picks = batch.picks(goal)
                     x = self.object_transform(encoded.visual[picks.rows]) if every is None else every[picks.rows]
-                    found[goal] = scale * mrm.regress_smooth(self.object_heads[goal](x), picks.labels, regions)
+                    found[goal] = scale * objects.regress(self.object_heads[goal](x), picks.labels, regions)
                 case "qa":
                     found[goal] = qa.score(self.answer_head(encoded.pooled), batch.labels(goal))
         return found

@@ -10,7 +10,7 @@ import torch
 
 from intarsia.data.source import Provenance, Source
 from intarsia.objectives import qa
-from intarsia.objectives.mrm import NEED_ATTRIBUTES, NEED_CLASSES
+from intarsia.objectives.mrm import NEED_CLASSES
 from intarsia.recipe import Recipe
 from intarsia.system import System, fit_config
 from intarsia.text import Vocab
@@ -19,16 +19,14 @@ NO_FEATURES = Provenance("none", 0)
 """Of pictures without region features, for systems that read pixels."""
 
 
-def fresh(
-    cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Provenance, answers: tuple[str, ...] = ()
-) -> tuple[System, Recipe[Any]]:
-    """A system with random weights, drawn by the recipe's seed, whose numbers are those of the vocabulary, the features and the table of answers.
+def fresh(cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Provenance) -> tuple[System, Recipe[Any]]:
+    """A system with random weights, drawn by the recipe's seed, whose numbers are those of the vocabulary and the features.
 
     Returns:
         The system, and the recipe with its config.
     """
     classes, attributes = max(len(provenance.classes), 2), len(provenance.attributes)
-    config = fit_config(recipe.config, len(vocab), provenance.width, classes, attributes, answers)
+    config = fit_config(recipe.config, len(vocab), provenance.width, classes, attributes)
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         return cls(config, vocab), replace(recipe, config=config)
@@ -55,6 +53,13 @@ def answers_for(cls: type[System], source: Source, most: int = 9500) -> tuple[st
     return qa.table(source[i] for i in range(len(source)))[:most]
 
 
+def with_answers(recipe: Recipe[Any], answers: tuple[str, ...]) -> Recipe[Any]:
+    """The recipe with a table of answers in its config; as it is if the table is empty."""
+    if not answers:
+        return recipe
+    return replace(recipe, config=replace(recipe.config, answers=answers, num_qa_labels=len(answers)))
+
+
 def without_classes(
     recipe: Recipe[Any], provenance: Provenance, answers: tuple[str, ...] | None = None
 ) -> tuple[Recipe[Any], tuple[str, ...]]:
@@ -68,8 +73,8 @@ def without_classes(
     Returns:
         The recipe, and the goals left out.
     """
-    missing: set[str] = set() if provenance.classes else set(NEED_CLASSES)
-    missing |= set() if provenance.attributes else set(NEED_ATTRIBUTES)
+    missing: set[str] = set() if provenance.classes else {*NEED_CLASSES, "obj"}
+    missing |= set() if provenance.attributes else {"attr"}
     missing |= {"qa"} if answers == () else set()
     share: dict[str, float] = {}
     gone: list[str] = []

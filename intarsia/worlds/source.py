@@ -274,8 +274,10 @@ class WorldSource:
         for array in (features, boxes, probs, labels, attributes, scores):
             array.setflags(write=False)
         shown = partial(self.image, index) if self.config.level else None
-        picture = Picture(self.key(index), features, boxes, side, side, scores, probs, labels, attributes=attributes)
-        return replace(picture, pixels=shown), members
+        said = (scores, probs, labels)
+        return Picture(
+            self.key(index), features, boxes, side, side, *said, pixels=shown, attributes=attributes
+        ), members
 
     def _other_caption(self, index: int, text: str, language: str) -> tuple[str, ...]:
         """Another true caption of a scene, in other words; none where few draws find none."""

@@ -19,6 +19,7 @@ from intarsia.objectives import qa
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find, parity
 from intarsia.text import Vocab
+from intarsia.train.start import with_answers
 from intarsia.worlds import WorldSource
 from intarsia.worlds.questions import ask
 
@@ -30,14 +31,11 @@ def made(name: str) -> System:
     cls = find(name)
     vocab = Vocab.learn((WORLD[i].texts[0] for i in range(len(WORLD))), specials=cls.specials)
     provenance = WORLD.provenance
-    config = fit_config(
-        cls.recipes["tiny"].config,
-        len(vocab),
-        provenance.width,
-        len(provenance.classes),
-        len(provenance.attributes),
-        qa.table(map(question, range(len(WORLD)))),
-    )
+    recipe = cls.recipes["tiny"]
+    if "answers" in cls.Config.__dataclass_fields__:
+        recipe = with_answers(recipe, qa.table(map(question, range(len(WORLD)))))
+    numbers = len(vocab), provenance.width, len(provenance.classes), len(provenance.attributes)
+    config = fit_config(recipe.config, *numbers)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return cls(config, vocab).eval()
