@@ -39,8 +39,10 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Example, Pick, RegionRows, TextRows, pack
 from intarsia.packed import join, joined_rows
 from intarsia.parts.dropout import Dropout
+from intarsia.parts.embeddings import Table
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.train.optim import clip, step_if
 from intarsia.weights.keymap import KeyMap
 
 H, LAYERS, HEADS, INNER, VOCAB, WIDTH = 768, 12, 12, 3072, 30522, 2048
@@ -148,7 +150,7 @@ class VisualBERT(nn.Module):
             attention_probs_dropout_prob=attention_dropout,
             layer_norm_eps=1e-12,
         )
-        self.word, self.position, self.segment = nn.Embedding(VOCAB, H), nn.Embedding(512, H), nn.Embedding(2, H)
+        self.word, self.position, self.segment = Table(VOCAB, H), nn.Embedding(512, H), nn.Embedding(2, H)
         self.region_position, self.region_segment = nn.Embedding(512, H), nn.Embedding(2, H)
         self.project = nn.Linear(WIDTH, H)
         self.norm = nn.LayerNorm(H, 1e-12)
@@ -221,7 +223,7 @@ class Side:
     """One competitor: a model, its optimizer, and its loss on the workload at hand."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     loss: Callable[[], Tensor]
 
     def backward(self, bf16: bool) -> float:
@@ -233,10 +235,20 @@ class Side:
         return loss.item()
 
     def step(self, bf16: bool) -> None:
-        """One whole training step."""
+        """One whole training step, as Hugging Face's trainer does it."""
         self.backward(bf16)
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
+
+
+class OurSide(Side):
+    """The library's step: clipping happens inside the fused optimizer."""
+
+    def step(self, bf16: bool) -> None:
+        """One whole training step."""
+        self.backward(bf16)
+        _, divide = clip(self.model.parameters(), 5.0)
+        step_if(self.optimizer, torch.zeros(()), divide)
 
 
 def check_equal(theirs: Side, ours: Side, kinds: tuple[str, ...]) -> None:
@@ -318,7 +330,7 @@ def judge(name: str, value: float) -> None:
 
 
 def our_side(model: VisualBERT) -> Side:
-    return Side(model, torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True), lambda: torch.zeros(()))
+    return OurSide(model, torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True), lambda: torch.zeros(()))
 
 
 def compare(name: str, theirs: Side, ours: Side, kinds: tuple[str, ...], rounds: int, threads: int) -> None:

@@ -56,6 +56,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
     name = choose(q, queries, keys, dropout)
     if _watching is not None:
         _watching.maps.append(probabilities(q.detach(), k.detach(), queries, keys))
+        _watching.packings.append((queries, keys))
     if name == "padded":
         return _padded(q, k, v, queries, keys, dropout)
     if name == "loop":
@@ -133,6 +134,8 @@ class Seen:
 
     maps: list[Tensor] = field(default_factory=list)
     """Per `attend` call: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
+    packings: list[tuple[Packing, Packing]] = field(default_factory=list)
+    """Per call: where its queries and its keys lie, the very objects it was given."""
 
 
 _watching: Seen | None = None
@@ -140,7 +143,7 @@ _watching: Seen | None = None
 
 @contextmanager
 def watch() -> Iterator[Seen]:
-    """Inside the context every `attend` records its probabilities, padded per document, in call order."""
+    """Inside the context every `attend` records its probabilities, padded per document, and its packings, in call order."""
     global _watching
     before, _watching = _watching, Seen()
     try:

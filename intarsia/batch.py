@@ -47,11 +47,17 @@ class Picture:
     probs: Array | None = None
     """(R, C) float16 or float32, the detector's soft labels; class 0 is background."""
     labels: Array | None = None
-    """(R) int64, class ids."""
+    """(R) int64, class ids; 0 is background."""
     path: str = ""
     """File of the pixels; empty when only features are at hand."""
     tags: tuple[str, ...] = ()
     """Names of the objects in it, from a detector or a person."""
+    attributes: Array | None = None
+    """(R) int64, what the object of each region is like, one id; 0 says nothing."""
+    attribute_scores: Array | None = None
+    """(R) float32, the detector's confidence in it."""
+    pixels: Callable[[], Array] | None = None
+    """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class TextRows:
     words: Array
     """Index of the word each piece belongs to; -1 for special tokens, which are never hidden."""
     levels: Array | None = None
+    cut: int = 0
+    """Pieces of the sample's texts that did not fit and were left out."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,6 +137,10 @@ class RegionRows:
     """(R)"""
     scores: Array | None = None
     """(R)"""
+    attributes: Array | None = None
+    """(R)"""
+    attribute_scores: Array | None = None
+    """(R)"""
     levels: Array | None = None
 
     def __len__(self) -> int:
@@ -140,6 +152,21 @@ class RegionRows:
             f.name: value if value is None else value[:count] for f in fields(self) for value in [getattr(self, f.name)]
         }
         return RegionRows(**cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One picture of an example, decoded only when the example is packed, so that laying out stays cheap."""
+
+    read: Callable[[], Array]
+    """Gives (3, height, width) float32 as the system takes them; raises BadInput naming the sample."""
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """What it costs in rows: one for every 32 x 32 pixels, the cells of the last map of the usual trunks."""
+        return -(-self.height // 32) * -(-self.width // 32)
 
 
 @dataclass(slots=True)
@@ -167,11 +194,13 @@ class Example:
     """Per objective: a Pick, or one value a document (any shape, the same for all examples)."""
     sample: str = ""
     """Key of the Sample; documents of one sample (the four choices of VCR) share it."""
+    images: tuple[Pixels, ...] = ()
+    """Its pictures, for systems that see pixels."""
 
     @property
     def rows(self) -> int:
-        """All rows of the document: what it costs."""
-        return sum(len(x) for x in (self.text, self.regions) if x is not None)
+        """All rows of the document, and what its pixels count for: what it costs."""
+        return sum(len(x) for x in (self.text, self.regions) if x is not None) + sum(x.rows for x in self.images)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- packed, as tensors
@@ -243,7 +272,7 @@ class Regions(Movable):
 
 @dataclass(frozen=True, slots=True)
 class Images(Movable):
-    """Pixels, for systems that see raw pictures."""
+    """Pixels, for systems that see raw pictures; smaller ones are filled up with 0 to the right and below."""
 
     pixels: Tensor
     """(I, 3, H, W) float, ImageNet-normalised unless the system says otherwise."""
@@ -296,7 +325,7 @@ class Batch(Movable):
 
     @property
     def rows(self) -> int:
-        """All rows of the batch."""
+        """All rows of the batch; pixels are none."""
         return sum(x.packing.rows for x in (self.text, self.regions, self.clips) if x is not None)
 
     def picks(self, goal: str) -> Picks:
@@ -351,6 +380,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         if (
             (x.text is None) != (first.text is None)
             or (x.regions is None) != (first.regions is None)
+            or bool(x.images) != bool(first.images)
             or x.targets.keys() != first.targets.keys()
         ):
             raise ValueError(
@@ -370,6 +400,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         sample=torch.tensor([numbers.setdefault(x.sample or x.key, len(numbers)) for x in examples]),
         text=text,
         regions=regions,
+        images=_pack_images([x.images for x in examples]) if first.images else None,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
         read={stream: _read(examples, stream, cu) for stream, cu in start.items()},
@@ -428,6 +459,16 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
         labels=_maybe(parts, "labels", np.int64),
         scores=_maybe(parts, "scores", np.float32),
     )
+
+
+def _pack_images(parts: Sequence[Sequence[Pixels]]) -> Images:
+    whole = [image for images in parts for image in images]
+    sizes = np.array([(x.height, x.width) for x in whole], np.int64)
+    pixels = np.zeros((len(whole), 3, *sizes.max(0)), np.float32)
+    for room, image in zip(pixels, whole, strict=True):
+        room[:, : image.height, : image.width] = image.read()
+    doc = np.repeat(np.arange(len(parts)), [len(x) for x in parts])
+    return Images(torch.from_numpy(pixels), torch.from_numpy(sizes), torch.from_numpy(doc))
 
 
 def _pack_links(examples: Sequence[Example], start: dict[str, Array]) -> Tensor | None:

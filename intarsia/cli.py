@@ -43,7 +43,9 @@ def list_(args: Sequence[str]) -> None:
         for what, said in _about(options.system).items():
             out.print(f"[bold]{what}[/bold]: {said}", highlight=False, soft_wrap=True)
         return
-    table = Table("system", "paper", "streams", "objectives", "parity", "tasks", "weights that load", title="systems")
+    table = Table(title="systems", show_lines=True)
+    for column in ("system", "paper", "streams", "objectives", "parity", "tasks", "weights that load", "not verified"):
+        table.add_column(column, overflow="fold")
     for name in SYSTEMS:
         card, near = find(name).card, parity(name)
         table.add_row(
@@ -53,10 +55,14 @@ def list_(args: Sequence[str]) -> None:
             ", ".join(card.objectives),
             "none" if near is None else f"{near.difference:.0e} over {near.tensors} tensors",
             ", ".join(card.tasks),
-            ", ".join(card.weights),
+            ", ".join(card.weights) or "none published",
+            f"{len(card.unverified)} facts",
         )
     out.print(table)
-    out.print("parity: the largest difference from the authors' code in fp32. `intarsia list NAME` tells one in full.")
+    out.print(
+        "parity: the largest difference from the authors' code in fp32. `intarsia list NAME` tells one in full, with"
+    )
+    out.print("the numbers of every recipe and each fact that is not verified.")
 
 
 def _about(name: str) -> dict[str, str]:
@@ -74,11 +80,25 @@ def _about(name: str) -> dict[str, str]:
         "parity": "no golden file"
         if near is None
         else f"{near.difference:.1e} at most, over {near.tensors} tensors (docs/parity.md)",
-        "weights that load": ", ".join(card.weights),
+        "weights that load": ", ".join(card.weights) or "none published",
+        "starts from": "BERT (--start) or nothing" if cls.from_bert else "nothing",
         "tasks": ", ".join(card.tasks),
-        **{f"recipe {size}": recipe.note for size, recipe in cls.recipes.items()},
-        "not verified in code": ", ".join(card.unverified) or "nothing",
+        **{f"recipe {size}": _recipe_facts(recipe) for size, recipe in cls.recipes.items()},
+        "verified in code": "what the recipes say, but for"
+        if card.unverified
+        else "all that the recipes say; `tiny` is our own",
+        **{f"not verified {i}": fact for i, fact in enumerate(card.unverified, 1)},
     }
+
+
+def _recipe_facts(recipe: Recipe[Any]) -> str:
+    """Its numbers and its note."""
+    optim, schedule, batching = recipe.optim, recipe.schedule, recipe.batching
+    shares = ", ".join(f"{goal} {share:g}" for goal, share in recipe.mix.share.items())
+    return (
+        f"rate {optim.lr:g}, {schedule.steps:,} steps, {schedule.warmup:,} of warm-up, {batching.rows:,} rows a batch x {batching.accumulate}, "
+        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {recipe.note}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- pretrain
@@ -99,10 +119,16 @@ class Pretrain(Generic[C]):
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
+    language: str | None = None
+    """Only captions of this language."""
     vocab: Path | None = None
-    """vocab.txt; without one a vocabulary is learnt from the captions."""
+    """vocab.txt, or "gb2312", the characters of Chinese; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
-    """Weights to start from."""
+    """Weights of the same system to start from."""
+    start: Path | None = None
+    """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
+    trunk: Path | None = None
+    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -151,19 +177,18 @@ def _take(args: list[str], flag: str) -> str | None:
 
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
-    import torch
-
-    from intarsia.data.corpora import Alongside
+    from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
-    from intarsia.model import read_ours
-    from intarsia.text import Vocab
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import captions, fresh, without_classes
-    from intarsia.weights.files import fill
+    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
 
     source = open_source(options.data, options.split)
+    if options.language:
+        source = speaking(source, options.language)
     provenance = source.provenance
+    if "regions" not in cls.needs:
+        provenance = provenance or NO_FEATURES
     if provenance is None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
@@ -172,36 +197,20 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         if not cls.reads_text_alone:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
         source = Alongside(source, open_texts(options.text))
-    kept = options.out / "vocab.txt"
-    if options.vocab or kept.is_file():
-        vocab = Vocab.read(options.vocab or kept)
-    else:
-        vocab = captions(source, cls.specials)
-    recipe, gone = without_classes(options.recipe, provenance)
+    vocab = _vocabulary(cls, options, source)
+    answers = None if options.weights else answers_for(cls, source)
+    recipe, gone = without_classes(options.recipe, provenance, answers)
     if gone:
-        out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
-    if options.weights:
-        state, config = read_ours(cls, name, options.weights, size)
-        if len(vocab) != config.vocab_size:
-            raise BadInput(
-                f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
-            )
-        if provenance.width != config.feature_size:
-            raise BadInput(
-                f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}"
-            )
-        recipe = dataclasses.replace(recipe, config=config)
-        torch.manual_seed(recipe.seed)
-        system = cls(config, vocab)
-        fill(system, state, str(options.weights), cls.keys.optional)
-    else:
-        system, recipe = fresh(cls, recipe, vocab, provenance)
+        out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
+    recipe = with_answers(recipe, answers or ())
+    system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
+    held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
         source,
         recipe,
         options.out,
-        valid=open_source(options.valid) if options.valid else None,
+        valid=held,
         workers=options.workers,
         device=options.device,
         sharding=options.sharding,
@@ -215,6 +224,58 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
     out.print(f"trained: {options.out}")
+
+
+def _vocabulary(cls: Any, options: Any, source: Any) -> Any:
+    """The one named, that of the run or of the BERT it starts from, or one learnt from the captions."""
+    from intarsia.text import Vocab
+    from intarsia.train.start import captions
+
+    if str(options.vocab) == "gb2312":
+        return Vocab.gb2312(cls.specials)
+    beside = options.start.parent / "vocab.txt" if options.start else None
+    for path in (options.vocab, options.out / "vocab.txt", beside):
+        if path is not None and (path == options.vocab or path.is_file()):
+            return Vocab.read(path)
+    if options.start:
+        raise BadInput(f"{options.start}: name the vocabulary of this BERT with --vocab")
+    return captions(source, cls.specials)
+
+
+def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any, provenance: Any) -> tuple[Any, Any]:
+    """The system before its first step: random, from weights of its own, or from a BERT's."""
+    import torch
+
+    from intarsia.data.fetch import fetched
+    from intarsia.model import read_ours
+    from intarsia.train.from_bert import from_bert
+    from intarsia.train.start import fresh
+    from intarsia.weights.files import fill
+
+    if options.start:
+        if options.weights:
+            raise BadInput("--start and --weights: a run begins from one of the two")
+        system, recipe, begun = from_bert(cls, recipe, vocab, provenance, options.start)
+        out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
+        return system, recipe
+    if not options.weights:
+        system, recipe = fresh(cls, recipe, vocab, provenance)
+        if options.trunk:
+            light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
+            system.fill_trunk(light)
+        return system, recipe
+    state, config = read_ours(cls, name, options.weights, size)
+    if len(vocab) != config.vocab_size:
+        raise BadInput(
+            f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
+        )
+    if "regions" in cls.needs and provenance.width != config.feature_size:
+        raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
+    recipe = dataclasses.replace(recipe, config=config)
+    torch.manual_seed(recipe.seed)
+    system = cls(config, vocab)
+    fill(system, state, str(options.weights), cls.keys.optional)
+    return system, recipe
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from intarsia.batch import Array, Picture, RegionRows, Sample, TextRows
+from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.data.decode import pixels_of
 from intarsia.errors import BadInput, TooLong
+from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
+
+Cut = Callable[[list[Pieces], int], list[Pieces]]
+"""Pieces of several parts and the limit of all -> fewer of them; a part may end up empty."""
+
+
+def cut_ends(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """Takes pieces from the end of the longest part, of the last among several, until all fit."""
+    kept = list(map(len, pieces))
+    while sum(kept) > limit:
+        kept[max(range(len(kept)), key=lambda i: (kept[i], i))] -= 1
+    return [piece.part(0, count) for piece, count in zip(pieces, kept, strict=True)]
 
 
 def bert_rows(
-    vocab: Vocab, key: str, parts: Sequence[tuple[str, int]], limit: int, cut: bool = False, own_sep: bool = False
+    vocab: Vocab,
+    key: str,
+    parts: Sequence[tuple[str, int]],
+    limit: int,
+    cut: bool | Cut = False,
+    own_sep: bool = False,
 ) -> tuple[TextRows, list[Pieces]]:
     """[CLS] part [SEP] part [SEP] .., positions from 0.
 
@@ -22,7 +45,7 @@ def bert_rows(
         key: of the sample, for errors.
         parts: texts with their segments.
         limit: pieces in all, special tokens not counted.
-        cut: longer texts lose pieces at the end of the longest part until they fit (Oscar's tags), instead of being refused.
+        cut: how longer texts are cut, instead of being refused; True = `cut_ends`. A part of which nothing is left goes, with its [SEP].
         own_sep: a [SEP] has the segment of the part it closes, as in BERT; else that of the part which follows, the last one excepted (UNITER).
 
     Returns:
@@ -36,18 +59,47 @@ def bert_rows(
     for piece, (text, _) in zip(pieces, parts, strict=True):
         if not len(piece):
             raise BadInput(f"sample {key}: the caption {text!r} is empty")
-    while cut and sum(map(len, pieces)) > limit:
-        longest = max(range(len(pieces)), key=lambda i: (len(pieces[i]), i))
-        pieces[longest] = Pieces(pieces[longest].ids[:-1], pieces[longest].words[:-1], pieces[longest].spans[:-1])
-    if (count := sum(map(len, pieces))) > limit:
+    count = sum(map(len, pieces))
+    if cut:
+        pieces = (cut_ends if cut is True else cut)(pieces, limit)
+    elif count > limit:
         raise TooLong(f"sample {key}: {count} pieces of text, the limit is {limit}")
-    ids, segments, words = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])]
+    ids, segments, words, after = [np.array([vocab.cls])], [parts[0][1]], [np.array([-1])], 0
     for i, piece in enumerate(pieces):
+        if not len(piece):
+            continue
         ids += [piece.ids, np.array([vocab.sep])]
         segments += [parts[i][1]] * len(piece) + [parts[i if own_sep else min(i + 1, len(parts) - 1)][1]]
-        words += [piece.words + max(0, words[-2].max() + 1 if i else 0), np.array([-1])]
+        words += [piece.words + after, np.array([-1])]
+        after += int(piece.words[-1]) + 1
     rows = TextRows(np.concatenate(ids), np.array(segments), np.arange(len(segments)), np.concatenate(words))
+    rows.cut = count - sum(map(len, pieces))
     return rows, pieces
+
+
+def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
+    """The pieces of a text without special tokens, positions from 0, cut at its end.
+
+    Raises:
+        BadInput: it is empty.
+    """
+    pieces = vocab.encode(text)
+    if not len(pieces):
+        raise BadInput(f"sample {key}: the text {text!r} is empty")
+    kept = pieces.part(0, limit)
+    none = np.zeros(len(kept), np.int64)
+    return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
+
+
+def picture_of(sample: Sample, number: int) -> Picture:
+    """A picture of a sample by its number.
+
+    Raises:
+        BadInput: there are not so many.
+    """
+    if number >= len(sample.pictures):
+        raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {number + 1}")
+    return sample.pictures[number]
 
 
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
@@ -78,17 +130,27 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
         probs=picture.probs,
         labels=picture.labels,
         scores=picture.scores,
+        attributes=picture.attributes,
+        attribute_scores=picture.attribute_scores,
     )
 
 
 def before_last_sep(rows: TextRows, piece: int) -> TextRows:
     """The rows with one more special piece, such as [MASK], before the closing [SEP]."""
-    return TextRows(
+    return replace(
+        rows,
         ids=np.insert(rows.ids, -1, piece),
         segment_ids=np.insert(rows.segment_ids, -1, rows.segment_ids[-1]),
         position_ids=np.append(rows.position_ids, rows.position_ids[-1] + 1),
         words=np.insert(rows.words, -1, -1),
     )
+
+
+def with_piece(rows: TextRows, row: int, piece: int, segment: int, position: int) -> TextRows:
+    """The rows with one more special piece as the given row; the others keep their positions."""
+    added = {"ids": piece, "segment_ids": segment, "position_ids": position, "words": -1}
+    columns: dict[str, Any] = {name: np.insert(getattr(rows, name), row, value) for name, value in added.items()}
+    return replace(rows, **columns)
 
 
 def side_by_side(rows: Sequence[RegionRows]) -> RegionRows:
@@ -122,13 +184,30 @@ def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> 
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
-def with_whole_picture(rows: RegionRows, picture: Picture) -> RegionRows:
+def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
+    """Gold links of a question and one of its choices, laid out as [CLS] question [SEP] choice [SEP]: (P, 2) text row, region row.
+
+    Args:
+        sample: its texts are the question and the choices.
+        pieces: of the question and of the choice, as laid out.
+        form: number of the choice.
+    """
+    second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
+    return np.concatenate([link_rows(sample, pieces[0]), second])
+
+
+def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None) -> RegionRows:
     """The regions and, after them, the whole picture as one more, whose feature is their mean; its class is background.
 
     Order inside a document is free: the papers put it first.
+
+    Args:
+        rows: of the picture.
+        picture: for its size.
+        corner: the far corner of the whole picture's box; None = its last pixel.
     """
     count = len(rows)
-    edge = [(size - 1) / size if size else 1.0 for size in (picture.width, picture.height)]
+    edge = corner or tuple((size - 1) / size if size else 1.0 for size in (picture.width, picture.height))
     last: dict[str, Any] = {
         "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)),
         "boxes": [0, 0, *edge],
@@ -139,6 +218,8 @@ def with_whole_picture(rows: RegionRows, picture: Picture) -> RegionRows:
         "probs": 0,
         "labels": 0,
         "scores": 1,
+        "attributes": 0,
+        "attribute_scores": 1,
     }
 
     def column(name: str) -> Any:
@@ -165,3 +246,55 @@ def no_regions(width: int, classes: int) -> RegionRows:
     none = np.zeros(0, np.int64)
     feats, probs = np.zeros((0, width), np.float16), np.zeros((0, classes), np.float16)
     return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)
+
+
+def bare_rows(boxes: Sequence[Any]) -> RegionRows:
+    """Boxes (R, 4) as region rows without features, for systems that read what lies in them off the pixels."""
+    none = np.zeros(len(boxes), np.int64)
+    feats = np.zeros((len(boxes), 0), np.float32)
+    return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def grid_boxes(cells: int) -> Array:
+    """(cells * cells, 4) the cells of a grid over the picture, from the left column to the right one, each downwards."""
+    edges = np.arange(cells + 1) / cells
+    (left, upper), (right, lower) = (np.meshgrid(x, x, indexing="ij") for x in (edges[:-1], edges[1:]))
+    return np.stack([left, upper, right, lower], -1).reshape(-1, 4)
+
+
+def filled(text: Text, length: int, filler: int) -> Text:
+    """Packed text with every document filled up to one length by a piece in segment 0; positions go on. For systems whose encoder sees padding."""
+    ids = pad(text.ids, text.packing, length, filler).flatten()
+    documents = text.packing.documents
+    rows = torch.arange(len(ids), device=ids.device)
+    starts = torch.arange(documents + 1, device=ids.device, dtype=torch.int32) * length
+    packing = Packing(starts, round_up(length), rows // length, rows % length)
+    return Text(ids, torch.zeros_like(ids), packing.pos, torch.full_like(ids, -1), packing)
+
+
+Change = Callable[[Tensor], Tensor]
+Three = tuple[float, float, float]
+
+
+def square_pixels(
+    key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None = None
+) -> Pixels:
+    """A picture stretched to a square, bilinear without antialias, then normalised.
+
+    Args:
+        key: of the sample, for errors.
+        picture: decoded only when it is packed.
+        side: pixels.
+        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
+        change: of colours, on (3, side, side) float in 0..1, before they are normalised.
+    """
+    return Pixels(partial(_square, key, picture, side, normal, change), side, side)
+
+
+def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None) -> Array:
+    whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
+    x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
+    x = x if change is None else change(x)
+    mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
+    found: Array = ((x - mean) / spread).numpy()
+    return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.evaluate.grounding import maps_of
 from intarsia.features.extractor import Extractor, reopen
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
+from intarsia.weights import paddle
 from intarsia.weights.files import fill, read_weights, write_weights
 from intarsia.weights.signatures import whose
 
@@ -45,7 +48,7 @@ class Match:
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
     attention: Array
-    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2)."""
+    """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2, WenLan)."""
 
     @property
     def probability(self) -> float:
@@ -79,10 +82,13 @@ class Model:
         return reopen(self.provenance, str(self.device))
 
     def sample(self, image: Path | str | Array, text: str) -> Sample:
-        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample with regions."""
+        """A raw picture (file or (H, W, 3) uint8) and a text as a Sample, with regions where the system reads regions."""
         pixels = decode_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        found = self.extractor([pixels])[0]
         name = str(image) if isinstance(image, str | Path) else "picture"
+        if "regions" not in self.system.needs:
+            bare = Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), *pixels.shape[1::-1])
+            return Sample(name, (text,), (replace(bare, path=name, pixels=lambda: pixels),))
+        found = self.extractor([pixels])[0]
         picture = Picture(
             name,
             found.features,
@@ -106,10 +112,8 @@ class Model:
             encoded = self.system.encode(batch)
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
-        words, count = len(example.text), len(sample.pictures[0].boxes)
-        maps = [x[0].mean(0) for x in seen.maps if x.shape[-1] >= words + count]
-        mean = torch.stack(maps).mean(0) if maps else torch.zeros(words, words + count)
-        weights = mean[rows][:, words : words + count].cpu().numpy()
+        layers = maps_of(seen, batch)[0].of_picture(sample).words  # (layers, heads, T, R)
+        weights = layers.mean((0, 1))[rows] if len(layers) else np.zeros((len(rows), layers.shape[-1]), np.float32)
         return Match(
             score=float(self.system.match_scores(encoded)[0]),
             words=tuple(self.system.vocab.tokens[i] for i in example.text.ids[rows]),
@@ -130,7 +134,7 @@ def open(  # the name users type: intarsia.open
     Args:
         name: as in `intarsia list`.
         size: the recipe whose numbers to use, where the weights do not bring their own.
-        weights: a run folder, our .safetensors, or the authors' file; None = random.
+        weights: a run folder, our .safetensors, or the authors' file or folder; None = random.
         vocab: a vocab.txt; needed unless `weights` is a run folder.
         device: "cpu", "cuda", ..
 
@@ -139,7 +143,7 @@ def open(  # the name users type: intarsia.open
     """
     cls = find(name)
     path = None if weights is None else Path(weights)
-    if path is not None and path.is_dir():
+    if path is not None and path.is_dir() and not paddle.is_folder(path):
         return _open_run(cls, name, path, device)
     if vocab is None:
         raise BadInput(f"{name}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
@@ -183,13 +187,20 @@ def read_recipe(cls: type[System], name: str, run: Path) -> Recipe[Any]:
 
 
 def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tensor], where: str) -> System:
-    """A system with weights, loaded strictly but for heads that were never published."""
+    """A system with weights, loaded strictly but for pre-training heads that were never published: these are fresh, with a warning."""
     if len(vocab) != config.vocab_size:
         raise BadInput(f"{where}: the vocabulary has {len(vocab)} pieces, the config says {config.vocab_size}")
-    with torch.device("meta"):
+    heads = [x for x in cls.heads if f"{x}." in cls.keys.optional and not any(key.startswith(f"{x}.") for key in state)]
+    if heads:
+        warnings.warn(f"{where}: holds no {', '.join(heads)}: they are random", stacklevel=2)
+    memory = [part for part in cls.memory if not any(key.startswith(part) for key in state)]
+    if fresh := (*(f"{x}." for x in heads), *memory):
         system = cls(config, vocab)
-    system.to_empty(device="cpu")
-    fill(system, state, where)
+    else:
+        with torch.device("meta"):
+            system = cls(config, vocab)
+        system.to_empty(device="cpu")
+    fill(system, state, where, fresh)
     return system
 
 
@@ -231,9 +242,10 @@ def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path
         if key not in state:
             continue
         found[field] = state[key].shape[axis]
-    layers = [int(m[1]) for key in state if (m := re.match(r"encoder\.layers\.(\d+)\.", key))]
-    if layers:
-        found["num_hidden_layers"] = max(layers) + 1
+    for field, start in cls.depths.items():
+        layers = [int(m[1]) for key in state if (m := re.match(re.escape(start) + r"(\d+)\.", key))]
+        if layers:
+            found[field] = max(layers) + 1
     if found.get("hidden_size", config.hidden_size) != config.hidden_size:
         raise BadInput(
             f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size"

@@ -70,9 +70,9 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "product"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; product =
-    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
+    shape: Literal["peak", "bert", "zero", "product"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
+    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
@@ -81,7 +81,7 @@ class Schedule:
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
         return max(self.floor, left)
 
@@ -118,7 +118,9 @@ class Batching:
     """How samples become batches."""
 
     rows: int = 10_240
-    """Budget of rows (words + regions) of one micro-batch on one rank."""
+    """Budget of rows (words + regions, and one for every 32 x 32 pixels) of one micro-batch on one rank."""
+    samples: int = 0
+    """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
     accumulate: int = 1
@@ -150,6 +152,16 @@ TINY_RUN: dict[str, Any] = {
     "precision": "fp32",
 }
 """How every system's `tiny` size is trained, unless it says otherwise."""
+
+
+def adam(lr: float, max_norm: float = 1.0, eps: float = 1e-8, decay: float = 0.01) -> Optim:
+    """AdamW that spares biases and norms of decay, as most of the field sets it."""
+    return Optim(lr=lr, betas=(0.9, 0.999), eps=eps, weight_decay=decay, no_decay=("bias", "norm"), max_norm=max_norm)
+
+
+def bert_adam(lr: float) -> Optim:
+    """BERT's Adam: moments without bias correction, every tensor clipped by its own norm."""
+    return dataclasses.replace(adam(lr, eps=1e-6), clip="each", bias_correction=False)
 
 
 def to_json(value: Any) -> str:

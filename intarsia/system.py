@@ -6,15 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.errors import BadInput
+from intarsia.objectives.contrast import alone
+from intarsia.packed import Packing
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
+from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
@@ -35,8 +40,12 @@ class System(nn.Module, ABC):
     """Other published layouts by name, such as "hf"."""
     sizes: ClassVar[Mapping[str, tuple[str, int]]]
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
+    depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "encoder.layers."}
+    """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
+    from_bert: ClassVar[FromBert | None] = None
+    """How pre-training starts from BERT, where the paper's does."""
     needs: ClassVar[tuple[str, ...]]
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()
@@ -45,15 +54,24 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
+    towers: ClassVar[bool] = False
+    """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
+    memory: ClassVar[tuple[str, ...]] = ()
+    """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
     heads: ClassVar[tuple[str, ...]]
     """Modules that only pre-training needs; fine-tuned weights come without them."""
 
     config: Any
     vocab: Vocab
+    gather: Callable[[Tensor], Tensor]
+    """Rows (N, ..) of this process to those of all, in order of rank, without gradient; `train.parallel` sets it where there are several."""
 
     @abstractmethod
     def __init__(self, config: Any, vocab: Vocab) -> None:
         super().__init__()
+        self.gather = alone
 
     @abstractmethod
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
@@ -135,12 +153,47 @@ class System(nn.Module, ABC):
         """
         raise TypeError(f"{self.card.name} does not generate texts")
 
+    def fill_trunk(self, path: Path) -> None:
+        """Starts the image trunk from published weights of its own, such as timm's.
+
+        Raises:
+            BadInput: the system has no trunk, or the file is of another.
+        """
+        raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
+
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""
         return {}
 
 
-def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
+@runtime_checkable
+class Crossing(Protocol):
+    """A system whose texts and pictures are first read apart, so that what is computed of one serves every pair it is in.
+
+    `encode` is `cross` of what the other two return.
+    """
+
+    def encode_text(self, text: Text) -> Tensor:
+        """(T, H) the words of each document, before they meet a picture."""
+
+    def encode_visual(self, regions: Regions) -> Tensor:
+        """(R, H') the regions of each document, before they meet a text."""
+
+    def cross(
+        self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> Encoded:
+        """Lets them meet.
+
+        Args:
+            words: (T, H) as `encode_text` returns them.
+            text: where they lie.
+            seen: (R, H') as `encode_visual` returns them.
+            visual: where they lie.
+            read: rows that somebody reads beside what is pooled, as in `Batch.read`; the others may come back as NaN. None = all.
+        """
+
+
+def fit_config(config: Any, pieces: int, width: int, classes: int, attributes: int = 0) -> Any:
     """A system's config with the numbers that the data give, as far as it has such fields.
 
     Args:
@@ -148,8 +201,11 @@ def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
         pieces: of the vocabulary.
         width: numbers of a region feature.
         classes: of the soft labels, background among them.
+        attributes: of regions, "none" among them; 0 = unknown, the config's number stays.
     """
-    found = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found: dict[str, Any] = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found["num_object_labels"] = max(classes - 1, 1)
+    found |= {"num_attr_labels": attributes - 1} if attributes > 1 else {}
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 

@@ -35,6 +35,10 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, start: int | None, stop: int | None) -> Pieces:
+        """The pieces from `start` to before `stop`, as of a slice; words keep their numbers."""
+        return Pieces(self.ids[start:stop], self.words[start:stop], self.spans[start:stop])
+
 
 class Vocab:
     """A WordPiece vocabulary.
@@ -118,6 +122,19 @@ class Vocab:
             (word for word in others if len(word) > 1 and word not in words), key=lambda word: (-others[word], word)
         )
         return cls([*SPECIALS, *specials, *letters, *(f"##{x}" for x in inner), *common][:size], lower)
+
+    @classmethod
+    def gb2312(cls, specials: Sequence[str] = ()) -> Vocab:
+        """The characters of Chinese, as Chinese BERT cuts text, with ids of our own: special tokens, ASCII, punctuation, the 6,763 of GB 2312.
+
+        Words of Latin letters and digits fall into single letters. The codec of Python gives the characters, so nothing is downloaded.
+        """
+        ascii_ = [chr(i) for i in range(33, 127) if not chr(i).isupper()]
+        inner = [f"##{x}" for x in ascii_ if x.isalnum()]
+        marks = [bytes((row, i)).decode("gb2312") for row in (0xA1, 0xA3) for i in range(0xA1, 0xFF)]
+        han = [bytes((row, i)).decode("gb2312", "ignore") for row in range(0xB0, 0xF8) for i in range(0xA1, 0xFF)]
+        more = [x for x in (*marks, *han) if x.strip() and x == x.lower()]
+        return cls(list(dict.fromkeys([*SPECIALS, *specials, *ascii_, *inner, *more])), lower=True, where="gb2312")
 
     def encode(self, text: str) -> Pieces:
         """Cuts a text into pieces, without [CLS] and [SEP]."""

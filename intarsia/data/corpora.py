@@ -34,6 +34,18 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
+def speaking(source: Source, language: str) -> Subset:
+    """The samples of a source whose caption is in a language; reads every sample once.
+
+    Raises:
+        BadInput: there is none.
+    """
+    found = [i for i in range(len(source)) if source[i].language == language]
+    if not found:
+        raise BadInput(f"none of {len(source)} captions is in language {language!r}")
+    return Subset(source, np.array(found))
+
+
 class Joined:
     """Several sources behind one another; keys and picture names get the source's name in front, so they stay unique.
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from intarsia.batch import Picture
 from intarsia.errors import BadInput
 
 Pixels = NDArray[np.uint8]
@@ -77,6 +78,26 @@ def decode_image(source: str | Path | bytes, name: str = "") -> Pixels:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
         raise BadInput(f"{name}: cannot be decoded: {error}") from None
+
+
+def pixels_of(picture: Picture, key: str) -> Pixels:
+    """The pixels of a picture, made or read from its file.
+
+    Args:
+        picture: the picture.
+        key: of its sample, for errors.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        BadInput: there are none, or its file cannot be decoded; names sample and file.
+    """
+    if picture.pixels is not None:
+        return np.asarray(picture.pixels())
+    if not picture.path:
+        raise BadInput(f"sample {key}: picture {picture.name} has no pixels, only regions; the system reads pixels")
+    return decode_image(picture.path, f"sample {key}: {picture.path}")
 
 
 def image_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:

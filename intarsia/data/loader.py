@@ -63,6 +63,8 @@ class Lengths:
     """The first few of those errors."""
     fingerprint: str = ""
     """Of the data and the layout."""
+    cut: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """(n) pieces of its texts that each sample lost to fit."""
 
     @property
     def kept(self) -> Ints:
@@ -72,7 +74,7 @@ class Lengths:
 
 def measure(
     source: Source,
-    length_of: Callable[[Sample], int],
+    length_of: Callable[[Sample], tuple[int, int]],
     *,
     spec: str = "",
     leave_out: tuple[type[Exception], ...] = (),
@@ -84,7 +86,7 @@ def measure(
 
     Args:
         source: the data.
-        length_of: rows of a sample once laid out. Must pickle if there are workers.
+        length_of: rows of a sample once laid out, and the pieces it lost to fit. Must pickle if there are workers.
         spec: says how samples are laid out; part of the fingerprint.
         leave_out: errors of reading or laying out that leave a sample out, counted; every other error stops.
         cache: file to keep the lengths in.
@@ -103,17 +105,18 @@ def measure(
     loader: DataLoader[Any] = DataLoader(
         chunks, batch_size=None, collate_fn=_as_is, num_workers=workers, worker_init_fn=_deaf
     )
-    rows, left_out, examples = [], Counter[str](), list[str]()
+    costs, left_out, examples = [], Counter[str](), list[str]()
     for chunk in track(
         loader, "lengths", len(chunks), console=Console(stderr=True), transient=True, disable=not progress
     ):
         lengths, errors, fatal = chunk
         if fatal:
             raise BadInput(fatal)
-        rows.append(lengths)
+        costs.append(lengths)
         left_out.update(kind for kind, _ in errors)
         examples.extend(text for _, text in errors[: 5 - len(examples)])
-    result = Lengths(np.concatenate(rows), dict(left_out), tuple(examples), mark)
+    rows, cut = np.concatenate(costs, 1)
+    result = Lengths(rows, dict(left_out), tuple(examples), mark, cut)
     if not result.rows.any():
         raise BadInput(f"all {len(source)} samples are left out; the first: {examples[0]}")
     if cache is not None:
@@ -127,7 +130,7 @@ class _Chunks(Dataset[Any]):
     size = 256
 
     def __init__(
-        self, source: Source, length_of: Callable[[Sample], int], leave_out: tuple[type[Exception], ...]
+        self, source: Source, length_of: Callable[[Sample], tuple[int, int]], leave_out: tuple[type[Exception], ...]
     ) -> None:
         self.source, self.length_of, self.leave_out = source, length_of, leave_out
 
@@ -136,23 +139,23 @@ class _Chunks(Dataset[Any]):
 
     def __getitem__(self, chunk: int) -> tuple[NDArray[np.int32], list[tuple[str, str]], str]:
         numbers = range(chunk * self.size, min((chunk + 1) * self.size, len(self.source)))
-        rows = np.zeros(len(numbers), np.int32)
+        costs = np.zeros((2, len(numbers)), np.int32)
         errors: list[tuple[str, str]] = []
         for place, number in enumerate(numbers):
             name = f"sample {number} of the data"
             try:
                 sample = self.source[number]
                 name = f"sample {sample.key}"
-                rows[place] = self.length_of(sample)
+                costs[:, place] = self.length_of(sample)
             except self.leave_out as error:
                 text = str(error) if isinstance(error, BadInput) else f"{name}: {error}"
                 errors.append((type(error).__name__, text))
                 continue
             except BadInput as error:
-                return rows, errors, str(error)
-            if rows[place] < 1:
-                return rows, errors, f"{name}: has neither words nor regions"
-        return rows, errors, ""
+                return costs, errors, str(error)
+            if costs[0, place] < 1:
+                return costs, errors, f"{name}: has neither words nor regions nor pixels"
+        return costs, errors, ""
 
 
 def _fingerprint(source: Source, spec: str) -> str:
@@ -172,12 +175,12 @@ def _read_lengths(path: Path, mark: str, count: int) -> Lengths | None:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             about = file.metadata() or {}
-            rows = file.get_tensor("rows")
+            rows, cut = file.get_tensor("rows"), file.get_tensor("cut")
     except (OSError, safetensors.SafetensorError):
         return None
     if about.get("fingerprint") != mark or rows.shape != (count,):
         return None
-    return Lengths(rows, json.loads(about["left_out"]), tuple(json.loads(about["examples"])), mark)
+    return Lengths(rows, json.loads(about["left_out"]), tuple(json.loads(about["examples"])), mark, cut)
 
 
 def _write_lengths(path: Path, lengths: Lengths) -> None:
@@ -188,7 +191,7 @@ def _write_lengths(path: Path, lengths: Lengths) -> None:
     }
     try:
         with write_whole(path) as temporary:
-            save_file({"rows": lengths.rows}, temporary, metadata=about)
+            save_file({"rows": lengths.rows, "cut": lengths.cut}, temporary, metadata=about)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"{path}: the lengths of the samples cannot be written: {error}") from None
 
@@ -245,17 +248,21 @@ class Plan:
             here = np.concatenate([rest, order[start : start + self.batching.window]])
             # Every other window is cut from its longest sample down, so what was left over, the longest or the shortest, comes first in the next.
             here = here[np.argsort(self.rows[here] * (-1 if window % 2 else 1), kind="stable")]
-            full, rest = _under_budget(here, self.rows[here], self.batching.rows)
+            full, rest = _under_budget(here, self.rows[here], self.batching.rows, self.batching.samples)
             shuffled = np.random.default_rng([self.seed, 0xBA7C, epoch, window]).permutation(len(full))
             batches.extend(full[i] for i in shuffled)
         return [*batches, rest]
 
 
-def _under_budget(samples: Ints, rows: NDArray[np.int32], budget: int) -> tuple[list[Ints], Ints]:
-    """Cuts a run of samples into batches as full as the budget lets them be; the last one, perhaps not full, is given apart (never empty)."""
+def _under_budget(samples: Ints, rows: NDArray[np.int32], budget: int, most: int = 0) -> tuple[list[Ints], Ints]:
+    """Cuts a run of samples into batches as full as the budget of rows lets them be, of `most` samples at the most (0 = any number).
+
+    The last one, perhaps not full, is given apart (never empty).
+    """
     ends = np.cumsum(rows, dtype=np.int64)
     full, start, used = [], 0, 0
-    while (end := int(np.searchsorted(ends, used + budget, side="right"))) < len(samples):
+    most = most or len(samples)
+    while (end := min(int(np.searchsorted(ends, used + budget, side="right")), start + most)) < len(samples):
         full.append(samples[start:end])
         start, used = end, int(ends[end - 1])
     return full, samples[start:]

@@ -68,7 +68,9 @@ def evaluate(
         words=masked_words(system, samples, words, how)
         if system.predicts_words and (words is None or any(words))
         else None,
-        pointing=pointing(system, samples, validation, words, how) if any(x.links for x in samples) else None,
+        pointing=pointing(system, samples, validation, words, how)
+        if any(x.links for x in samples) and not system.towers
+        else None,
         choices={name: choice(system, x, how) for name, x in asked.items() if x and system.matches},
     )
 

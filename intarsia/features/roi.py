@@ -71,6 +71,33 @@ def roi_align(maps: Tensor, boxes: Tensor, image: Tensor, size: int = 1, samples
     return out
 
 
+def read_weights(boxes: Tensor, high: int, wide: int, reads: int) -> Tensor:
+    """(R, high * wide) float: how much each cell of a map counts in the mean of reads x reads bilinear reads of each box; outside the map lies 0.
+
+    The reads lie on a grid, so each axis has weights of its own. As in WenLan's code the grid is an affine map written for aligned corners and read as if
+    they were not, and both axes are scaled by the map's height.
+
+    Args:
+        boxes: (R, 4) float32, xyxy as fractions.
+        high: cells of the map, at least 2.
+        wide: cells of the map, at least 2.
+        reads: a side of a box.
+    """
+    x1, y1, x2, y2 = (boxes * high).unbind(-1)
+    across, down = _axis_weights(x1, x2, wide, reads), _axis_weights(y1, y2, high, reads)
+    return (down[:, :, None] * across[:, None, :]).flatten(1)
+
+
+def _axis_weights(low: Tensor, high: Tensor, cells: int, reads: int) -> Tensor:
+    """(R, cells) the same along one axis."""
+    steps = (2 * torch.arange(reads, device=low.device) + 1) / reads - 1
+    last = cells - 1
+    place = ((high - low) / last)[:, None] * steps + ((low + high - last) / last)[:, None]
+    place = ((place + 1) * cells - 1) / 2  # (R, reads) in cells
+    near = 1 - (place[:, :, None] - torch.arange(cells, device=low.device)).abs()
+    return near.clamp(min=0).mean(1)
+
+
 def crops(image: Array, boxes: Array, size: int) -> Array:
     """Cuts boxes out of a picture and stretches each to a square, with anti-aliased bicubic interpolation.
 

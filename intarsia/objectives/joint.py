@@ -19,6 +19,7 @@ def hide(
     words: float,
     regions: float = 0.0,
     told: bool = True,
+    spare: int = 0,
 ) -> Example:
     """Hides words for "mlm" and regions for the region goals among `goals`. Changes and returns the example.
 
@@ -30,14 +31,19 @@ def hide(
         words: probability of each piece.
         regions: probability of each region.
         told: False = as much is hidden, so that it does not tell broken pairs from true ones, but nothing is asked for.
+        spare: so many of the last regions are never hidden.
     """
     if "mlm" in goals:
         mlm.hide_any(example, vocab, rng, words)
-    if regional := tuple(goal for goal in goals if goal in ("mrfr", *mrm.NEED_CLASSES)):
-        mrm.hide_most(example, rng, regional, regions)
-    if not told:
-        for goal, pick in example.targets.items():
-            assert isinstance(pick, Pick)
+    if regional := tuple(goal for goal in goals if goal in mrm.GOALS):
+        mrm.hide_most(example, rng, regional, regions, spare)
+    return example if told else ask_nothing(example)
+
+
+def ask_nothing(example: Example) -> Example:
+    """Takes back what was asked of hidden rows; they stay hidden. Changes and returns the example."""
+    for goal, pick in example.targets.items():
+        if isinstance(pick, Pick):
             example.targets[goal] = Pick(pick.stream, pick.rows[:0], pick.labels[:0])
     return example
 

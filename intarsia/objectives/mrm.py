@@ -1,19 +1,23 @@
-"""MRM, masked region modelling: hide regions, then give back their features (mrfr, mpm) or class (mrc, moc: hard; mrc_kl, mvrc: soft).
+"""MRM, masked region modelling: hide regions, then give back features or classes.
 
-Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mpm: FashionBERT.
+Features: mrfr, mpm (regressed), mrnce (told from others). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
+Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Array, Example, Pick, RegionRows
+from intarsia.batch import Array, Example, Pick, RegionRows, Regions
 from intarsia.errors import BadInput
+from intarsia.packed import Packing
 
 NEED_CLASSES = ("mrc", "mrc_kl", "moc", "mvrc")
 """Goals that need the soft labels of a detector."""
+GOALS = ("mrfr", "mrnce", *NEED_CLASSES)
 
 
 def hide(example: Example, rng: np.random.Generator, goal: str, rate: float = 0.15) -> Example:
@@ -86,14 +90,14 @@ def _sums_to_one(regions: RegionRows, rows: Array) -> Array:
 def target(example: Example, goal: str, rows: Array) -> Array:
     """What should be found at hidden regions.
 
-    mrfr, mpm: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
+    mrfr, mrnce, mpm: the original feature, (M, F). mrc: the likeliest class that is not background, from 1 up, (M). moc: the same, from 0 up, (M). mrc_kl, mvrc:
     the soft label, (M, C).
 
     Raises:
         BadInput: no soft label where one is needed.
     """
     regions = _regions(example, goal)
-    if goal in ("mrfr", "mpm"):
+    if goal in ("mrfr", "mrnce", "mpm"):
         return regions.feats[rows].astype(np.float32)
     if regions.probs is None:
         raise BadInput(f"sample {example.key}: {goal} needs soft labels of the detector, there are none")
@@ -139,3 +143,60 @@ def feature_divergence(logits: Tensor, features: Tensor) -> Tensor:
 def soft_losses(logits: Tensor, probs: Tensor) -> Tensor:
     """(M) cross entropy of (M, C) logits against (M, C) probs. Source: the code of VL-BERT."""
     return -(probs.float() * F.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def region_divergence(logits: Tensor, probs: Tensor) -> Tensor:
+    """KL(probs || softmax(logits)), both (M, C), summed over classes and averaged over regions; 0 of none. Source: ViLBERT, sec. 3.2."""
+    each = F.kl_div(F.log_softmax(logits.float(), -1), probs.float(), reduction="sum")
+    return each / max(len(probs), 1)
+
+
+def draw_negatives(pick: Pick, rng: np.random.Generator, count: int) -> Pick:
+    """The target of mrnce with, behind each feature, `count` numbers in [0, 1) that choose the features it is told from: (M, F + count)."""
+    return Pick(
+        pick.stream, pick.rows, np.concatenate([pick.labels, rng.random((len(pick.rows), count), np.float32)], 1)
+    )
+
+
+def negatives(draws: Tensor, rows: Tensor, packing: Packing, spare: int, inside: float = 0.3) -> Tensor:
+    """Which regions hidden ones are told from: (M, K) rows.
+
+    Args:
+        draws: (M, K) float in [0, 1).
+        rows: (M) hidden regions.
+        packing: of all regions.
+        spare: so many of the last regions of each document are never chosen.
+        inside: share of the K that are other regions of the same document; the others are regions of other documents, each as likely, and of the
+            same one where there is no other.
+    """
+    counts = (packing.lengths.long() - spare).clamp(min=1)  # (B)
+    own, documents = packing.doc[rows][:, None], packing.documents  # (M, 1)
+    across = draws.shape[1] - int(draws.shape[1] * inside)
+    place = draws[:, :across].double() * max(documents - 1, 1)
+    other = place.long()
+    shift = (other >= own).long() if documents > 1 else 0
+    elsewhere = other + shift
+    found = packing.first[elsewhere] + ((place - other) * counts[elsewhere]).long().clamp(max=counts[elsewhere] - 1)
+    beside = (draws[:, across:].double() * (counts[own] - 1)).long()
+    here = packing.pos[rows][:, None]
+    beside = (beside + (beside >= here)).clamp(max=counts[own] - 1)
+    return torch.cat([found, packing.first[own] + beside], 1)
+
+
+def contrast(predicted: Tensor, labels: Tensor, rows: Tensor, regions: Regions, spare: int = 0) -> Tensor:
+    """NCE: mean cross entropy of telling a region's feature from those of others by their product with the prediction; 0 of none.
+
+    Args:
+        predicted: (M, F).
+        labels: (M, F + K) as `draw_negatives` makes them.
+        rows: (M) the hidden regions.
+        regions: all of the batch; what is hidden of them is put back from `labels`.
+        spare: so many of the last regions of each document are no negatives.
+
+    Source: the code of ViLBERT (visual_target 2).
+    """
+    true, draws = labels.float().split([predicted.shape[1], labels.shape[1] - predicted.shape[1]], 1)  # type: ignore[no-untyped-call]
+    feats = regions.feats.float().index_copy(0, rows, true)
+    others = feats[negatives(draws, rows, regions.packing, spare)]  # (M, K, F)
+    scores = torch.cat([true[:, None], others], 1) @ predicted.float()[:, :, None]  # (M, 1 + K, 1)
+    return F.cross_entropy(scores.squeeze(-1), rows.new_zeros(len(rows)), reduction="sum") / max(len(rows), 1)

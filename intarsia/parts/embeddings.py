@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from intarsia.batch import Text
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.numbers import BertNumbers
+
+
+class Table(nn.Embedding):
+    """A large embedding table; on the CPU the zeros of its gradient, most of it, are never written."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(T) ids to (T, H)."""
+        if self.weight.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        rows: Tensor = _LookUp.apply(self.weight, input)  # type: ignore[no-untyped-call]
+        return rows
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.dtype = table.shape, table.dtype
+        return table.index_select(0, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        zeros = torch.from_numpy(np.zeros(ctx.shape, np.float32))  # pages that the system gives when they are touched
+        return zeros.index_add_(0, ids, grad.float()).to(ctx.dtype), None
 
 
 class Words(nn.Module):
@@ -14,7 +45,7 @@ class Words(nn.Module):
 
     def __init__(self, config: BertNumbers) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word = Table(config.vocab_size, config.hidden_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -22,8 +53,11 @@ class Words(nn.Module):
 
     def forward(self, text: Text) -> Tensor:
         """Embeds packed text rows: (T, H)."""
-        summed = self.word(text.ids) + self.position(text.position_ids) + self.segment(text.segment_ids)
-        return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
+        return self.dropout(self.norm(self.summed(text)))  # type: ignore[no-any-return]
+
+    def summed(self, text: Text) -> Tensor:
+        """The sum before it is normalised: (T, H)."""
+        return self.word(text.ids) + self.position(text.position_ids) + self.segment(text.segment_ids)  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

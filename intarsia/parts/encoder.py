@@ -53,10 +53,14 @@ class SelfAttention(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after the sum."""
 
-    def __init__(self, config: BertNumbers, activation: Activation = F.gelu) -> None:
+    attention: nn.Module
+
+    def __init__(
+        self, config: BertNumbers, activation: Activation = F.gelu, attention: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config) if attention is None else attention
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -65,11 +69,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
         """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows."""
-        whole = x
-        x = whole if read is None else whole.index_select(0, read)
-        x = self.attention_norm(x + self.dropout(self.attention(whole, packing, read)))
-        x = self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))
-        return x if read is None else x.new_full(whole.shape, torch.nan).index_copy(0, read, x)
+        if read is None:
+            return self.after(x, self.attention(x, packing))
+        some = self.after(x.index_select(0, read), self.attention(x, packing, read))
+        return some.new_full(x.shape, torch.nan).index_copy(0, read, some)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention: (N, H) rows and what they attended to, (N, H), to (N, H)."""
+        x = self.attention_norm(x + self.dropout(attended))
+        return self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):

@@ -74,15 +74,33 @@ class ClassHead(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """Linear to twice the width, activation, LayerNorm, Linear: the classifier of downstream tasks. Source: LXMERT's code; UNITER, sec. 4.1."""
+    """Linear to `inner`, activation, LayerNorm, Linear: the classifier of downstream tasks. Source: LXMERT's code; UNITER, sec. 4.1."""
 
-    def __init__(self, hidden_size: int, outputs: int, activation: nn.Module, layer_norm_eps: float) -> None:
+    def __init__(
+        self, hidden_size: int, outputs: int, activation: nn.Module, layer_norm_eps: float, inner: int | None = None
+    ) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, 2 * hidden_size)
+        inner = 2 * hidden_size if inner is None else inner
+        self.up = nn.Linear(hidden_size, inner)
         self.activation = activation
-        self.norm = nn.LayerNorm(2 * hidden_size, layer_norm_eps)
-        self.out = nn.Linear(2 * hidden_size, outputs)
+        self.norm = nn.LayerNorm(inner, layer_norm_eps)
+        self.out = nn.Linear(inner, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H) to (B, outputs)."""
         return self.out(self.norm(self.activation(self.up(x))))  # type: ignore[no-any-return]
+
+
+class NormedLinear(nn.Module):
+    """A linear map whose matrix is a length times a direction, both learnt. Source: Salimans and Kingma 2016; the first code of ViLBERT."""
+
+    def __init__(self, hidden_size: int, outputs: int) -> None:
+        super().__init__()
+        plain = nn.Linear(hidden_size, outputs)
+        self.weight_g = nn.Parameter(plain.weight.detach().norm())
+        self.weight_v = plain.weight
+        self.bias = plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H) to (B, outputs)."""
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm()), self.bias)

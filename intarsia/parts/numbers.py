@@ -32,6 +32,65 @@ class BertNumbers:
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
 
+    @property
+    def visual_size(self) -> int:
+        """Width of the outputs of regions: H, unless regions have a stream of their own."""
+        return self.hidden_size
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled vector."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True)
+class TwoStreamNumbers(BertNumbers):
+    """A BERT for words beside a narrower one for regions, and how the two meet: ViLBERT-base, by the names of its published JSON."""
+
+    v_hidden_size: int = 1024
+    """Width of the regions' stream."""
+    v_num_hidden_layers: int = 6
+    v_num_attention_heads: int = 8
+    """v_hidden_size must be a multiple."""
+    v_intermediate_size: int = 1024
+    """Width of the feed-forward layer in the regions' stream."""
+    v_hidden_dropout_prob: float = 0.1
+    """Dropout after sublayers of the regions' stream."""
+    v_attention_probs_dropout_prob: float = 0.1
+    """Dropout on attention probabilities over regions."""
+    bi_hidden_size: int = 1024
+    """Width of queries, keys and values where the streams meet, and of the pooled vectors."""
+    bi_num_attention_heads: int = 8
+    """bi_hidden_size must be a multiple."""
+    v_biattention_id: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Meeting k comes before layer v_biattention_id[k] of the regions' stream; ascending."""
+    t_biattention_id: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
+    """And before layer t_biattention_id[k] of the words' stream; as many. None at all: the streams never meet."""
+
+    @property
+    def visual(self) -> BertNumbers:
+        """The numbers of the regions' stream as those of a BERT."""
+        return BertNumbers(
+            hidden_size=self.v_hidden_size,
+            num_hidden_layers=self.v_num_hidden_layers,
+            num_attention_heads=self.v_num_attention_heads,
+            intermediate_size=self.v_intermediate_size,
+            hidden_dropout_prob=self.v_hidden_dropout_prob,
+            attention_probs_dropout_prob=self.v_attention_probs_dropout_prob,
+            layer_norm_eps=self.layer_norm_eps,
+            initializer_range=self.initializer_range,
+        )
+
+    @property
+    def visual_size(self) -> int:
+        """v_hidden_size."""
+        return self.v_hidden_size
+
+    @property
+    def pooled_size(self) -> int:
+        """bi_hidden_size."""
+        return self.bi_hidden_size
+
 
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -52,3 +111,15 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.05,
 }
 """A size of our own, which learns generated scenes in minutes on a CPU: few rows, so no dropout, and larger fresh weights."""
+
+TINY_VISUAL: dict[str, Any] = {
+    "v_hidden_size": 128,
+    "v_num_hidden_layers": 2,
+    "v_num_attention_heads": 4,
+    "v_intermediate_size": 256,
+    "v_hidden_dropout_prob": 0.0,
+    "v_attention_probs_dropout_prob": 0.0,
+    "bi_hidden_size": 192,
+    "bi_num_attention_heads": 6,
+}
+"""What `TINY` is for the regions' stream and the meetings."""

@@ -23,6 +23,10 @@ SYSTEMS = {
     "fashionbert": "fashionbert:FashionBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "vilbert": "vilbert:ViLBERT",
+    "lxmert": "lxmert:LXMERT",
+    "ernie_vil": "ernie_vil:ERNIEViL",
+    "wenlan": "wenlan:WenLan",
 }
 
 

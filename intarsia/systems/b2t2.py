@@ -26,7 +26,7 @@ from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks.vcr import VCRPretrained, choices
 from intarsia.text import Vocab
@@ -109,8 +109,7 @@ def _recipes() -> dict[str, Recipe[B2T2Config]]:
 
 def _adam(lr: float) -> Optim:
     """BERT's own: no bias correction."""
-    names = ("bias", "norm")
-    return Optim(lr, (0.9, 0.999), 1e-6, 0.01, no_decay=names, max_norm=1.0, bias_correction=False)
+    return replace(adam(lr, eps=1e-6), bias_correction=False)
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -143,7 +142,7 @@ class B2T2(System):
         objectives=("mlm", "itm"),
         tasks=("vcr",),
         weights=("TensorFlow variable names, as tensors",),
-        unverified=("pre-training on captions: rates, steps, batch", "eight boxes", "published scores"),
+        unverified=("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
     )
 
     def __init__(self, config: B2T2Config, vocab: Vocab) -> None:
@@ -246,6 +245,7 @@ class B2T2(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 

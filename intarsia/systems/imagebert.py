@@ -23,7 +23,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks.retrieval import Retrieval, RetrievalBinary
 from intarsia.text import Vocab
@@ -75,7 +75,7 @@ def _recipes() -> dict[str, Recipe[ImageBERTConfig]]:
     stage1 = Recipe(
         config=ImageBERTConfig(),
         mix=Mix(share={"mlm+moc+mrfr+itm": 1}),
-        optim=Optim(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0),
+        optim=adam(1e-4),
         schedule=Schedule(steps=3_500_000, warmup=35_000),
         batching=Batching(rows=1400, window=8192, accumulate=1),
         precision="bf16",
@@ -104,7 +104,7 @@ def _recipes() -> dict[str, Recipe[ImageBERTConfig]]:
 def _finetune() -> dict[str, Finetune]:
     """Retrieval, the only task: binary cross entropy was best, the triplet loss was tried too (table 4)."""
     tuning = Tuning(
-        optim=Optim(lr=5e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0),
+        optim=adam(5e-5),
         schedule=Schedule(steps=785_000, warmup=7850),
         batching=Batching(rows=3000),
         samples=24,
@@ -136,11 +136,12 @@ class ImageBERT(System):
         unverified=(
             "dummy position",
             "closing [SEP]",
+            "segments of the regions",
             "feature width",
             "what is zeroed of a hidden region",
             "reduction of the losses",
             "share of broken pairs",
-            "warm-up, decay, epochs a stage",
+            "epsilon, clipping, warm-up and decay; epochs a stage",
             "margin of the triplet loss",
             "published scores",
         ),
@@ -222,6 +223,7 @@ class ImageBERT(System):
     # 4 -- recipes ----------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream -------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import HeadConfig, Scorer, linear
 from intarsia.tasks.nlvr2 import NLVR2Pair
@@ -65,7 +65,7 @@ class OscarConfig(BertNumbers):
     untied_words: bool = False
     """The words are told by a table of their own (captioning)."""
     max_caption_rows: int = 40
-    """In captioning: the tags' positions begin here."""
+    """In captioning: rows of a caption, a longer one is cut at its end; the tags' positions begin here."""
     lm_most: int = 3
     """In captioning: at most so many words are hidden."""
     label_smoothing: float = 0.0
@@ -104,7 +104,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     base = Recipe(
         config=OscarConfig(),
         mix=Mix(share={"mlm+contrast": 1}),
-        optim=_adam(5e-5, max_norm=10.0),
+        optim=adam(5e-5, max_norm=10.0),
         schedule=Schedule(steps=1_000_000, warmup=0),
         batching=Batching(rows=16_000, window=8192, accumulate=4),
         note="6.5 M triples of COCO, CC, SBU, Flickr30k, GQA and VG-QA; batch 768, at least 1 M steps (from the paper); fp32.",
@@ -112,7 +112,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     large = replace(
         base,
         config=OscarConfig(**LARGE),
-        optim=_adam(1e-5, max_norm=10.0),
+        optim=adam(1e-5, max_norm=10.0),
         schedule=Schedule(steps=900_000, warmup=0),
         batching=Batching(rows=10_000, window=8192, accumulate=4),
         note="As base; batch 512, at least 900,000 steps.",
@@ -120,16 +120,16 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     base_plus = replace(
         base,
         config=OscarConfig(**PLUS),
-        optim=_adam(1e-4, max_norm=10.0),
+        optim=adam(1e-4, max_norm=10.0),
         batching=Batching(rows=20_000, window=8192, accumulate=4),
         note="Oscar+ (VinVL): 8.85 M triples; batch 1,024, at least 1 M steps; features of X152-C4.",
     )
-    large_plus = replace(base_plus, config=OscarConfig(**LARGE, **PLUS), optim=_adam(3e-5, max_norm=10.0))
+    large_plus = replace(base_plus, config=OscarConfig(**LARGE, **PLUS), optim=adam(3e-5, max_norm=10.0))
     caption = replace(
         base,
         config=OscarConfig(untied_words=True, max_pieces=67),
         mix=Mix(share={"caption": 1}),
-        optim=_adam(3e-5, max_norm=1.0),
+        optim=adam(3e-5),
         schedule=Schedule(steps=66_000, warmup=0),
         batching=Batching(rows=7000, window=8192),
         note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy only, no SCST.",
@@ -160,11 +160,6 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         "caption": caption,
         "caption_plus": caption_plus,
     }
-
-
-def _adam(lr: float, max_norm: float, decay: float = 0.01) -> Optim:
-    no_decay = ("bias", "norm")
-    return Optim(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, no_decay=no_decay, max_norm=max_norm)
 
 
 def two_layers(scale: int) -> Scorer:
@@ -205,7 +200,7 @@ def _finetune() -> dict[str, Finetune]:
 
     def tuning(lr: float, steps: int, rows: int, samples: int, note: str, warmup: int = 0) -> Tuning:
         schedule = Schedule(steps=steps, warmup=warmup)
-        return Tuning(_adam(lr, 1.0, decay=0.05), schedule, Batching(rows=rows), samples=samples, note=note)
+        return Tuning(adam(lr, decay=0.05), schedule, Batching(rows=rows), samples=samples, note=note)
 
     drop = {"hidden_dropout_prob": 0.3}
     vqa = {
@@ -263,10 +258,12 @@ class Oscar(System):
         tasks=("vqa", "vqa_mlp", "gqa", "nlvr2", "nlvr2_plus", "retrieval", "caption"),
         weights=("microsoft/Oscar pytorch_model.bin (Oscar and Oscar+)",),
         unverified=(
-            "batch and learning rates of pre-training",
+            "batch, rates and steps of pre-training (Oscar+: batch confirmed by an author)",
             "corpus sizes",
-            "answers of GQA",
+            "share of exchanged tags in the paper",
+            "number of GQA's answers",
             "steps of fine-tuning",
+            "published scores beyond the README",
         ),
     )
 
@@ -297,9 +294,13 @@ class Oscar(System):
 
     def lay_out_caption(self, sample: Sample) -> Example:
         """The caption sees what stands before, tags and regions; nothing sees the caption."""
-        pieces = self.vocab.encode(sample.texts[0])
+        whole = self.vocab.encode(sample.texts[0])
+        pieces = whole.part(0, self.config.max_caption_rows - 2)
         ids = np.concatenate([[self.vocab.cls], pieces.ids, [self.vocab.sep]])
-        return self._writing(sample, ids, np.concatenate([[-1], pieces.words, [-1]]))
+        example = self._writing(sample, ids, np.concatenate([[-1], pieces.words, [-1]]))
+        assert example.text is not None
+        example.text.cut = len(whole) - len(pieces)
+        return example
 
     def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
         """[CLS], what was said, [MASK]; then tags and regions."""
@@ -416,6 +417,7 @@ class Oscar(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert(matches=True)
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks.retrieval import RetrievalBinary
 from intarsia.tasks.vcr import VCROneOf
@@ -88,7 +88,7 @@ def _recipes() -> dict[str, Recipe[UnicoderVLConfig]]:
     base = Recipe(
         config=UnicoderVLConfig(),
         mix=Mix(share={"mlm+moc+vlm": 1}),
-        optim=Optim(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0),
+        optim=adam(1e-4),
         schedule=Schedule(steps=200_000, warmup=10_000),
         batching=Batching(rows=1400, window=8192, accumulate=4),
         precision="bf16",
@@ -109,9 +109,8 @@ def _recipes() -> dict[str, Recipe[UnicoderVLConfig]]:
 
 def _finetune() -> dict[str, Finetune]:
     """Retrieval and VCR; the numbers are those of M3P, which goes on from this system, where the paper's are not known."""
-    optim = Optim(lr=5e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, no_decay=("bias", "norm"), max_norm=1.0)
     retrieval = Tuning(
-        optim=optim,
+        optim=adam(5e-5),
         schedule=Schedule(steps=30_000, warmup=3000),
         batching=Batching(rows=3000, accumulate=4),
         samples=24,
@@ -142,10 +141,14 @@ class UnicoderVL(System):
         tasks=("retrieval", "vcr"),
         weights=(),
         unverified=(
+            "start from BERT-base",
+            "rows of a document (44 of text, 100 regions)",
             "order and positions of the regions",
             "normalised features and boxes",
+            "share of broken pairs and which side is broken",
             "losses of broken pairs",
-            "optimizer, batch and steps",
+            "optimizer, batch, steps, warm-up, decay and clipping",
+            "fine-tuning of retrieval and VCR",
             "published scores",
         ),
     )
@@ -226,6 +229,7 @@ class UnicoderVL(System):
     # 4 -- recipes ----------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream -------------------------------------------------------------------------------------------------
 

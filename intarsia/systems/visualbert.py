@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import before_last_sep, bert_rows, link_rows, region_rows, side_by_side
+from intarsia.layout import before_last_sep, bert_rows, choice_links, region_rows, side_by_side
 from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
 from intarsia.tasks.vcr import VCROneOf
 from intarsia.tasks.vqa import VQA, share_loss
-from intarsia.text import Vocab
+from intarsia.text import Pieces, Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import Drop, KeyMap, Tied
 
@@ -47,7 +47,7 @@ class VisualBERTConfig(BertNumbers):
     visual_segment: int = 0
     """Segment of the regions of the first picture; weights trained with Hugging Face's code may have 1."""
     max_pieces: int = 125
-    """Longer texts are left out, where the authors cut them."""
+    """Two texts together; more are cut from the front, a single text, which may have one more, from the end."""
     two_captions: bool = True
     """Pre-training documents hold a true caption and a second one, of the same picture or not; False = one caption."""
     late_fusion: bool = False
@@ -94,7 +94,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     base = Recipe(
         config=VisualBERTConfig(),
         mix=Mix(share={"mlm+itm": 1}),
-        optim=_adam(5e-5),
+        optim=bert_adam(5e-5),
         schedule=Schedule(steps=123_000, warmup=12_300, shape="bert"),
         batching=Batching(rows=1500, window=8192),
         note="COCO captions, 10 epochs at batch 48 on 4 GPUs; fp32; features of the VQA runs (Detectron, 100 regions).",
@@ -109,7 +109,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     vcr = replace(
         base,
         config=VisualBERTConfig(feature_size=512),
-        optim=_adam(1e-4),
+        optim=bert_adam(1e-4),
         schedule=Schedule(steps=46_000, warmup=4600, shape="bert"),
         batching=Batching(rows=4000, window=8192),
         note="As base with the features of the VCR runs (R2C's detector, 512 numbers), batch 128.",
@@ -136,26 +136,12 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     return {"tiny": tiny, "base": base, "base_nlvr2": nlvr2, "base_vcr": vcr, "base_flickr": flickr}
 
 
-def _adam(lr: float) -> Optim:
-    """BertAdam: moments without bias correction, every tensor clipped by its own norm."""
-    return Optim(
-        lr=lr,
-        betas=(0.9, 0.999),
-        eps=1e-6,
-        weight_decay=0.01,
-        no_decay=("bias", "norm"),
-        max_norm=1.0,
-        clip="each",
-        bias_correction=False,
-    )
-
-
 def _finetune() -> dict[str, Finetune]:
     """The downstream tasks with the authors' numbers; all use 4 GPUs."""
 
     def tuning(samples: int, steps: int, note: str) -> dict[str, Tuning]:
         schedule, batching = Schedule(steps=steps, warmup=steps // 10, shape="bert"), Batching(rows=130 * samples // 4)
-        return {"base": Tuning(_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
+        return {"base": Tuning(bert_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
 
     classifier = KeyMap(("classifier.", "head.1."))
     return {
@@ -223,8 +209,9 @@ class VisualBERT(System):
         texts = sample.texts[:2] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
         if task == "vqa":
             texts = (sample.texts[0].rstrip(" ?") + " ?",)
-        parts = [(text, i) for i, text in enumerate(texts)]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, own_sep=True)
+        parts, limit = [(text, i) for i, text in enumerate(texts)], self.config.max_pieces - (task == "vqa")
+        cut = cut_choice if task == "vcr" else cut_front
+        text, pieces = bert_rows(self.vocab, sample.key, parts, limit, cut, own_sep=True)
         if task == "vqa":
             text = before_last_sep(text, self.vocab.mask)
         if task == "nlvr2" and len(sample.pictures) < 2:
@@ -237,8 +224,7 @@ class VisualBERT(System):
         example = Example(sample.key, text, side_by_side(regions) if regions else None, sample=sample.key)
         if task == "vcr":
             example.key = f"{sample.key}@{form}"
-            second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
-            example.links = _first_pieces(np.concatenate([link_rows(sample, pieces[0]), second]), text.words)
+            example.links = _first_pieces(choice_links(sample, pieces, form), text.words)
         return example
 
     # 2 -- stream: BERT over both --------------------------------------------------------------------------------------
@@ -292,6 +278,10 @@ class VisualBERT(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert(
+        copies={"regions.segment.weight": "words.segment.weight", "regions.position.weight": "words.position.weight"},
+        matches=True,
+    )
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
@@ -333,6 +323,20 @@ class VisualBERT(System):
             optional=("word_head.", "match_head."),
         ),
     }
+
+
+def cut_front(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """The authors' rule: of two texts both lose from the front, the second more than it need (which is kept); one text loses from the end."""
+    if len(pieces) == 1:
+        return [pieces[0].part(0, limit + 1)]
+    over = max(sum(map(len, pieces)) - limit, 0)
+    first = min((over + 1) // 2, max(len(pieces[0]) - 32, 0))
+    return [pieces[0].part(first, None), pieces[1].part(over + first, None)]
+
+
+def cut_choice(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """The same rule as the authors' reader of VCR has it, which takes every question for two pieces long: only choices are cut."""
+    return [pieces[0], pieces[1].part(max(len(pieces[1]) + 2 - limit, 0), None)]
 
 
 def _first_pieces(links: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text, TextRows
-from intarsia.errors import BadInput
 from intarsia.layout import (
+    bare_text,
     before_last_sep,
     bert_rows,
-    link_rows,
+    choice_links,
     no_regions,
     region_rows,
     whole_feature,
+    with_piece,
     with_whole_picture,
 )
 from intarsia.objectives import itm, mlm, mrm
@@ -186,7 +187,12 @@ class VLBERT(System):
         objectives=("mlm", "mvrc", "mlm_text", "itm (optional)"),
         tasks=("vqa", "vcr", "re"),
         weights=("jackroos/VL-BERT .model, precomputed-feature variants",),
-        unverified=("the end-to-end variant is not built", "steps of fine-tuning", "published scores"),
+        unverified=(
+            "the end-to-end variant is not built",
+            "250,000 steps (of the paper)",
+            "steps of fine-tuning",
+            "published scores",
+        ),
     )
 
     def __init__(self, config: VLBERTConfig, vocab: Vocab) -> None:
@@ -233,23 +239,17 @@ class VLBERT(System):
         )
         if task == "vcr":
             example.key = f"{sample.key}@{form}"
-            second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
-            links = np.concatenate([link_rows(sample, pieces[0]), second])
+            links = choice_links(sample, pieces, form)
             example.links = links[links[:, 1] < count - 1]
         return example
 
     def _text_alone(self, sample: Sample) -> Example:
-        pieces = self.vocab.encode(sample.texts[0])
-        if not len(pieces):
-            raise BadInput(f"sample {sample.key}: the text {sample.texts[0]!r} is empty")
-        ids, words = pieces.ids[: self.config.max_rows], pieces.words[: self.config.max_rows]
-        text = self._ended(TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), words))
+        text = self._ended(bare_text(self.vocab, sample.key, sample.texts[0], self.config.max_rows))
         return Example(sample.key, text, no_regions(self.config.feature_size, self.config.classes), sample=sample.key)
 
     def _ended(self, text: TextRows) -> TextRows:
         """With [END], whose id does not count; its position is one past the regions'."""
-        added = {"ids": self.vocab.pad, "segment_ids": 2, "position_ids": len(text) + 1, "words": -1}
-        return TextRows(**{name: np.append(getattr(text, name), value) for name, value in added.items()})
+        return with_piece(text, len(text), self.vocab.pad, 2, len(text) + 1)
 
     # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
 
@@ -314,6 +314,7 @@ class VLBERT(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
-from intarsia.errors import BadInput, TooLong
+from intarsia.errors import BadInput
 from intarsia.layout import link_rows, region_rows
 from intarsia.objectives import lm
 from intarsia.parts.dropout import Dropout
@@ -26,7 +26,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import VQA
@@ -49,7 +49,7 @@ class VLPConfig(BertNumbers):
     classes: int = 1601
     """Classes of the detector's soft labels, background first."""
     max_pieces: int = 20
-    """Longer texts are left out, where the authors cut them."""
+    """Longer texts are cut at their end, as by all commands the authors give."""
     lm_rate: float = 0.15
     lm_most: int = 3
     """At most so many words of a caption are hidden."""
@@ -102,20 +102,10 @@ def place_codes(regions: Regions) -> Tensor:
 
 def _recipes() -> dict[str, Recipe[VLPConfig]]:
     """The authors' runs on Conceptual Captions and on COCO captions, and a tiny one."""
-    optim = Optim(
-        lr=1e-4,
-        betas=(0.9, 0.999),
-        eps=1e-6,
-        weight_decay=0.01,
-        no_decay=("bias", "norm"),
-        max_norm=1.0,
-        clip="each",
-        bias_correction=False,
-    )
     base = Recipe(
         config=VLPConfig(),
         mix=Mix(share={"lm": 1}),
-        optim=optim,
+        optim=bert_adam(1e-4),
         schedule=Schedule(steps=176_000, warmup=17_600, shape="bert"),
         batching=Batching(rows=7360, window=8192),
         note="Conceptual Captions, 30 epochs at batch 64 on each of 8 GPUs, 100 regions; fp32; from UniLM or BERT weights.",
@@ -123,7 +113,7 @@ def _recipes() -> dict[str, Recipe[VLPConfig]]:
     caption = replace(
         base,
         config=VLPConfig(s2s_share=1.0),
-        optim=replace(optim, lr=3e-5),
+        optim=bert_adam(3e-5),
         schedule=Schedule(steps=33_000, warmup=3300, shape="bert"),
         note="COCO captions (Karpathy's train and restval), 30 epochs at batch 64 on each of 8 GPUs, from `base` (--weights).",
     )
@@ -157,7 +147,7 @@ def _answers(config: HeadConfig, outputs: int) -> nn.Module:
 def _finetune() -> dict[str, Finetune]:
     """VQA; captioning is pre-training with another recipe."""
     vqa = Tuning(
-        optim=replace(_recipes()["base"].optim, lr=2e-5),
+        optim=bert_adam(2e-5),
         schedule=Schedule(steps=100_000, warmup=10_000, shape="bert"),
         batching=Batching(rows=7360),
         samples=64,
@@ -184,7 +174,7 @@ class VLP(System):
         objectives=("lm",),
         tasks=("vqa", "caption"),
         weights=("LuoweiZhou/VLP .bin",),
-        unverified=("pictures with fewer than 100 regions", "size of the corpus"),
+        unverified=("pictures with fewer than 100 regions", "size of the corpus, so all steps", "steps of VQA"),
     )
 
     def __init__(self, config: VLPConfig, vocab: Vocab) -> None:
@@ -217,10 +207,10 @@ class VLP(System):
         pieces = self.vocab.encode(sample.texts[0])
         if not len(pieces):
             raise BadInput(f"sample {sample.key}: the caption {sample.texts[0]!r} is empty")
-        if len(pieces) > self.config.max_pieces:
-            raise TooLong(f"sample {sample.key}: {len(pieces)} pieces of text, the limit is {self.config.max_pieces}")
+        whole, pieces = len(pieces), pieces.part(0, self.config.max_pieces)
         ids, words = np.append(pieces.ids, self.vocab.sep), np.append(pieces.words, -1)
         text = self._rows(sample, ids, words, writes)
+        text.cut = whole - len(pieces)
         return Example(
             sample.key, text, self._regions(sample, 4 * writes), link_rows(sample, pieces, 2), sample=sample.key
         )
@@ -283,6 +273,7 @@ class VLP(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert(segments=(0, 1, 0, 0, 0, 1))
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 

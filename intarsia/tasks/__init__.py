@@ -37,7 +37,7 @@ def from_end(count: int) -> Reads:
 
 def linear(config: HeadConfig, outputs: int) -> nn.Module:
     """One layer, after dropout."""
-    head = nn.Sequential(Dropout(config.hidden_dropout_prob), nn.Linear(config.hidden_size, outputs))
+    head = nn.Sequential(Dropout(config.hidden_dropout_prob), nn.Linear(config.pooled_size, outputs))
     initialise(head, config.initializer_range)
     return head
 

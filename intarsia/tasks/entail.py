@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -21,9 +22,12 @@ LABELS = ("contradiction", "entailment", "neutral")
 class Entailment:
     """Three classes, trained like the answers of VQA. Batch.targets["ve"]: (B) int64 places in `LABELS`."""
 
+    criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
+    """Takes logits (B, 3) and one-hot targets (B, 3)."""
+
     def head(self, config: HeadConfig) -> nn.Module:
         """Two layers on the pooled vector, GELU between."""
-        head = AnswerHead(config.hidden_size, len(LABELS), nn.GELU(), config.layer_norm_eps)
+        head = AnswerHead(config.pooled_size, len(LABELS), nn.GELU(), config.layer_norm_eps)
         initialise(head, config.initializer_range)
         return head
 
@@ -32,5 +36,5 @@ class Entailment:
         return head(encoded.pooled)  # type: ignore[no-any-return]
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Binary cross entropy against one-hot targets, summed over the classes: not the softmax one would expect, but what UNITER's code does."""
-        return soft_answer_loss(scores, F.one_hot(batch.labels("ve"), len(LABELS)))
+        """Binary cross entropy against one-hot targets, not the softmax one would expect: the code of UNITER sums it over the classes, ViLBERT's averages."""
+        return self.criterion(scores, F.one_hot(batch.labels("ve"), len(LABELS)))

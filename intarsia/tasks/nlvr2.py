@@ -16,6 +16,7 @@ from intarsia.batch import Batch, Encoded
 from intarsia.packed import join, joined_rows, pad
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
+from intarsia.parts.heads import AnswerHead
 from intarsia.tasks import HeadConfig, Scorer, groups, linear
 
 
@@ -98,7 +99,15 @@ class NLVR2:
 
 def one_layer(config: HeadConfig) -> nn.Module:
     """A linear map of both pooled vectors."""
-    head = nn.Linear(2 * config.hidden_size, 2)
+    head = nn.Linear(2 * config.pooled_size, 2)
+    initialise(head, config.initializer_range)
+    return head
+
+
+def two_layers(config: HeadConfig) -> nn.Module:
+    """Two layers on both pooled vectors, GELU and LayerNorm between. Source: the code of LXMERT."""
+    width = 2 * config.hidden_size
+    head = AnswerHead(width, 2, nn.GELU(), config.layer_norm_eps, inner=width)
     initialise(head, config.initializer_range)
     return head
 
@@ -120,6 +129,16 @@ class NLVR2Pair:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over samples."""
         return _pair_loss(scores, batch)
+
+
+@dataclass(frozen=True)
+class NLVR2PairEach(NLVR2Pair):
+    """As `NLVR2Pair`; true and false are each right or wrong by themselves. Source: the code of 12-in-1."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over samples and both logits."""
+        labels = batch.labels("nlvr2")[groups(batch.sample, 2)[:, 0]]
+        return F.binary_cross_entropy_with_logits(scores.float(), F.one_hot(labels, 2).float())
 
 
 @dataclass(frozen=True)

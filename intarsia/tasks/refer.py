@@ -18,17 +18,17 @@ from intarsia.tasks import HeadConfig
 
 def one_layer(config: HeadConfig) -> nn.Module:
     """A linear map of a region's output to its score."""
-    return nn.Linear(config.hidden_size, 1)
+    return nn.Linear(config.visual_size, 1)
 
 
 def two_layers(config: HeadConfig) -> nn.Module:
     """Linear, GELU, LayerNorm, Linear: what UNITER uses for RefCOCO+."""
-    return ClassHead(config.hidden_size, 1, config.layer_norm_eps)
+    return ClassHead(config.visual_size, 1, config.layer_norm_eps)
 
 
 def two_linear(config: HeadConfig) -> nn.Module:
     """Linear, GELU, dropout, Linear: what VL-BERT uses."""
-    width = config.hidden_size
+    width = config.visual_size
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, 1))
 
 
@@ -67,3 +67,29 @@ class ReferEach(Refer):
         """Mean binary cross entropy over the picked regions."""
         picks = batch.picks("re")
         return F.binary_cross_entropy_with_logits(scores[picks.rows].float(), picks.labels.float())
+
+
+@dataclass(frozen=True)
+class ReferShare(Refer):
+    """Each candidate is given back how well it fits. Batch.targets["re"]: Picks of region rows with labels (M) float in [0, 1].
+
+    All regions with their overlap, or 0 where it is below a half (RefCOCO); or the choices, one of them 1 (Visual7W, GuessWhat). Source: the code of ViLBERT.
+    """
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Binary cross entropy, summed over the picked regions and averaged over documents."""
+        picks = batch.picks("re")
+        each = F.binary_cross_entropy_with_logits(scores[picks.rows].float(), picks.labels.float(), reduction="sum")
+        return each / len(batch.keys)
+
+
+@dataclass(frozen=True)
+class ReferMean(ReferEach):
+    """Each region is given back how well it fits. Batch.targets["re"]: Picks of all rows, the whole picture among them, with labels (M) in [0, 1].
+
+    Source: the code of ERNIE-ViL.
+    """
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over the picked rows of all documents, times the documents."""
+        return super().loss(scores, batch) * len(batch.keys)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.embeddings import initialise
-from intarsia.tasks import HeadConfig, Scorer, linear
+from intarsia.tasks import HeadConfig, Scorer, groups, linear
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Retrieval:
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
-        head = nn.Linear(config.hidden_size, 1)
+        head = nn.Linear(config.pooled_size, 1)
         initialise(head, config.initializer_range)
         return head
 
@@ -46,7 +46,7 @@ class RetrievalBinary:
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
-        head = nn.Linear(config.hidden_size, 1)
+        head = nn.Linear(config.pooled_size, 1)
         initialise(head, config.initializer_range)
         return head
 
@@ -76,3 +76,39 @@ class RetrievalTwoWay:
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy."""
         return F.cross_entropy(scores.float(), batch.labels("retrieval"))
+
+
+def circle_loss(true: Tensor, broken: Tensor, margin: float, scale: float) -> Tensor:
+    """Circle loss in float64, averaged over samples: far-off scores weigh more. Source: Sun et al. 2020; the code of ERNIE-ViL.
+
+    Args:
+        true: (S, P) scores in [0, 1] of pairs that should reach 1 - margin.
+        broken: (S, K) scores of pairs that should stay below margin.
+        margin: of both.
+        scale: how sharp.
+
+    Returns:
+        A scalar; no gradient flows through the weights.
+    """
+    true, broken = true.double(), broken.double()
+    weigh_true, weigh_broken = (F.relu(x.detach()) for x in (1 + margin - true, broken + margin))
+    pull = torch.exp(-scale * weigh_true * (true - (1 - margin))).sum(1)
+    push = torch.exp(scale * weigh_broken * (broken - margin)).sum(1)
+    return torch.log1p(pull * push).mean()
+
+
+@dataclass(frozen=True)
+class RetrievalCircle(RetrievalBinary):
+    """The first document of a sample is its true pair, the others are broken, in `parts` of equal size with a circle loss each. Source: ERNIE-ViL's code."""
+
+    broken: int = 20
+    """Broken pairs of a sample."""
+    parts: int = 2
+    margin: float = 0.3
+    scale: float = 32.0
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The mean of the parts' losses. Needs no targets."""
+        likely = torch.sigmoid(scores.float())[groups(batch.sample, 1 + self.broken)]  # (S, 1 + K)
+        found = [circle_loss(likely[:, :1], x, self.margin, self.scale) for x in likely[:, 1:].chunk(self.parts, 1)]
+        return torch.stack(found).mean().float()

@@ -26,7 +26,7 @@ class VCR:
 
     def head(self, config: HeadConfig) -> nn.Module:
         """Two layers on the pooled vector, ReLU between."""
-        head = AnswerHead(config.hidden_size, 2, nn.ReLU(), config.layer_norm_eps)
+        head = AnswerHead(config.pooled_size, 2, nn.ReLU(), config.layer_norm_eps)
         initialise(head, config.initializer_range)
         return head
 
@@ -45,10 +45,11 @@ class VCR:
 
 @dataclass(frozen=True)
 class VCROneOf:
-    """The choices of a sample compete. Batch.targets["vcr"]: (B) int64, 1 = the right choice."""
+    """The choices of a sample compete. Batch.targets[goal]: (B) int64, 1 = the right choice."""
 
     choices: int = 4
     scorer: Scorer = linear
+    goal: str = "vcr"
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
@@ -60,7 +61,7 @@ class VCROneOf:
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Cross entropy over the choices of each sample, averaged over samples."""
-        right = batch.labels("vcr")[groups(batch.sample, self.choices)].argmax(1)
+        right = batch.labels(self.goal)[groups(batch.sample, self.choices)].argmax(1)
         return F.cross_entropy(self.ranks(scores, batch).float(), right)
 
     def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
@@ -83,7 +84,7 @@ class VCRPretrained(VCR):
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One layer, no dropout."""
-        head = nn.Linear(config.hidden_size, 2)
+        head = nn.Linear(config.pooled_size, 2)
         initialise(head, config.initializer_range)
         return head
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
+from intarsia.objectives import qa
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
-from intarsia.parts.heads import AnswerHead, Transform
+from intarsia.parts.heads import AnswerHead, NormedLinear, Transform
 from intarsia.tasks import HeadConfig, Reads, Scorer, pooled
 
 
 def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
     """Two layers, GELU between."""
-    head = AnswerHead(config.hidden_size, outputs, nn.GELU(), config.layer_norm_eps)
+    head = AnswerHead(config.pooled_size, outputs, nn.GELU(), config.layer_norm_eps)
     initialise(head, config.initializer_range)
     return head
 
@@ -33,9 +34,20 @@ def transformed(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def normed(config: HeadConfig, outputs: int) -> nn.Module:
+    """Two layers of length times direction, ReLU and dropout of a half between; torch's own draws of fresh weights. Source: the first code of ViLBERT."""
+    inner = 2 * config.pooled_size
+    return nn.Sequential(NormedLinear(config.pooled_size, inner), nn.ReLU(), Dropout(0.5), NormedLinear(inner, outputs))
+
+
 def soft_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of (B, C) logits against (B, C) targets in [0, 1]: the mean over all elements times C."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float()) * logits.shape[1]
+
+
+def each_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross entropy over all elements of (B, C) logits against (B, C) targets in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
 def share_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -57,6 +69,8 @@ class VQA:
     reads: Reads = pooled
     scorer: Scorer = two_layers
     criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
+    never: int = 1
+    """So many of the first answers are never given: answer 0 is "unknown" in UNITER's table."""
 
     def head(self, config: HeadConfig) -> nn.Module:
         """The answers' classifier."""
@@ -71,5 +85,32 @@ class VQA:
         return self.criterion(scores, batch.labels("vqa"))
 
     def expected(self, scores: Tensor, batch: Batch) -> Tensor:
-        """(B) the soft score of the likeliest answer; answer 0, "unknown", is never given."""
-        return batch.labels("vqa").gather(1, scores[:, 1:].argmax(1, keepdim=True) + 1).squeeze(1)
+        """(B) the soft score of the likeliest answer of those that may be given."""
+        return batch.labels("vqa").gather(1, scores[:, self.never :].argmax(1, keepdim=True) + self.never).squeeze(1)
+
+
+def carry_over(head: AnswerHead, trained: AnswerHead, answers: Sequence[str], known: Sequence[str]) -> int:
+    """Starts a task's head from the pre-trained one: its first layer, and the row of every answer that its table knows; other rows become 0.
+
+    Args:
+        head: of the task, one output an answer. Changed.
+        trained: of pre-training, of the same width.
+        answers: of the task.
+        known: the table of pre-training.
+
+    Returns:
+        How many answers were known.
+
+    Source: the code of LXMERT (--loadLXMERTQA).
+    """
+    rows = {qa.normalise(answer): i for i, answer in enumerate(known)}
+    found = [rows.get(qa.normalise(answer), -1) for answer in answers]
+    state = trained.state_dict()
+    for name in ("out.weight", "out.bias"):
+        old = state[name]
+        state[name] = old.new_zeros((len(found), *old.shape[1:]))
+        for i, row in enumerate(found):
+            if row >= 0:
+                state[name][i] = old[row]
+    head.load_state_dict(state)
+    return sum(row >= 0 for row in found)

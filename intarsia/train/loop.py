@@ -214,8 +214,12 @@ class Signals:
         self.caught = signal.Signals(number).name
 
 
-def _rows_of(layout: Layout, sample: Sample) -> int:
-    return layout.lay_out(sample).rows
+def _rows_of(layout: Layout, look: bool, sample: Sample) -> tuple[int, int]:
+    """The rows of a sample and the pieces cut from its text; with `look` its pixels are decoded, so that bad ones are found before training."""
+    example = layout.lay_out(sample)
+    for image in example.images if look else ():
+        image.read()
+    return example.rows, 0 if example.text is None else example.text.cut
 
 
 class _Data:
@@ -237,7 +241,7 @@ class _Data:
         work = partial(
             measure,
             source,
-            partial(_rows_of, layout),
+            partial(_rows_of, layout, on_error == "skip"),
             spec=spec,
             leave_out=leave_out,
             cache=cache,
@@ -255,6 +259,8 @@ class _Data:
         line = f"{'held-out' if self.name.endswith('valid') else 'training'} samples: {len(lengths.kept)}, rows a sample: {lengths.rows.sum() / len(lengths.kept):.1f}"
         if lengths.left_out:
             line += f"; left out: {', '.join(f'{count} {kind}' for kind, count in lengths.left_out.items())} (e.g. {lengths.examples[0]})"
+        if count := int((lengths.cut > 0).sum()):
+            line += f"; texts cut to fit: {count}, of at most {int(lengths.cut.max())} pieces"
         return line
 
     def fixed(self, count: int) -> dict[str, list[tuple[Batch, float]]]:
@@ -358,12 +364,12 @@ class _Run:
             bad = torch.maximum(bad, _not_finite(total.detach()))
             self.epoch = item.epoch
             self.window.micro_batch(Seen(step, item.goal, item.batch.keys, item.batch.rows, losses))
-        norm = optim.clip(self.parameters, recipe.optim.max_norm, recipe.optim.clip)
+        norm, divide = optim.clip(self.parameters, recipe.optim.max_norm, recipe.optim.clip)
         bad = torch.maximum(bad, _not_finite(norm))
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
         optim.set_lr(self.optimizer, recipe.optim, recipe.schedule, step)
-        optim.step_if(self.optimizer, bad)
+        optim.step_if(self.optimizer, bad, divide)
         self.optimizer.zero_grad(set_to_none=True)
         self.bad = bad
         self.window.step(step, norm, bad)

@@ -69,22 +69,22 @@ def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> fl
     return lr
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float, how: Literal["joint", "each"] = "joint") -> Tensor:
-    """Scales the gradients down to a 2-norm of `max_norm`, joint or each (0 = leaves them).
+def clip(
+    parameters: Iterable[nn.Parameter], max_norm: float, how: Literal["joint", "each"] = "joint"
+) -> tuple[Tensor, Tensor | None]:
+    """How gradients come down to a 2-norm of `max_norm`, joint or each (0 = they stay).
 
     Returns:
-        Their joint norm before, over all shards, a scalar tensor.
+        Their joint norm before, over all shards, a scalar tensor; and what the step is to divide them by, a scalar tensor, for "joint": this saves a
+        pass over them. "each" scales them here and gives None.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if how == "each" and max_norm > 0:
-        return _clip_each(grads, max_norm)
+        return _clip_each(grads, max_norm), None
     norm = torch.nn.utils.get_total_norm(grads)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    if max_norm > 0:
-        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_([_local(grad) for grad in grads], factor)
-    return norm
+    return norm, torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm > 0 else None
 
 
 def _clip_each(grads: list[Tensor], max_norm: float) -> Tensor:
@@ -100,7 +100,11 @@ def _local(grad: Tensor) -> Tensor:
     return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
-def step_if(optimizer: AdamW, bad: Tensor) -> None:
-    """Steps unless `bad` is 1 (a scalar float tensor on the device, 0 or 1), without the host looking at it; the step counts stay too."""
+def step_if(optimizer: AdamW, bad: Tensor, divide: Tensor | None = None) -> None:
+    """Steps unless `bad` is 1 (a scalar float tensor on the device, 0 or 1), without the host looking at it; the step counts stay too.
+
+    Args: divide, a scalar tensor that the gradients are divided by first (see `clip`).
+    """
     optimizer.found_inf = bad  # type: ignore[attr-defined]  # what a gradient scaler tells the fused kernels
+    optimizer.grad_scale = divide  # type: ignore[attr-defined]
     optimizer.step()

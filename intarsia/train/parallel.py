@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from intarsia.errors import BadInput
+from intarsia.system import System
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -164,6 +165,8 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
             block.compile(dynamic=True)
     if world.size == 1:
         return module
+    if isinstance(module, System):
+        module.gather = gather_rows
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), 0)
@@ -179,6 +182,22 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows (N, ..) of all processes behind one another, in order of rank, each with as many as it has; no gradient. All must call it.
+
+    The counts travel between the CPUs, so the device is not waited for.
+    """
+    size = dist.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    many = [int(count) for count in counts]
+    room = rows.new_zeros(max(many), *rows.shape[1:])
+    room[: len(rows)] = rows.detach()
+    rooms = [torch.empty_like(room) for _ in range(size)]
+    dist.all_gather(rooms, room)
+    return torch.cat([x[:count] for x, count in zip(rooms, many, strict=True)])
 
 
 @contextlib.contextmanager

@@ -26,7 +26,14 @@ NAMES = {
     "contrast": "were tags or caption exchanged?",
     "lm": "hidden words, read or written",
     "mlm_text": "hidden words of texts alone",
+    "sgp_object": "hidden names of objects",
+    "sgp_attribute": "hidden words that describe",
+    "sgp_relation": "hidden words that relate",
     "caption": "hidden words of a caption being written",
+    "obj": "every region: class",
+    "attr": "every region: attribute",
+    "feat": "hidden regions: features",
+    "qa": "the answer to a question",
 }
 """Objectives in plain words."""
 

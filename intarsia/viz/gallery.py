@@ -83,7 +83,8 @@ def find_cases(
         look: which attention; None = the mean of all.
     """
     numbers, examples = fitting(system, samples)
-    maps = word_region_maps(system, examples, _QUIET)
+    found_maps = word_region_maps(system, examples, _QUIET)
+    maps = [x.of_picture(samples[i]) for x, i in zip(found_maps, numbers, strict=True)]
     found: list[tuple[int, ChosenWord, Array]] = []
     for document, i in enumerate(numbers):
         pieces = system.vocab.encode(samples[i].texts[0])

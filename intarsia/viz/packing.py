@@ -20,7 +20,7 @@ from intarsia.evaluate.grounding import streams_of
 from intarsia.packed import Packing, join, visible
 from intarsia.system import System, fit_config
 from intarsia.text import Vocab
-from intarsia.viz import style
+from intarsia.viz import streams, style
 from intarsia.viz.curves import NAMES
 from intarsia.viz.strips import Cell, cells_of, draw_cells, natural_width
 
@@ -84,13 +84,16 @@ class _Plate:
         self.samples = _ragged(system, samples)
         self.examples = [system.lay_out(x) for x in self.samples]
         self.batch = pack(self.examples)
-        with watch() as seen:
+        with watch() as self.seen:
             self.encoded = system.encode(self.batch)
-        self.maps = [x.cpu().numpy() for x in seen.maps]
+        self.calls = [streams_of(*x, self.batch) for x in self.seen.packings]
+        self.stages = [] if system.card.streams == "single" else streams.stages(self.calls)
+        self.more = max(0.0, streams.tall(self.stages) - 0.72)  # what the streams need beyond the usual
         self.goals = [
             goal for name in _goals(system) for goal in goals(system, self.samples[0], name, self.pool, self.images)
         ]
-        self.height = 6.02 + _PITCH * len(self.goals)
+        self.below = max(0.0, self.more - 0.3)  # and how much lower all under them begins
+        self.height = 6.02 + self.below + _PITCH * len(self.goals)
 
     def draw(self) -> Any:
         figure = style.figure(WIDTH, self.height)
@@ -103,13 +106,14 @@ class _Plate:
         self._strip(1.22)
         self._streams(2.62)
         self._visibility(figure, 2.62)
-        self._objectives(5.5)
+        self._objectives(5.5 + self.below)
         self._legend(self.height - 0.26)
         return figure
 
     def _head(self) -> None:
         card = self.system.card
-        self.axes.text(0.3, 0.42, card.title, fontsize=12.5, fontweight="bold", color=style.INK, va="center")
+        size = min(12.5, 12.5 * (WIDTH - 0.6) / (1.14 * natural_width(card.title, 12.5)))  # bold is wider
+        self.axes.text(0.3, 0.42, card.title, fontsize=size, fontweight="bold", color=style.INK, va="center")
         self.axes.text(0.3, 0.69, f"{card.venue}  ·  {card.new}", fontsize=8.5, color=style.SOFT, va="center")
 
     def _title(self, x: float, y: float, text: str, more: str = "") -> None:
@@ -139,25 +143,24 @@ class _Plate:
 
     def _streams(self, y: float) -> None:
         """Inputs, encoder and what comes out, from the live system."""
-        self._title(0.3, y, "Streams")
-        width = self.encoded.pooled.shape[-1]
-        layers, heads = len(self.maps), self.maps[0].shape[1]
         left, right, top = 0.3, 5.55, y + 0.18
+        size = f"{sum(p.numel() for p in self.system.parameters()) / 1e6:.3g} M parameters in all"
+        lanes = (left + 1.275, right - 1.275)
         self._box(left, top, 2.55, 0.46, "words", "pieces + positions + segments", style.WORDS)
-        self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry + segments", style.REGIONS)
-        size = sum(p.numel() for p in self.system.parameters())
-        if self.system.card.streams == "single":
-            said = f"{layers} attention layers  ·  {heads} heads  ·  width {width}  ·  {size / 1e6:.3g} M parameters in all"
-            self._box(left, top + 0.82, right - left, 0.52, "one encoder over words and regions", said, style.SOFT)
+        if self.stages:
+            text, shown = (0 if x is None else x.shape[-1] for x in (self.encoded.text, self.encoded.visual))
+            self._title(0.3, y, "Streams", f"words {text} wide, regions {shown} wide, {size}")
+            self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry", style.REGIONS)
+            streams.draw(self.axes, self.stages, left, right, top + 0.72)
         else:
-            said = (
-                f"{layers} attention calls in all  ·  {heads} heads  ·  width {width}  ·  {size / 1e6:.3g} M parameters"
-            )
-            self._box(
-                left, top + 0.82, right - left, 0.52, "an encoder a stream, meeting by attention", said, style.SOFT
-            )
-        for x in (left + 1.275, right - 1.275):
-            self._arrow(x, top + 0.48, top + 0.80)
+            self._title(0.3, y, "Streams")
+            self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry + segments", style.REGIONS)
+            heads, width = self.seen.maps[0].shape[1], self.encoded.pooled.shape[-1]
+            said = f"{len(self.calls)} attention layers  ·  {heads} heads  ·  width {width}  ·  {size}"
+            self._box(left, top + 0.82, right - left, 0.52, "one encoder over words and regions", said, style.SOFT)
+        for x in lanes:
+            self._arrow(x, top + 0.48, top + (0.70 if self.stages else 0.80))
+        top += self.more
         names = list(dict.fromkeys(loss for g in self.goals for loss in g.losses))
         wide = (right - left - 0.08 * (len(names) - 1)) / len(names)
         for i, (name, asked) in enumerate(names):
@@ -183,7 +186,7 @@ class _Plate:
             x + width / 2,
             y + height * 0.35,
             title,
-            fontsize=8.5,
+            fontsize=min(8.5, 8.5 * (width - 0.06) / (1.14 * natural_width(title, 8.5))),  # bold is wider
             fontweight="bold",
             color=style.INK,
             ha="center",
@@ -210,7 +213,7 @@ class _Plate:
         side = 2.42
         left, top = WIDTH - 0.3 - side, y + 0.32
         self._title(left - 0.16, y, "Who sees whom")
-        seen, is_region = sees(self.system, self.batch, self.maps)
+        seen, is_region = sees(self.batch, self.calls)
         image = np.ones((*seen.shape, 3)) * style.rgb("#f2f4f7")
         mixed = (np.array(style.rgb(style.WORDS)) + style.rgb(style.REGIONS)) / 2
         for a, b, colour in (
@@ -247,15 +250,13 @@ class _Plate:
         y += 0.2
         left, right = 2.05, WIDTH - 1.5
         for goal in self.goals:
-            self.axes.text(
-                0.3,
-                y + 0.10,
-                " + ".join(name for name, _ in goal.losses),
-                fontsize=8.5,
-                fontweight="bold",
-                color=style.INK,
-                va="center",
-            )
+            names = [name for name, _ in goal.losses]
+            wide = 1.14 * natural_width(" + ".join(names), 8.5)  # bold is wider
+            lines = [names] if wide < left - 0.35 else [names[:2], names[2:]]
+            for line, at in zip(lines, (0.10,) if len(lines) == 1 else (-0.03, 0.12), strict=True):
+                said = " + ".join(line) + (" +" if line is not lines[-1] else "")
+                size = 8.5 if len(lines) == 1 else 7.8
+                self.axes.text(0.3, y + at, said, fontsize=size, fontweight="bold", color=style.INK, va="center")
             self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
             widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
             scale = min(1.0, (right - left) / sum(widths))
@@ -304,15 +305,14 @@ def _goals(system: System) -> list[str]:
     return [name for name, share in recipe.mix.share.items() if share > 0]
 
 
-def sees(system: System, batch: Batch, maps: list[Array]) -> tuple[Array, Array]:
+def sees(batch: Batch, calls: list[tuple[str, str]]) -> tuple[Array, Array]:
     """Who may see whom over all rows of a batch, documents behind one another, words before regions.
 
     Computed with `intarsia.packed.visible` from the packings that the system's attention is called with.
 
     Args:
-        system: the system.
         batch: with text and regions.
-        maps: what `intarsia.attend.watch` recorded while the system encoded the batch.
+        calls: between which streams the system's attention calls lay, see `streams_of`.
 
     Returns:
         (N, N) bool, rows see columns, and (N) bool, True = a region.
@@ -322,17 +322,18 @@ def sees(system: System, batch: Batch, maps: list[Array]) -> tuple[Array, Array]
     both = join(text, shown)
     is_region = np.zeros(both.packing.rows, np.bool_)
     is_region[both.rows_b.cpu().numpy()] = True
-    lengths = text.lengths.cpu().numpy(), shown.lengths.cpu().numpy()
-    kinds = {streams_of(x, *lengths, batch.keys[0]) for x in maps}
-    if "joined" in kinds:
+    if ("both", "both") in calls:
         return _flat(visible(both.packing, both.packing), both.packing, both.packing), is_region
     found = np.zeros((both.packing.rows,) * 2, np.bool_)
-    a, b = both.rows_a.cpu().numpy(), both.rows_b.cpu().numpy()
-    parts = [(a, a, text, text), (b, b, shown, shown)]
-    parts += [(a, b, text, shown)] if "words" in kinds else []
-    parts += [(b, a, shown, text)] if "regions" in kinds else []
-    for rows, columns, queries, keys in parts:
-        found[np.ix_(rows, columns)] = _flat(visible(queries, keys), queries, keys)
+    sides = {"words": (both.rows_a.cpu().numpy(), text), "regions": (both.rows_b.cpu().numpy(), shown)}
+    for seer, seen in {
+        *calls,
+        ("words", "words"),
+        ("regions", "regions"),
+    }:  # a row that attends to nothing sees its own
+        if seer in sides and seen in sides:
+            (rows, queries), (columns, keys) = sides[seer], sides[seen]
+            found[np.ix_(rows, columns)] = _flat(visible(queries, keys), queries, keys)
     return found, is_region
 
 
@@ -411,7 +412,8 @@ def _compare(
             words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
         kinds = {words[row].state for row in pick.rows}
         richness += 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(pick.rows) - 3)
-        questions.append(f"{len(pick.rows)} word{'s' * (len(pick.rows) > 1)}")
+    if count := sum(len(pick.rows) for pick in asked_words):
+        questions.append(f"{count} word{'s' * (count > 1)}")
     shown_regions = [pick for pick in picks.values() if pick.stream == "regions"]
     if shown_regions:
         for row in np.flatnonzero(example.regions.masked):
@@ -441,6 +443,7 @@ def _mark_text(system: System, plain: Example, example: Example, words: list[Cel
             else:
                 words[row].state = "hidden"
     else:
-        for c in words:
-            c.state = "changed" if c.stream == "words" else ""
+        for c, piece in zip(words, example.text.ids, strict=True):
+            shown = "hidden" if piece == system.vocab.mask else "changed"
+            c.state = shown if c.stream == "words" else ""
     return any(c.state == "changed" for c in words)

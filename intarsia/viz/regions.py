@@ -69,7 +69,7 @@ def word_regions(system: System, sample: Sample, pixels: Array, out: Path | str,
         BadInput: the file has another ending or cannot be written.
     """
     example = system.lay_out(sample)
-    maps = word_region_maps(system, [example], _QUIET)[0]
+    maps = word_region_maps(system, [example], _QUIET)[0].of_picture(sample)
     assert example.text is not None, "the system reads text"
     rows = np.flatnonzero(example.text.words >= 0)
     _, scores = match(system, [sample], sample.pictures[:1], _QUIET)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from intarsia.weights.keymap import Drop, KeyMap, Tied
+
 
 def body(prefix: str, encoder: str = "encoder.layer.{i}.") -> tuple[tuple[str, str], ...]:
     """Rules of embeddings and encoder, for a system that calls its parts `words` and `encoder`.
@@ -20,15 +25,38 @@ def body(prefix: str, encoder: str = "encoder.layer.{i}.") -> tuple[tuple[str, s
     )
 
 
-def layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Rules of the layers of an encoder; `{i}` in both names stands for the number."""
+def layers(
+    theirs: str, ours: str, attention: str = "attention.", up: str = "intermediate.", down: str = "output."
+) -> tuple[tuple[str, str], ...]:
+    """Rules of the layers of an encoder; `{i}` in both names stands for the number.
+
+    Args:
+        theirs: prefix of a layer.
+        ours: the same.
+        attention: their name of attention.
+        up: their name of the first half of the feed-forward.
+        down: their name of the second.
+    """
     return (
-        (theirs + "attention.self.{query,key,value}.", ours + "attention.qkv."),
-        (theirs + "attention.output.dense.", ours + "attention.out."),
-        (theirs + "attention.output.LayerNorm.", ours + "attention_norm."),
-        (theirs + "intermediate.dense.", ours + "up."),
-        (theirs + "output.dense.", ours + "down."),
-        (theirs + "output.LayerNorm.", ours + "norm."),
+        (theirs + attention + "self.{query,key,value}.", ours + "attention.qkv."),
+        (theirs + attention + "output.dense.", ours + "attention.out."),
+        (theirs + attention + "output.LayerNorm.", ours + "attention_norm."),
+        (theirs + up + "dense.", ours + "up."),
+        (theirs + down + "dense.", ours + "down."),
+        (theirs + down + "LayerNorm.", ours + "norm."),
+    )
+
+
+def torch_layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """The same for layers of torch's own nn.TransformerEncoderLayer."""
+    return (
+        (theirs + "self_attn.in_proj_weight", ours + "attention.qkv.weight"),
+        (theirs + "self_attn.in_proj_bias", ours + "attention.qkv.bias"),
+        (theirs + "self_attn.out_proj.", ours + "attention.out."),
+        (theirs + "linear1.", ours + "up."),
+        (theirs + "linear2.", ours + "down."),
+        (theirs + "norm1.", ours + "attention_norm."),
+        (theirs + "norm2.", ours + "norm."),
     )
 
 
@@ -49,3 +77,27 @@ SIZES = {
     "intermediate_size": ("encoder.layers.0.up.weight", 0),
 }
 """Config fields that the shapes of a BERT's weights tell, as in `System.sizes`."""
+
+
+@dataclass(frozen=True)
+class FromBert:
+    """How a paper's pre-training starts from the weights of a plain BERT."""
+
+    segments: tuple[int | None, ...] = (0, 1)
+    """For each row of our segment table BERT's row that it copies; None and rows past the end = as fresh."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of ours that start as copies of others of ours, taken from BERT: regions' positions, say."""
+    matches: bool = False
+    """The next-sentence head becomes `match_head`, where that has two outputs."""
+
+
+PLAIN = KeyMap(
+    *body("bert."),
+    ("bert.pooler.dense.", "pooler.dense."),
+    *word_head(),
+    ("cls.seq_relationship.", "match_head."),
+    Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    Tied("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    Drop("bert.embeddings.position_ids"),
+)
+"""Rules of a plain BERT's file, as Hugging Face and the PyTorch ports before it write it."""

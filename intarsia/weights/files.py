@@ -14,14 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.errors import BadInput
+from intarsia.weights import paddle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
-WRAPPERS = ("model_state", "state_dict", "model", "module")
+WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
+COUNTER = ".num_batches_tracked"
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Reads a state dict from .safetensors, a torch file (.pt, .pth, .bin), unwrapped, or a TensorFlow checkpoint, without what its optimizer left.
+    """Reads a state dict.
+
+    From .safetensors, a torch file (.pt, .pth, .bin), unwrapped, a TensorFlow checkpoint, without what its optimizer left, or a folder or .tar.gz of
+    Paddle's variables.
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
@@ -29,6 +34,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if is_checkpoint(path):
         return weights_of(read_checkpoint(path))
+    if path.is_dir() or (path.is_file() and path.name.endswith(paddle.ARCHIVES)):
+        return paddle.read_folder(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
@@ -59,7 +66,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path | str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a state dict whole or not at all: to a temporary name, synced, renamed. `.safetensors`, else a torch file.
+    """Writes a state dict whole or not at all: to a temporary name, synced, renamed. `.safetensors`, `.tar.gz` of Paddle's variables, else a torch file.
 
     Raises:
         BadInput: the disk is full or the folder cannot be written; an older file of the name stays as it was.
@@ -71,6 +78,8 @@ def write_weights(path: Path | str, state: Mapping[str, Tensor], metadata: Mappi
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             save_file(_unshared(plain), part, metadata=dict(metadata or {}))
+        elif path.name.endswith(paddle.ARCHIVES):
+            paddle.write_archive(part, plain)
         else:
             torch.save(plain, part)
         with part.open("rb+") as file:
@@ -115,3 +124,19 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str, optional: t
             )
     module.load_state_dict(dict(state), strict=False)
     return missing
+
+
+def counted(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state dict with the counters of batches that the batch norms of a module have.
+
+    Files of before 2019, frozen detectors and TensorFlow have none: those that lack are 0. A frozen norm has no use for its counter: it goes. No
+    number of a network depends on a counter as long as its batch norms have a momentum.
+
+    Args:
+        state: keys as the module's, with or without `num_batches_tracked`.
+        module: what will be filled.
+    """
+    wanted = module.state_dict()
+    own = {key: value for key, value in state.items() if key in wanted or not key.endswith(COUNTER)}
+    lacking = {key: torch.zeros_like(wanted[key]) for key in wanted if key.endswith(COUNTER) and key not in own}
+    return own | lacking

@@ -26,7 +26,7 @@ class Move:
     theirs: str
     ours: str
     turned: bool = False
-    """The matrix is theirs transposed (TensorFlow's kernels)."""
+    """The matrix is theirs transposed; of a convolution, theirs is [.., in, out] and ours [out, in, ..] (TensorFlow's kernels)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class KeyMap:
                 continue
             found = next((hit for move in self.moves if (hit := _forward(move, key))), None)
             if found is not None and found[2]:
-                value = value.t()
+                value = _turned(value)
             if found is None:
                 unknown.append(key)
             elif found[1]:
@@ -155,8 +155,9 @@ class KeyMap:
                 unknown.append(key)
                 continue
             names = found[1] or [""]
-            for name, part in zip(names, value.chunk(len(names)), strict=True):
-                part = part.t() if found[2] else part
+            parts = value.chunk(len(names)) if found[1] else (value,)
+            for name, part in zip(names, parts, strict=True):
+                part = _turned_back(part) if found[2] else part
                 theirs[re.sub(r"\{[^}]*,[^}]*\}", name, found[0])] = part
         if unknown:
             raise BadInput(f"no rule writes {len(unknown)} of our keys, e.g. {_some(unknown)}")
@@ -207,6 +208,16 @@ def _backward(move: Move, key: str) -> tuple[str, list[str], bool] | None:
         _braces(move.theirs),
         move.turned,
     )
+
+
+def _turned(kernel: Tensor) -> Tensor:
+    """[.., in, out] to [out, in, ..]."""
+    return kernel.permute(-1, -2, *range(kernel.ndim - 2))
+
+
+def _turned_back(kernel: Tensor) -> Tensor:
+    """[out, in, ..] to [.., in, out]."""
+    return kernel.permute(*range(2, kernel.ndim), 1, 0)
 
 
 def _some(keys: Iterable[str], most: int = 4) -> str:

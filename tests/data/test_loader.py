@@ -22,8 +22,8 @@ from intarsia.recipe import Batching, Mix
 from intarsia.train.parallel import weightless
 
 
-def rows_of(layout: Any, sample: Sample) -> int:
-    return int(layout.lay_out(sample).rows)
+def rows_of(layout: Any, sample: Sample) -> tuple[int, int]:
+    return int(layout.lay_out(sample).rows), 0
 
 
 LAYOUT = weightless(toy())
@@ -219,13 +219,26 @@ def test_lengths_are_measured_and_left_out_samples_counted(workers: int) -> None
         measure(Odd(31), length, leave_out=(TooLong,), workers=workers)
     found = measure(Odd(31), length, leave_out=(TooLong, BadInput), workers=workers)
     words = np.array([len(Pairs()[i].texts[0].split()) for i in range(60)])
-    expected = np.array([rows_of(LAYOUT, Pairs()[i]) for i in range(60)])
+    expected = np.array([rows_of(LAYOUT, Pairs()[i])[0] for i in range(60)])
     expected[(words > 9) | (EVERY == 31)] = 0
     assert np.array_equal(found.rows, expected)
     assert np.array_equal(found.kept, np.flatnonzero(expected))
     assert found.left_out == {"TooLong": int((words[EVERY != 31] > 9).sum()), "BadInput": 1}
     assert 0 < len(found.examples) <= 5
     assert "10 pieces, at most 9" in found.examples[0]
+
+
+def test_cut_texts_are_counted_and_kept(tmp_path: Path) -> None:
+    def length(sample: Sample) -> tuple[int, int]:
+        words = len(sample.texts[0].split())
+        return min(words, 9), max(words - 9, 0)
+
+    cache = tmp_path / "lengths.safetensors"
+    for _ in range(2):  # measured, then read
+        found = measure(Pairs(), length, cache=cache)
+        words = np.array([len(Pairs()[i].texts[0].split()) for i in range(60)])
+        assert np.array_equal(found.cut, np.maximum(words - 9, 0))
+        assert found.cut.any()
 
 
 def test_lengths_are_kept_as_long_as_the_data_and_the_layout_are_the_same(tmp_path: Path) -> None:
@@ -257,4 +270,4 @@ def test_no_data_is_told() -> None:
     with pytest.raises(BadInput, match="all 60 samples are left out; the first: sample pair0"):
         measure(Pairs(), partial(rows_of, weightless(toy(longest=1))), leave_out=(TooLong,))
     with pytest.raises(BadInput, match="sample pair0: has neither words nor regions"):
-        measure(Pairs(), lambda sample: 0)
+        measure(Pairs(), lambda sample: (0, 0))

@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from intarsia.errors import BadInput
-from intarsia.features.efficientnet_lite import EfficientNetLite0, load_efficientnet, normalised
+from intarsia.features.efficientnet_lite import (
+    EfficientNetLite0,
+    from_published,
+    load_efficientnet,
+    normalised,
+    to_published,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,9 @@ def net():
 
 
 def test_names_and_shapes_are_the_published_ones(net):
-    state = net.state_dict()
+    state = to_published(net.state_dict())
     assert len(state) == 296
+    assert from_published(state).keys() == net.state_dict().keys()
     assert sum(x.numel() for x in state.values()) == 4_694_073
     shapes = {
         "_conv_stem.weight": (32, 3, 3, 3),
@@ -56,7 +63,7 @@ def test_map_has_stride_32_and_covers_odd_sizes(net, high, wide):
 
 
 def test_only_blocks_of_one_shape_add_their_input(net):
-    adds = [block.adds for block in net._blocks]
+    adds = [block.adds for stage in net.blocks for block in stage]
     assert adds == [i in (2, 4, 6, 7, 9, 10, 12, 13, 14) for i in range(16)]
 
 
@@ -67,12 +74,12 @@ def test_pixels_are_centred_on_127():
 
 def test_loading_is_strict_and_gives_the_same_network(net, tmp_path):
     path = tmp_path / "net.pth"
-    torch.save(net.state_dict(), path)
+    torch.save(to_published(net.state_dict()), path)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     loaded = load_efficientnet(path)
     torch.testing.assert_close(loaded(pixels), net(pixels), rtol=1e-4, atol=1e-5)
     assert not loaded.training
-    state = net.state_dict()
+    state = to_published(net.state_dict())
     del state["_blocks.4._bn1.weight"]
     torch.save(state, path)
     with pytest.raises(BadInput, match=r"net\.pth: .*_blocks\.4\._bn1\.weight"):

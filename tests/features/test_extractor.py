@@ -88,10 +88,10 @@ def test_random_weights_are_those_of_the_seed():
 
 def test_the_grid_can_stand_on_efficientnet(monkeypatch, tmp_path):
     from intarsia.features import grid
-    from intarsia.features.efficientnet_lite import EfficientNetLite0
+    from intarsia.features.efficientnet_lite import EfficientNetLite0, to_published
 
     path = tmp_path / "net.pth"
-    torch.save(EfficientNetLite0().state_dict(), path)
+    torch.save(to_published(EfficientNetLite0().state_dict()), path)
     monkeypatch.setattr(grid, "fetched", lambda part, name, root: path)
     extractor = open_extractor("grid", trunk="efficientnet", cells=3, side=96)
     assert extractor([halves()])[0].features.shape == (10, 1280)

@@ -10,7 +10,7 @@ import torch
 from intarsia.data.fetch import NOTE, cache_root
 from intarsia.features import light
 from intarsia.features.centernet import CLASSES, peaks
-from intarsia.features.efficientnet_lite import EfficientNetLite0
+from intarsia.features.efficientnet_lite import EfficientNetLite0, to_published
 from intarsia.features.roi import stretched
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     write_detector(folder)
     torch.manual_seed(0)
     net = EfficientNetLite0()
-    torch.save(net.state_dict(), folder / "efficientnet-lite0.pth")
+    torch.save(to_published(net.state_dict()), folder / "efficientnet-lite0.pth")
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from intarsia.batch import Example, Link, Picture, Sample
-from intarsia.errors import BadInput, TooLong
+from intarsia.errors import BadInput
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
@@ -313,10 +313,57 @@ def test_vlp_reads_and_writes() -> None:
     example, row = vlp.lay_out_next(sample, [20, 21])
     assert example.text.ids.tolist() == [VOCAB.cls, VOCAB.sep, 20, 21, VOCAB.mask]
     assert (row, example.text.levels.tolist()) == (4, [0, 0, 1, 2, 3])
-    with pytest.raises(TooLong, match="21 pieces"):
-        vlp.lay_out(made(1, length=21))
+    long = vlp.lay_out(made(1, length=23)).text
+    assert (len(long), long.cut, long.ids[-1]) == (23, 3, VOCAB.sep)
+    assert long.ids[2:-1].tolist() == VOCAB.encode(made(1, length=23).texts[0]).ids[:20].tolist()
     with pytest.raises(BadInput, match="soft labels"):
         vlp.lay_out(dataclasses.replace(sample, pictures=(dataclasses.replace(sample.pictures[0], probs=None),)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(60, 65), (60, 66), (20, 140), (100, 40), (33, 130), (120, 20), (130, 0)]
+)
+def test_visualbert_cuts_pairs_from_the_front(first: int, second: int) -> None:
+    """The authors' rule, piece by piece: 128 rows with [CLS] and the [SEP]s; the second text loses more than it need."""
+    a, b = ([VOCAB.index[f"w{(i + start) % 40}"] for i in range(n)] for n, start in ((first, 0), (second, 7)))
+    texts = tuple(" ".join(VOCAB.tokens[i] for i in x) for x in (a, b) if x)
+    if second:
+        over, taken = first + second + 3 - 128, 0
+        while over > 0 and taken < (over + 1) // 2 and first - taken > 32:
+            taken += 1
+        kept = [VOCAB.cls, *a[taken:], VOCAB.sep]
+        left = b[over + taken :] if over > 0 else b
+        kept += [*left, VOCAB.sep] if left else []
+    else:
+        kept = [VOCAB.cls, *a[:126], VOCAB.sep]
+    text = system("visualbert", max_position_embeddings=160).lay_out(dataclasses.replace(made(1), texts=texts)).text
+    assert text.ids.tolist() == kept
+    assert text.cut == first + second - sum(i not in (VOCAB.cls, VOCAB.sep) for i in kept)
+    assert text.position_ids.tolist() == list(range(len(kept)))
+    said = text.words[text.words >= 0]
+    assert (np.diff(said) > 0).all()
+
+
+def test_visualbert_cuts_choices_as_if_questions_had_two_pieces() -> None:
+    texts = (" ".join(["w1"] * 50), "w2", " ".join(f"w{i % 40}" for i in range(126)))
+    text = (
+        system("visualbert", max_position_embeddings=256)
+        .lay_out(dataclasses.replace(made(1), texts=texts, links=()), "vcr", 1)
+        .text
+    )
+    assert text.cut == 3
+    assert len(text) == 50 + 123 + 3
+    assert VOCAB.tokens[text.ids[52]] == "w3"
+
+
+def test_cut_texts_are_counted() -> None:
+    source = [made(i, length=n) for i, n in enumerate((12, 20, 25, 21))]
+    example = [system("vlp").lay_out(x) for x in source]
+    assert [x.text.cut for x in example] == [0, 0, 5, 1]
+    caption = system("oscar", max_position_embeddings=90).lay_out_caption(made(1, length=45)).text
+    assert (caption.cut, int((caption.levels > 0).sum())) == (7, 40)
+    assert system("vl_bert").lay_out(dataclasses.replace(made(1, length=70), pictures=())).text.cut == 6
+    assert system("vl_bert").lay_out(made(1, length=70)).text.cut > 0
 
 
 def test_vlp_hides_at_most_three_and_writes_three_of_four() -> None:

@@ -133,7 +133,9 @@ def test_without_bias_correction_steps_are_those_of_bertadam_written_out() -> No
 def test_clipping_each_tensor_by_its_own_norm() -> None:
     a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-0.5])
-    assert clip([a, b, c], 1.0, "each").item() == pytest.approx(9.25**0.5)
+    norm, divide = clip([a, b, c], 1.0, "each")
+    assert norm.item() == pytest.approx(9.25**0.5)
+    assert divide is None
     assert c.grad is None
     assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([1.0, -0.5], rel=1e-5)
 
@@ -156,9 +158,22 @@ def test_a_refused_step_changes_neither_weights_nor_state() -> None:
 def test_clipping(max_norm: float, left: float) -> None:
     a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([-4.0])
-    assert clip([a, b, c], max_norm).item() == pytest.approx(5.0)
+    norm, divide = clip([a, b, c], max_norm)
+    assert norm.item() == pytest.approx(5.0)
     assert c.grad is None
-    assert torch.stack([a.grad, b.grad]).flatten().tolist() == pytest.approx([0.6 * left, -0.8 * left], rel=1e-5)
+    assert 5.0 / (1.0 if divide is None else divide.item()) == pytest.approx(left, rel=1e-5)
+
+
+def test_a_divided_step_is_the_step_of_divided_gradients() -> None:
+    layers = [nn.Linear(3, 2) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, by, divide in ((layers[0], 1.0, torch.tensor(4.0)), (layers[1], 0.25, None)):
+        optimizer = adamw(layer, Optim(lr=0.1, eps=1.0))
+        for parameter in layer.parameters():
+            parameter.grad = torch.linspace(-2, 3, parameter.numel()).view(parameter.shape) * by
+        step_if(optimizer, torch.zeros(()), divide)
+    for a, b in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_accumulation_sums_or_averages(tmp_path: Path) -> None:

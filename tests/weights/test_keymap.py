@@ -11,7 +11,7 @@ from intarsia.errors import BadInput
 from intarsia.systems import SYSTEMS, find
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights import tf
-from intarsia.weights.keymap import Drop, KeyMap, Tied
+from intarsia.weights.keymap import Drop, KeyMap, Move, Tied
 
 RULES = KeyMap(
     ("body.{i}.{q,k}.", "layers.{i}.qk."),
@@ -88,3 +88,13 @@ def test_layouts_of_a_system_go_there_and_back(name: str) -> None:
         again = keys.to_ours(written)
         assert again.keys() == state.keys()
         assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+def test_kernels_of_convolutions_are_turned_both_ways():
+    keys = KeyMap(Move("conv/weights", "conv.weight", turned=True), Move("dense/kernel", "dense.weight", turned=True))
+    theirs = {"conv/weights": torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5), "dense/kernel": torch.ones(6, 7)}
+    ours = keys.to_ours(theirs)
+    assert torch.equal(ours["conv.weight"], theirs["conv/weights"].permute(3, 2, 0, 1))
+    assert ours["dense.weight"].shape == (7, 6)
+    back = keys.to_theirs(ours)
+    assert all(torch.equal(back[key], theirs[key]) for key in theirs)

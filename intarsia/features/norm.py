@@ -1,0 +1,50 @@
+"""Batch norms of picture and video trunks: trained, or frozen for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Norm = Literal["batch", "frozen"]
+"""batch: statistics of the batch in training, running ones in evaluation, weight and bias trained. frozen: nothing ever moves."""
+
+
+class FrozenBatchNorm(nn.Module):
+    """A batch norm whose four vectors are buffers: no gradient, no statistics, the same in training and evaluation. (B, C, ..) to the same shape.
+
+    Args:
+        channels: C.
+        eps: added to the variance; 0 in maskrcnn-benchmark's, 1e-5 elsewhere. Only channels of tiny variance tell the two apart.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * weight + bias."""
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """Channels and eps."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def norm2d(kind: Norm, eps: float = 1e-5, momentum: float = 0.1) -> Callable[[int], nn.Module]:
+    """What makes a batch norm of pictures from its number of channels."""
+    if kind == "frozen":
+        return lambda channels: FrozenBatchNorm(channels, eps)
+    return lambda channels: nn.BatchNorm2d(channels, eps, momentum)

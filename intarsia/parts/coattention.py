@@ -1,0 +1,177 @@
+"""Two streams that meet: one of words, one of regions, each as wide as it likes, which read each other in co-attention layers.
+
+Source: ViLBERT, sec. 3.1 and code; ERNIE-ViL has the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia import boxes
+from intarsia.attend import attend
+from intarsia.batch import Regions
+from intarsia.errors import BadInput
+from intarsia.packed import Packing
+from intarsia.parts.dropout import Dropout
+from intarsia.parts.encoder import Layer
+from intarsia.parts.numbers import BertNumbers, TwoStreamNumbers
+
+Step = tuple[Literal["words", "regions", "meet"], int]
+"""A layer of the words' stream, of the regions' stream, or a meeting of both, and its number."""
+
+
+class LocatedRegions(nn.Module):
+    """Features and five numbers of a box, each projected, summed and normalised; no positions, no segments."""
+
+    def __init__(self, config: TwoStreamNumbers, feature_size: int) -> None:
+        super().__init__()
+        self.feature = nn.Linear(feature_size, config.v_hidden_size)
+        self.location = nn.Linear(5, config.v_hidden_size)
+        self.norm = nn.LayerNorm(config.v_hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, regions: Regions) -> Tensor:
+        """Embeds packed regions: (R, Hv)."""
+        dtype = self.feature.weight.dtype
+        places = self.location(boxes.five(regions.boxes).to(dtype))
+        return self.dropout(self.norm(self.feature(regions.feats.to(dtype)) + places))  # type: ignore[no-any-return]
+
+
+class Projections(nn.Module):
+    """Query, key and value of a stream's rows where it meets the other, in one product, and the way back to its own width."""
+
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        if inner % heads:
+            raise BadInput(f"bi_hidden_size {inner} is no multiple of bi_num_attention_heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, H) to queries, keys and values, (N, heads, D) each."""
+        width = self.qkv.out_features // (3 * self.heads)
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, width).unbind(1)
+        return q, k, v
+
+
+class Side(Layer):
+    """One stream's half of a meeting: projections, and what follows attention, feed-forward and all."""
+
+    attention: Projections
+
+    def __init__(self, config: BertNumbers, inner: int, heads: int) -> None:
+        super().__init__(config, attention=Projections(config.hidden_size, inner, heads))
+
+    def read(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Rows (N, H) and the other stream's values that they attended to, (N, heads, D): (N, H)."""
+        return self.after(x, self.attention.out(mixed.flatten(1)))
+
+
+class CoAttention(nn.Module):
+    """A meeting: words attend to regions while regions attend to words, both as they were before. Source: ViLBERT, fig. 2b."""
+
+    def __init__(self, config: TwoStreamNumbers) -> None:
+        super().__init__()
+        inner, heads = config.bi_hidden_size, config.bi_num_attention_heads
+        self.words = Side(config, inner, heads)
+        self.regions = Side(config.visual, inner, heads)
+        self.word_dropout = config.attention_probs_dropout_prob
+        self.region_dropout = config.v_attention_probs_dropout_prob
+
+    def forward(self, words: Tensor, regions: Tensor, text: Packing, visual: Packing) -> tuple[Tensor, Tensor]:
+        """One meeting.
+
+        Args:
+            words: (T, H).
+            regions: (R, Hv).
+            text: where the words lie.
+            visual: where the regions lie; a document without regions leaves its words with nothing to add.
+
+        Returns:
+            (T, H) and (R, Hv).
+        """
+        word_q, word_k, word_v = self.words.attention(words)
+        region_q, region_k, region_v = self.regions.attention(regions)
+        over_words, over_regions = (x if self.training else 0.0 for x in (self.word_dropout, self.region_dropout))
+        seen = attend(word_q, region_k, region_v, text, visual, over_regions)
+        said = attend(region_q, word_k, word_v, visual, text, over_words)
+        return self.words.read(words, seen), self.regions.read(regions, said)
+
+
+class TwoStreams(nn.Module):
+    """Both stacks of layers and their meetings, in the order that `schedule` says.
+
+    Raises:
+        BadInput: the config's meetings do not fit its layers.
+    """
+
+    def __init__(self, config: TwoStreamNumbers) -> None:
+        super().__init__()
+        self.steps = tuple(schedule(config))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.visual_layers = nn.ModuleList(Layer(config.visual) for _ in range(config.v_num_hidden_layers))
+        self.meetings = nn.ModuleList(CoAttention(config) for _ in config.t_biattention_id)
+
+    def forward(
+        self, words: Tensor, regions: Tensor, text: Packing, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Args and Returns as for `CoAttention`.
+
+        read: rows of "text" and "regions" that somebody reads, as in `Batch`, beside the last region of each document, which is not among them; the
+        others come back as NaN. None = all.
+        """
+        said = shown = None
+        if read is not None:
+            said, shown = read["text"], torch.cat([read["regions"], visual.last]).sort().values
+        last_words, last_regions = len(self.layers) - 1, len(self.visual_layers) - 1
+        for what, number in self.steps:
+            match what:
+                case "words":
+                    words = self.layers[number](words, text, said if number == last_words else None)
+                case "regions":
+                    regions = self.visual_layers[number](regions, visual, shown if number == last_regions else None)
+                case "meet":
+                    words, regions = self.meetings[number](words, regions, text, visual)
+        return words, regions
+
+
+def schedule(config: TwoStreamNumbers) -> Iterator[Step]:
+    """What runs after what: before meeting k the layers of both streams below its ids, after the last one all that are left.
+
+    A meeting thus comes before the layers with its ids, and the last to run are plain layers. Source: the code of ViLBERT.
+
+    Raises:
+        BadInput: the ids of the two streams differ in number, do not ascend, or lie above the last layer.
+    """
+    text, visual = config.t_biattention_id, config.v_biattention_id
+    if len(text) != len(visual):
+        raise BadInput(f"t_biattention_id names {len(text)} meetings, v_biattention_id {len(visual)}")
+    for name, ids, layers in (("t", text, config.num_hidden_layers), ("v", visual, config.v_num_hidden_layers)):
+        if list(ids) != sorted(set(ids)) or any(not 0 <= i < layers for i in ids):
+            raise BadInput(f"{name}_biattention_id {ids}: must ascend within the stream's {layers} layers")
+    word = region = 0
+    for k, (t, v) in enumerate(zip(text, visual, strict=True)):
+        yield from (("words", i) for i in range(word, t))
+        yield from (("regions", i) for i in range(region, v))
+        yield "meet", k
+        word, region = t, v
+    yield from (("words", i) for i in range(word, config.num_hidden_layers))
+    yield from (("regions", i) for i in range(region, config.v_num_hidden_layers))
+
+
+class ReLUPooler(nn.Module):
+    """ReLU of a linear map of one row a document, to a width that both streams share."""
+
+    def __init__(self, width: int, pooled: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, pooled)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, H) to (B, P)."""
+        return F.relu(self.dense(rows))
