@@ -47,11 +47,15 @@ class Picture:
     probs: Array | None = None
     """(R, C) float16 or float32, the detector's soft labels; class 0 is background."""
     labels: Array | None = None
-    """(R) int64, class ids."""
+    """(R) int64, class ids; 0 is background."""
     path: str = ""
     """File of the pixels; empty when only features are at hand."""
     tags: tuple[str, ...] = ()
     """Names of the objects in it, from a detector or a person."""
+    attributes: Array | None = None
+    """(R) int64, what the object of each region is like, one id; 0 says nothing."""
+    attribute_scores: Array | None = None
+    """(R) float32, the detector's confidence in it."""
     pixels: Callable[[], Array] | None = None
     """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
 
@@ -132,6 +136,10 @@ class RegionRows:
     labels: Array | None = None
     """(R)"""
     scores: Array | None = None
+    """(R)"""
+    attributes: Array | None = None
+    """(R)"""
+    attribute_scores: Array | None = None
     """(R)"""
     levels: Array | None = None
 

@@ -181,7 +181,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.opening import open_source, open_texts
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
 
     source = open_source(options.data, options.split)
     if options.language:
@@ -198,9 +198,11 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
         source = Alongside(source, open_texts(options.text))
     vocab = _vocabulary(cls, options, source)
-    recipe, gone = without_classes(options.recipe, provenance)
+    answers = None if options.weights else answers_for(cls, source)
+    recipe, gone = without_classes(options.recipe, provenance, answers)
     if gone:
-        out.print(f"{', '.join(gone)}: left out, the extractor {provenance.extractor} gives no soft labels")
+        out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
+    recipe = with_answers(recipe, answers or ())
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
     held = open_source(options.valid) if options.valid else None
     outcome = train(

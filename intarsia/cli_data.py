@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +125,9 @@ class Extract:
     """Folder with pairs.jsonl, a folder of pictures, or tars."""
     out: Path
     extractor: str = "light"
-    """light, grid or pixels."""
+    """light, grid, pixels or patches."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Of the extractor, name and value in turn: such as `--options cells 8`."""
     batch: int = 8
     on_error: Literal["stop", "skip"] = "stop"
     device: str = "auto"
@@ -135,9 +137,10 @@ def extract(args: Sequence[str]) -> None:
     """Pictures to region shards."""
     options = tyro.cli(Extract, args=args, prog="intarsia extract")
     from intarsia.extract import extract as run
-    from intarsia.features.extractor import open_extractor
+    from intarsia.features.extractor import open_extractor, parameters, typed
 
-    chosen: dict[str, Any] = {} if options.extractor == "pixels" else {"device": options.device}
+    chosen: dict[str, Any] = {"device": options.device} if "device" in parameters(options.extractor) else {}
+    chosen |= typed(options.extractor, options.options)
     run(
         Path(options.source),
         options.out,

@@ -91,6 +91,17 @@ def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
     return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
 
 
+def picture_of(sample: Sample, number: int) -> Picture:
+    """A picture of a sample by its number.
+
+    Raises:
+        BadInput: there are not so many.
+    """
+    if number >= len(sample.pictures):
+        raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {number + 1}")
+    return sample.pictures[number]
+
+
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
     """The regions of a picture, all at position 0, none hidden.
 
@@ -119,6 +130,8 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
         probs=picture.probs,
         labels=picture.labels,
         scores=picture.scores,
+        attributes=picture.attributes,
+        attribute_scores=picture.attribute_scores,
     )
 
 
@@ -205,6 +218,8 @@ def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, 
         "probs": 0,
         "labels": 0,
         "scores": 1,
+        "attributes": 0,
+        "attribute_scores": 1,
     }
 
     def column(name: str) -> Any:

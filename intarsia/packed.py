@@ -54,6 +54,11 @@ class Packing:
             None if levels is None else torch.from_numpy(np.asarray(levels, dtype=np.int32)),
         )
 
+    def to(self, device: torch.device | str) -> Packing:
+        """The same on another device."""
+        level = None if self.level is None else self.level.to(device)
+        return Packing(self.cu_seqlens.to(device), self.max_seqlen, self.doc.to(device), self.pos.to(device), level)
+
     @property
     def documents(self) -> int:
         """B, the number of documents (some may have no row)."""

@@ -70,18 +70,18 @@ class Schedule:
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "product"] = "peak"
-    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; bert = by t / warmup, then 1 - t / steps, as in BERT's code; product =
-    1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
+    shape: Literal["peak", "bert", "zero", "product"] = "peak"
+    """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
+    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
         if self.shape == "product":
-            return max(self.floor, (1 - step / self.steps) * min(1.0, step / max(1, self.warmup)))
+            return max(self.floor, (1 - step / self.steps) * (step / self.warmup if step < self.warmup else 1))
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
         return max(self.floor, left)
 

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.objectives.contrast import alone
+from intarsia.packed import Packing
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.bert import FromBert
@@ -53,6 +54,8 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     towers: ClassVar[bool] = False
     """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
     memory: ClassVar[tuple[str, ...]] = ()
@@ -164,7 +167,34 @@ class System(nn.Module, ABC):
         return {}
 
 
-def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
+@runtime_checkable
+class Crossing(Protocol):
+    """A system whose texts and pictures are first read apart, so that what is computed of one serves every pair it is in.
+
+    `encode` is `cross` of what the other two return.
+    """
+
+    def encode_text(self, text: Text) -> Tensor:
+        """(T, H) the words of each document, before they meet a picture."""
+
+    def encode_visual(self, regions: Regions) -> Tensor:
+        """(R, H') the regions of each document, before they meet a text."""
+
+    def cross(
+        self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> Encoded:
+        """Lets them meet.
+
+        Args:
+            words: (T, H) as `encode_text` returns them.
+            text: where they lie.
+            seen: (R, H') as `encode_visual` returns them.
+            visual: where they lie.
+            read: rows that somebody reads beside what is pooled, as in `Batch.read`; the others may come back as NaN. None = all.
+        """
+
+
+def fit_config(config: Any, pieces: int, width: int, classes: int, attributes: int = 0) -> Any:
     """A system's config with the numbers that the data give, as far as it has such fields.
 
     Args:
@@ -172,8 +202,11 @@ def fit_config(config: Any, pieces: int, width: int, classes: int) -> Any:
         pieces: of the vocabulary.
         width: numbers of a region feature.
         classes: of the soft labels, background among them.
+        attributes: of regions, "none" among them; 0 = unknown, the config's number stays.
     """
-    found = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found: dict[str, Any] = {"vocab_size": pieces, "feature_size": width, "classes": classes}
+    found["num_object_labels"] = max(classes - 1, 1)
+    found |= {"num_attr_labels": attributes - 1} if attributes > 1 else {}
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
 from intarsia.data.formats.index import LineSource, OnError
-from intarsia.data.formats.regions import check_shapes
+from intarsia.data.formats.regions import EXTRAS, check_shapes
 from intarsia.data.formats.shard_files import check_shard
 from intarsia.data.formats.shards import ShardSource, check_fractions
 from intarsia.data.opening import open_source
@@ -237,7 +237,7 @@ class _Findings:
         """
         if picture.features.shape[-1]:
             arrays = {"features": picture.features, "boxes": picture.boxes}
-            arrays |= {x: getattr(picture, x) for x in ("scores", "probs", "labels") if getattr(picture, x) is not None}
+            arrays |= {x: getattr(picture, x) for x in EXTRAS if getattr(picture, x) is not None}
             check_shapes(arrays, where)
             width = picture.features.shape[1]
             if self.width is None:

@@ -20,6 +20,8 @@ class Provenance:
     """sha256 over the extractor's weight files; empty when it has none."""
     classes: tuple[str, ...] = ()
     """Names of the C classes of the soft labels, background first; empty when it gives none."""
+    attributes: tuple[str, ...] = ()
+    """Names of the attributes of regions, the first for none; empty when it gives none."""
     boxes: str = "xyxy fractions"
     settings: dict[str, str] = field(default_factory=dict)
     """Everything else that changes the numbers: input size, thresholds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,9 +12,10 @@ from rich.table import Table
 
 from intarsia.batch import Array, Batch, Example, Picture, Sample
 from intarsia.errors import BadInput
+from intarsia.evaluate.crossing import score_crossed
 from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
 from intarsia.evaluate.towers import embed, products
-from intarsia.system import System
+from intarsia.system import Crossing, System
 
 CUTS = (1, 5, 10)
 
@@ -86,7 +87,7 @@ def match(
     """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
 
     Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
-    every pair is laid out anew. Two towers encode texts and pictures once each too.
+    every pair is laid out anew. Two towers encode texts and pictures once each too, and a `Crossing` does all of it that comes before they meet.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
     kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
@@ -96,15 +97,38 @@ def match(
     shown = [system.lay_out(replace(carrier, pictures=(x,))) for x in pictures]
     if system.towers:
         return kept, products(system, embed(system, said, "text", how), embed(system, shown, "picture", how))
-    apart = _apart(system, [bare[i] for i in kept], said, pictures, shown)
+    if not _apart(system, [bare[i] for i in kept], said, pictures, shown):
+        return kept, score_pairs(
+            system, said, shown, lambda i, j: system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],))), how
+        )
+    if isinstance(system, Crossing):
+        return kept, score_crossed(system, said, shown, how)
+    return kept, score_pairs(system, said, shown, None, how)
 
-    def build(number: int) -> Example:
-        i, j = divmod(number, len(pictures))
-        if apart:
-            return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions)
-        return system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],)))
 
-    scores = np.full(len(kept) * len(pictures), np.nan, np.float32)
+def score_pairs(
+    system: System,
+    said: Sequence[Example],
+    shown: Sequence[Example],
+    build: Callable[[int, int], Example] | None = None,
+    how: Inference = FP32,
+) -> Array:
+    """(K, M) float32 scores of K texts with M pictures, each pair read as a whole.
+
+    Args:
+        system: a system that matches.
+        said: K documents, of which the texts count.
+        shown: M documents, of which the regions count.
+        build: the document of a text and a picture, by their numbers; None = the text of one and the regions of the other.
+        how: batch size, precision, bar.
+    """
+    scores = np.full(len(said) * len(shown), np.nan, np.float32)
+
+    def together(number: int) -> Example:
+        i, j = divmod(number, len(shown))
+        if build is not None:
+            return build(i, j)
+        return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions)
 
     def read(numbers: Array, batch: Batch) -> None:
         scores[numbers] = system.match_scores(system.encode(batch)).float().cpu().numpy()
@@ -112,8 +136,8 @@ def match(
     sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
     sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
     lengths = (sizes_text[:, None] + sizes_shown[None]).ravel()
-    run(system, lengths, build, read, f"{len(kept)} texts x {len(pictures)} pictures", how)
-    return kept, scores.reshape(len(kept), len(pictures))
+    run(system, lengths, together, read, f"{len(said)} texts x {len(shown)} pictures", how)
+    return scores.reshape(len(said), len(shown))
 
 
 def _apart(

@@ -65,14 +65,21 @@ def run(
         how: batch size, precision, bar.
     """
     device = next(system.parameters()).device
+    run_numbers(system, lengths, lambda x: read(x, pack([build(int(i)) for i in x]).to(device)), what, how)
+
+
+def run_numbers(
+    system: System, lengths: Array, read: Callable[[Array], None], what: str, how: Inference = FP32
+) -> None:
+    """As `run`, for a reader that makes its batch itself from the numbers of the documents."""
+    device = next(system.parameters()).device
     training = system.training
     system.eval()
     try:
         with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode():
             for numbers in cut(lengths, how.rows):
-                batch = pack([build(int(i)) for i in numbers]).to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                    read(numbers, batch)
+                    read(numbers)
                 advance(len(numbers))
     finally:
         system.train(training)
@@ -139,7 +146,7 @@ def keep_regions(sample: Sample, kept: Array) -> Sample:
     picture = sample.pictures[0]
     rows = {
         name: value[kept]
-        for name in ("features", "boxes", "scores", "probs", "labels")
+        for name in ("features", "boxes", "scores", "probs", "labels", "attributes", "attribute_scores")
         if (value := getattr(picture, name)) is not None
     }
     tags = picture.tags if len(kept) == len(picture.boxes) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,6 +57,7 @@ class Extractor(Protocol):
 EXTRACTORS = {
     "grid": "intarsia.features.grid:Grid",
     "pixels": "intarsia.features.blob_regions:BlobRegions",
+    "patches": "intarsia.features.patches:Patches",
     "light": "intarsia.features.light:Light",
 }
 """Name -> "module:class"."""
@@ -84,6 +85,36 @@ def open_extractor(name: str, **options: Any) -> Extractor:
     return extractor
 
 
+def typed(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Options of an extractor that were given as texts, of the types that its class takes.
+
+    Raises:
+        BadInput: no such extractor or option, or a text that does not say a number where one is needed.
+    """
+    known = parameters(name)
+    found: dict[str, Any] = {}
+    for option, text in options.items():
+        if option not in known:
+            raise BadInput(f"extractor {name} has no option {option!r} (known: {', '.join(known)})")
+        try:
+            found[option] = type(known[option].default)(text)
+        except ValueError:
+            raise BadInput(f"extractor {name}: option {option} is {text!r}, which is no number") from None
+    return found
+
+
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """What the class of an extractor takes.
+
+    Raises:
+        BadInput: no such extractor.
+    """
+    if name not in EXTRACTORS:
+        raise BadInput(f"no extractor {name!r} (known: {', '.join(EXTRACTORS)})")
+    module, _, kind = EXTRACTORS[name].partition(":")
+    return inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+
+
 def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Extractor:
     """The extractor that made some features, with the same settings: what a trained system needs for raw pictures.
 
@@ -99,10 +130,9 @@ def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Ext
         raise BadInput(
             f"features were made by {provenance.extractor!r}, which cannot be run here (known: {', '.join(EXTRACTORS)})"
         )
-    module, _, kind = EXTRACTORS[provenance.extractor].partition(":")
-    known = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+    known = parameters(provenance.extractor)
     options: dict[str, Any] = {"device": device, "cache": cache}
-    options |= {k: type(known[k].default)(v) for k, v in provenance.settings.items() if k in known}
+    options |= typed(provenance.extractor, {k: v for k, v in provenance.settings.items() if k in known})
     extractor = open_extractor(provenance.extractor, **{k: v for k, v in options.items() if k in known})
     for field in ("width", "weights", "settings"):
         then, now = getattr(provenance, field), getattr(extractor.provenance, field)

@@ -55,6 +55,19 @@ def swap_either(
     return replace(sample, texts=other.texts, language=other.language, links=(), also=()), 0
 
 
+def swap_text(
+    sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample], rate: float = 0.5
+) -> tuple[Sample, int]:
+    """Keeps a pair or gives its picture the text of another; what is known of the text goes with it.
+
+    Args and Returns: as for `swap`. Source: LXMERT, sec. 3.1.3.
+    """
+    if rng.random() >= rate:
+        return sample, 1
+    other = draw()
+    return replace(sample, texts=other.texts, language=other.language, links=(), also=(), answers=()), 0
+
+
 def score(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of (B, 2) logits against (B) labels, 1 = matched."""
     return F.cross_entropy(logits.float(), labels)

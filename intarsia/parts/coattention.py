@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -117,14 +118,24 @@ class TwoStreams(nn.Module):
         self.visual_layers = nn.ModuleList(Layer(config.visual) for _ in range(config.v_num_hidden_layers))
         self.meetings = nn.ModuleList(CoAttention(config) for _ in config.t_biattention_id)
 
-    def forward(self, words: Tensor, regions: Tensor, text: Packing, visual: Packing) -> tuple[Tensor, Tensor]:
-        """Args and Returns as for `CoAttention`."""
+    def forward(
+        self, words: Tensor, regions: Tensor, text: Packing, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Args and Returns as for `CoAttention`.
+
+        read: rows of "text" and "regions" that somebody reads, as in `Batch`, beside the last region of each document, which is not among them; the
+        others come back as NaN. None = all.
+        """
+        said = shown = None
+        if read is not None:
+            said, shown = read["text"], torch.cat([read["regions"], visual.last]).sort().values
+        last_words, last_regions = len(self.layers) - 1, len(self.visual_layers) - 1
         for what, number in self.steps:
             match what:
                 case "words":
-                    words = self.layers[number](words, text)
+                    words = self.layers[number](words, text, said if number == last_words else None)
                 case "regions":
-                    regions = self.visual_layers[number](regions, visual)
+                    regions = self.visual_layers[number](regions, visual, shown if number == last_regions else None)
                 case "meet":
                     words, regions = self.meetings[number](words, regions, text, visual)
         return words, regions

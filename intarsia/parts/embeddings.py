@@ -21,23 +21,25 @@ class Table(nn.Embedding):
         """(T) ids to (T, H)."""
         if self.weight.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        rows: Tensor = _LookUp.apply(self.weight, input)  # type: ignore[no-untyped-call]
+        rows: Tensor = _LookUp.apply(self.weight, input, self.padding_idx)  # type: ignore[no-untyped-call]
         return rows
 
 
 class _LookUp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.shape, ctx.dtype = table.shape, table.dtype
+        ctx.shape, ctx.dtype, ctx.padding = table.shape, table.dtype, padding
         return table.index_select(0, ids)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:
+            grad = grad.masked_fill((ids == ctx.padding)[:, None], 0)
         zeros = torch.from_numpy(np.zeros(ctx.shape, np.float32))  # pages that the system gives when they are touched
-        return zeros.index_add_(0, ids, grad.float()).to(ctx.dtype), None
+        return zeros.index_add_(0, ids, grad.float()).to(ctx.dtype), None, None
 
 
 class Words(nn.Module):

@@ -85,6 +85,7 @@ def without_picture(example: Example) -> Example:
             probs=None if regions.probs is None else np.full_like(regions.probs, 1 / regions.probs.shape[1]),
             labels=None if regions.labels is None else np.zeros_like(regions.labels),
             scores=None if regions.scores is None else np.ones_like(regions.scores),
+            attributes=None if regions.attributes is None else np.zeros_like(regions.attributes),
         ),
     )
 

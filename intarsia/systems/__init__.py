@@ -24,6 +24,7 @@ SYSTEMS = {
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "vilbert": "vilbert:ViLBERT",
+    "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
     "wenlan": "wenlan:WenLan",
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.layout import bert_rows, link_rows, picture_of, region_rows
 from intarsia.objectives import itm, mlm, mrm, wra
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -274,13 +274,11 @@ class UNITER(System):
             case _:
                 parts = [(sample.texts[0], 0)]
         second = form if task in ("nlvr2", "nlvr2_pair") else 0
-        if second >= len(sample.pictures):
-            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
         text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
         return Example(
             key=sample.key if task is None else f"{sample.key}@{form}",
             text=text,
-            regions=region_rows(sample.key, sample.pictures[second], self.config.feature_size, 1 + second, second),
+            regions=region_rows(sample.key, picture_of(sample, second), self.config.feature_size, 1 + second, second),
             links=link_rows(sample, pieces[0]),
             sample=sample.key,
         )

@@ -294,11 +294,13 @@ class ViLBERT(System):
         """Embeds and encodes both streams; pools [CLS] and the whole picture and multiplies (or adds) the two."""
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "ViLBERT needs text and regions"
-        x, v = self.encoder(self.words(text), self.regions(regions), text.packing, regions.packing)
+        x, v = self.encoder(self.words(text), self.regions(regions), text.packing, regions.packing, self.read(batch))
         said = self.text_pooler(x.index_select(0, text.packing.first))  # (B, P)
         seen = self.visual_pooler(v.index_select(0, regions.packing.last))
         both = said * seen if self.config.fusion_method == "mul" else said + seen
         return Encoded(x, v, regions.packing, self.dropout(both), said, seen)
+
+    picked_goals = ("mlm", "mrc_kl", "mrfr", "mrnce", "itm")
 
     # 3 -- objectives ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from intarsia.batch import Batch, Encoded
 from intarsia.packed import join, joined_rows, pad
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
+from intarsia.parts.heads import AnswerHead
 from intarsia.tasks import HeadConfig, Scorer, groups, linear
 
 
@@ -99,6 +100,14 @@ class NLVR2:
 def one_layer(config: HeadConfig) -> nn.Module:
     """A linear map of both pooled vectors."""
     head = nn.Linear(2 * config.pooled_size, 2)
+    initialise(head, config.initializer_range)
+    return head
+
+
+def two_layers(config: HeadConfig) -> nn.Module:
+    """Two layers on both pooled vectors, GELU and LayerNorm between. Source: the code of LXMERT."""
+    width = 2 * config.hidden_size
+    head = AnswerHead(width, 2, nn.GELU(), config.layer_norm_eps, inner=width)
     initialise(head, config.initializer_range)
     return head
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
+from intarsia.objectives import qa
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead, NormedLinear, Transform
@@ -68,6 +69,8 @@ class VQA:
     reads: Reads = pooled
     scorer: Scorer = two_layers
     criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
+    never: int = 1
+    """So many of the first answers are never given: answer 0 is "unknown" in UNITER's table."""
 
     def head(self, config: HeadConfig) -> nn.Module:
         """The answers' classifier."""
@@ -82,5 +85,32 @@ class VQA:
         return self.criterion(scores, batch.labels("vqa"))
 
     def expected(self, scores: Tensor, batch: Batch) -> Tensor:
-        """(B) the soft score of the likeliest answer; answer 0, "unknown", is never given."""
-        return batch.labels("vqa").gather(1, scores[:, 1:].argmax(1, keepdim=True) + 1).squeeze(1)
+        """(B) the soft score of the likeliest answer of those that may be given."""
+        return batch.labels("vqa").gather(1, scores[:, self.never :].argmax(1, keepdim=True) + self.never).squeeze(1)
+
+
+def carry_over(head: AnswerHead, trained: AnswerHead, answers: Sequence[str], known: Sequence[str]) -> int:
+    """Starts a task's head from the pre-trained one: its first layer, and the row of every answer that its table knows; other rows become 0.
+
+    Args:
+        head: of the task, one output an answer. Changed.
+        trained: of pre-training, of the same width.
+        answers: of the task.
+        known: the table of pre-training.
+
+    Returns:
+        How many answers were known.
+
+    Source: the code of LXMERT (--loadLXMERTQA).
+    """
+    rows = {qa.normalise(answer): i for i, answer in enumerate(known)}
+    found = [rows.get(qa.normalise(answer), -1) for answer in answers]
+    state = trained.state_dict()
+    for name in ("out.weight", "out.bias"):
+        old = state[name]
+        state[name] = old.new_zeros((len(found), *old.shape[1:]))
+        for i, row in enumerate(found):
+            if row >= 0:
+                state[name][i] = old[row]
+    head.load_state_dict(state)
+    return sum(row >= 0 for row in found)

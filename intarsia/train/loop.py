@@ -215,7 +215,7 @@ class Signals:
 
 
 def _rows_of(layout: Layout, look: bool, sample: Sample) -> tuple[int, int]:
-    """The rows of a sample and the pieces it lost; with `look` its pixels are decoded as well, so that those which cannot be are found before training."""
+    """The rows of a sample and the pieces cut from its text; with `look` its pixels are decoded, so that bad ones are found before training."""
     example = layout.lay_out(sample)
     for image in example.images if look else ():
         image.read()

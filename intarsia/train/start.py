@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from intarsia.data.source import Provenance, Source
+from intarsia.objectives import qa
 from intarsia.objectives.mrm import NEED_CLASSES
 from intarsia.recipe import Recipe
 from intarsia.system import System, fit_config
@@ -24,7 +25,8 @@ def fresh(cls: type[System], recipe: Recipe[Any], vocab: Vocab, provenance: Prov
     Returns:
         The system, and the recipe with its config.
     """
-    config = fit_config(recipe.config, len(vocab), provenance.width, max(len(provenance.classes), 2))
+    classes, attributes = max(len(provenance.classes), 2), len(provenance.attributes)
+    config = fit_config(recipe.config, len(vocab), provenance.width, classes, attributes)
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         return cls(config, vocab), replace(recipe, config=config)
@@ -44,20 +46,42 @@ def captions(source: Source, specials: tuple[str, ...] = ()) -> Vocab:
     return Vocab.learn(said, more=tags, specials=specials)
 
 
-def without_classes(recipe: Recipe[Any], provenance: Provenance) -> tuple[Recipe[Any], tuple[str, ...]]:
-    """The recipe less the goals that need soft labels, where the features have none.
+def answers_for(cls: type[System], source: Source, most: int = 9500) -> tuple[str, ...]:
+    """The table of the answers that a source's questions have, for a system that learns to answer; empty for others."""
+    if "answers" not in cls.Config.__dataclass_fields__:
+        return ()
+    return qa.table(source[i] for i in range(len(source)))[:most]
+
+
+def with_answers(recipe: Recipe[Any], answers: tuple[str, ...]) -> Recipe[Any]:
+    """The recipe with a table of answers in its config; as it is if the table is empty."""
+    if not answers:
+        return recipe
+    return replace(recipe, config=replace(recipe.config, answers=answers, num_qa_labels=len(answers)))
+
+
+def without_classes(
+    recipe: Recipe[Any], provenance: Provenance, answers: tuple[str, ...] | None = None
+) -> tuple[Recipe[Any], tuple[str, ...]]:
+    """The recipe less the goals that need classes or attributes, where the features have none, or answers, where the table is empty.
+
+    Args:
+        recipe: of a run.
+        provenance: of the features.
+        answers: the table; None = whether there is one does not matter.
 
     Returns:
         The recipe, and the goals left out.
     """
-    if provenance.classes:
-        return recipe, ()
+    missing: set[str] = set() if provenance.classes else {*NEED_CLASSES, "obj"}
+    missing |= set() if provenance.attributes else {"attr"}
+    missing |= {"qa"} if answers == () else set()
     share: dict[str, float] = {}
     gone: list[str] = []
     for goal, weight in recipe.mix.share.items():
         parts = goal.split("+")
-        kept = "+".join(part for part in parts if part not in NEED_CLASSES)
-        gone += [part for part in parts if part in NEED_CLASSES and part not in gone]
+        kept = "+".join(part for part in parts if part not in missing)
+        gone += [part for part in parts if part in missing and part not in gone]
         if kept:
             share[kept] = share.get(kept, 0) + weight
     return replace(recipe, mix=replace(recipe.mix, share=share)), tuple(gone)

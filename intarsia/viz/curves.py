@@ -30,6 +30,10 @@ NAMES = {
     "sgp_attribute": "hidden words that describe",
     "sgp_relation": "hidden words that relate",
     "caption": "hidden words of a caption being written",
+    "obj": "every region: class",
+    "attr": "every region: attribute",
+    "feat": "hidden regions: features",
+    "qa": "the answer to a question",
 }
 """Objectives in plain words."""
 

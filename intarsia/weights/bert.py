@@ -25,15 +25,25 @@ def body(prefix: str, encoder: str = "encoder.layer.{i}.") -> tuple[tuple[str, s
     )
 
 
-def layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Rules of the layers of an encoder; `{i}` in both names stands for the number."""
+def layers(
+    theirs: str, ours: str, attention: str = "attention.", up: str = "intermediate.", down: str = "output."
+) -> tuple[tuple[str, str], ...]:
+    """Rules of the layers of an encoder; `{i}` in both names stands for the number.
+
+    Args:
+        theirs: prefix of a layer.
+        ours: the same.
+        attention: their name of attention.
+        up: their name of the first half of the feed-forward.
+        down: their name of the second.
+    """
     return (
-        (theirs + "attention.self.{query,key,value}.", ours + "attention.qkv."),
-        (theirs + "attention.output.dense.", ours + "attention.out."),
-        (theirs + "attention.output.LayerNorm.", ours + "attention_norm."),
-        (theirs + "intermediate.dense.", ours + "up."),
-        (theirs + "output.dense.", ours + "down."),
-        (theirs + "output.LayerNorm.", ours + "norm."),
+        (theirs + attention + "self.{query,key,value}.", ours + "attention.qkv."),
+        (theirs + attention + "output.dense.", ours + "attention.out."),
+        (theirs + attention + "output.LayerNorm.", ours + "attention_norm."),
+        (theirs + up + "dense.", ours + "up."),
+        (theirs + down + "dense.", ours + "down."),
+        (theirs + down + "LayerNorm.", ours + "norm."),
     )
 
 

@@ -31,11 +31,13 @@ from intarsia.worlds.captions import (
     write_phrase,
 )
 from intarsia.worlds.corrupt import corrupt, swap_colours
-from intarsia.worlds.scene import COLUMNS, ROWS, SHAPES, Scene, draw_scene
+from intarsia.worlds.scene import COLOURS, COLUMNS, ROWS, SHAPES, Scene, draw_scene
 
 Split = Literal["train", "validation", "test", "held_out"]
 CLASSES = ("background", *SHAPES)
 """Classes of the soft labels."""
+ATTRIBUTES = ("none", *COLOURS)
+"""Attributes of regions: the colours."""
 
 _SCENE, _CAPTION, _PICTURE, _REGIONS, _FALSE, _NOISE, _ALSO = range(7)  # one stream of random numbers each
 _KEPT = 16_384  # samples kept in memory, some 10 kB each; and as many scenes
@@ -147,6 +149,7 @@ class WorldSource:
             extractor=pixels.NAME if drawn else "world0",
             width=pixels.WIDTH if drawn else render.WIDTH,
             classes=CLASSES,
+            attributes=ATTRIBUTES,
             settings=dict(pixels.SETTINGS) if drawn else {"noise": "0.15"},
         )
 
@@ -260,6 +263,7 @@ class WorldSource:
         (boxes, members), rng = self._regions(index, scene)
         shapes = np.array([*(1 + x.shape for x in scene.objects), 0])
         labels = shapes[members]  # -1, background, picks the last
+        attributes = np.array([*(1 + x.colour for x in scene.objects), 0])[members]
         probs = render.soft_labels(rng, labels)
         side = self.config.side if self.config.level else 0
         if self.config.level:
@@ -267,10 +271,13 @@ class WorldSource:
         else:
             features = render.slot_features(rng, scene, members)
         scores = probs.max(1)
-        for array in (features, boxes, probs, labels, scores):
+        for array in (features, boxes, probs, labels, attributes, scores):
             array.setflags(write=False)
         shown = partial(self.image, index) if self.config.level else None
-        return Picture(self.key(index), features, boxes, side, side, scores, probs, labels, pixels=shown), members
+        said = (scores, probs, labels)
+        return Picture(
+            self.key(index), features, boxes, side, side, *said, pixels=shown, attributes=attributes
+        ), members
 
     def _other_caption(self, index: int, text: str, language: str) -> tuple[str, ...]:
         """Another true caption of a scene, in other words; none where few draws find none."""

@@ -6,6 +6,7 @@ import torch
 
 from intarsia.errors import BadInput
 from intarsia.features import EXTRACTORS, Extractor, open_extractor, reopen
+from intarsia.features.extractor import typed
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -46,6 +47,35 @@ def test_grid_cells_are_in_reading_order_after_the_whole_picture():
     )
     red, blue = found.features[[1, 3]], found.features[[2, 4]]
     assert np.linalg.norm(red[0] - red[1]) < 0.5 * np.linalg.norm(red[0] - blue[0])
+
+
+def test_grid_without_the_whole_picture_opens_again():
+    extractor = open_extractor("grid", **typed("grid", {"cells": "2", "whole": "no"}))
+    found = extractor([halves()])[0]
+    np.testing.assert_allclose(found.boxes, open_extractor("grid", cells=2)([halves()])[0].boxes[1:])
+    again = reopen(extractor.provenance)
+    np.testing.assert_array_equal(again([halves()])[0].features, found.features)
+    assert "whole" not in open_extractor("grid").provenance.settings, "files of before stay as they are"
+
+
+def test_patches_are_the_pixels_of_cells():
+    extractor = open_extractor("patches", cells=2)
+    found = extractor([halves()])[0]
+    np.testing.assert_allclose(found.boxes, open_extractor("grid", cells=2, whole="no").boxes)
+    np.testing.assert_array_equal(found.features[0], found.features[2])
+    assert not np.allclose(found.features[0], found.features[1])
+    np.testing.assert_array_equal(reopen(extractor.provenance)([halves()])[0].features, found.features)
+    with pytest.raises(BadInput, match="0 cells a side"):
+        open_extractor("patches", cells=0)
+
+
+def test_options_that_do_not_fit():
+    with pytest.raises(BadInput, match="extractor grid: option cells is 'few', which is no number"):
+        typed("grid", {"cells": "few"})
+    with pytest.raises(BadInput, match="extractor grid has no option 'size'"):
+        typed("grid", {"size": "3"})
+    with pytest.raises(BadInput, match="whole 'maybe' is not one of yes, no"):
+        open_extractor("grid", whole="maybe")
 
 
 def test_random_weights_are_those_of_the_seed():

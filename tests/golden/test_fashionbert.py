@@ -128,6 +128,8 @@ def test_losses_logits_weights_and_gradients(golden: Golden) -> None:
     picks = batch.picks("mpm")
     assert_near(system.patch_logits(encoded, picks.rows), golden.output("eval.mpm_logits"), "patch logits")
     assert_near(picks.labels, golden.output("eval.target_raw_patch_features"), "hidden features")
+    logs, wanted = system.patch_logits(encoded, picks.rows).log_softmax(-1), picks.labels.log_softmax(-1)
+    assert_near(F.mse_loss(logs, wanted), golden.output("eval.image_mse_loss_unused"), "the loss they left unused")
     total = system.weigh(losses, Mix())
     assert_near(total, golden.output("eval.total_loss"), "total")
     total.backward()

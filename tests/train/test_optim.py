@@ -60,6 +60,35 @@ def test_berts_own_schedule_begins_at_nothing_and_decays_from_the_start() -> Non
     )
 
 
+def test_the_product_schedule_warms_up_on_a_falling_line() -> None:
+    schedule = Schedule(steps=10, warmup=3, shape="product")
+    assert [schedule.scale(step) for step in range(10)] == pytest.approx(
+        [0, 0.9 / 3, 0.8 * 2 / 3, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    )
+
+
+def test_steps_with_corrected_decay_are_tensorflows_written_out() -> None:
+    recipe = Optim(0.1, (0.8, 0.9), 1e-3, 0.2, no_decay=("bias",), max_norm=0.0, corrected_decay=True)
+    schedule = Schedule(steps=10, warmup=0, shape="product")
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1.0)
+    optimizer = adamw(layer, recipe)
+    m = v = 0.0
+    w = b = 1.0
+    for step in range(4):
+        g = step + 1.0
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), g), torch.full((1,), g)
+        set_lr(optimizer, recipe, schedule, step)
+        step_if(optimizer, torch.zeros(()))
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        rate = 0.1 * (1 - step / 10) * math.sqrt(1 - 0.9 ** (step + 1)) / (1 - 0.8 ** (step + 1))
+        update = m / (math.sqrt(v) + 1e-3)
+        w, b = w - rate * (update + 0.2 * w), b - rate * update
+        assert (layer.weight.item(), layer.bias.item()) == pytest.approx((w, b), rel=1e-5)
+
+
 def test_steps_are_those_of_adamw_written_out() -> None:
     recipe = Optim(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0)
     layer = nn.Linear(1, 1)

@@ -1,7 +1,7 @@
 """The regions of one picture in a file of their own: `.npz` (never unpickled) or `.safetensors`.
 
-Arrays: features (R, F) float16 or float32; boxes (R, 4) xyxy in absolute pixels; optional scores (R), probs (R, C)
-and labels (R) integers.
+Arrays: features (R, F) float16 or float32; boxes (R, 4) xyxy in absolute pixels; optional scores (R), probs (R, C),
+labels (R) integers, attributes (R) integers and attribute_scores (R).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
 
 Array = NDArray[Any]
-NAMES = ("features", "boxes", "scores", "probs", "labels")
+EXTRAS = ("scores", "probs", "labels", "attributes", "attribute_scores")
+"""What an extractor may say of regions beside features and boxes; all have one row a region."""
+INTEGERS = ("labels", "attributes")
+NAMES = ("features", "boxes", *EXTRAS)
 SUFFIXES = ("npz", "safetensors")
 SLACK = 1.0
 """Pixels a box may stick out of its picture: rounding, clipped; anything more is an error."""
@@ -69,17 +72,17 @@ def check_shapes(arrays: dict[str, Array], where: str) -> None:
         )
     if boxes.shape != (len(features), 4):
         raise BadInput(f"{where}: boxes of shape {boxes.shape}, expected ({len(features)}, 4), one for each feature")
-    for name, dimensions in (("scores", 1), ("probs", 2), ("labels", 1)):
-        array = arrays.get(name)
+    for name in EXTRAS:
+        array, dimensions = arrays.get(name), 2 if name == "probs" else 1
         if array is not None and (array.ndim != dimensions or len(array) != len(features)):
             raise BadInput(
                 f"{where}: {name} of shape {array.shape}, expected {len(features)} rows in {dimensions} dimension(s)"
             )
-        if array is not None and array.dtype.kind != ("i" if name == "labels" else "f"):
+        if array is not None and array.dtype.kind != ("i" if name in INTEGERS else "f"):
             raise BadInput(
-                f"{where}: {name} are {array.dtype}, expected {'integers' if name == 'labels' else 'floats'}"
+                f"{where}: {name} are {array.dtype}, expected {'integers' if name in INTEGERS else 'floats'}"
             )
-    for name in ("features", "scores", "probs"):
+    for name in set(NAMES) - {"boxes", *INTEGERS}:
         if name in arrays and not np.isfinite(arrays[name]).all():
             row = int(np.argwhere(~np.isfinite(arrays[name]))[0][0])
             raise BadInput(f"{where}: {name} of region {row} are not finite (NaN or infinite)")
@@ -125,16 +128,18 @@ def read_picture(data: bytes, suffix: str, size: tuple[int, int], name: str, pat
         BadInput: as `decode_regions` and `to_fractions`.
     """
     arrays = decode_regions(data, suffix, where)
+    types = {"probs": None, **dict.fromkeys(INTEGERS, np.int64)}  # None = as stored
+    extras: dict[str, Any] = {
+        x: arrays[x].astype(types.get(x, np.float32) or arrays[x].dtype) for x in EXTRAS if x in arrays
+    }
     return Picture(
         name=name,
         features=arrays["features"],
         boxes=to_fractions(arrays["boxes"], *size, where),
         width=size[0],
         height=size[1],
-        scores=arrays["scores"].astype(np.float32) if "scores" in arrays else None,
-        probs=arrays.get("probs"),
-        labels=arrays["labels"].astype(np.int64) if "labels" in arrays else None,
         path=path,
+        **extras,
     )
 
 
@@ -152,13 +157,9 @@ def encode_regions(picture: Picture, suffix: str) -> bytes:
             "needed to give boxes in pixels"
         )
     pixels = picture.boxes * np.array([picture.width, picture.height] * 2, dtype=np.float32)
-    arrays = {
-        "features": picture.features,
-        "boxes": pixels.astype(np.float32),
-        "scores": picture.scores,
-        "probs": picture.probs,
-    }
-    arrays["labels"] = None if picture.labels is None else np.asarray(picture.labels, dtype=np.int64)
+    arrays = {"features": picture.features, "boxes": pixels.astype(np.float32)}
+    arrays |= {name: getattr(picture, name) for name in EXTRAS}
+    arrays |= {name: np.asarray(arrays[name], np.int64) for name in INTEGERS if arrays[name] is not None}
     kept = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
     if suffix == "safetensors":
         return bytes(save_safetensors(kept))

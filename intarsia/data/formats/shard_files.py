@@ -42,7 +42,7 @@ class ShardIndex:
 
     provenance: Provenance
     extras: tuple[str, ...] = ()
-    """Which of scores, probs and labels the shards hold."""
+    """Which of scores, probs, labels, attributes and attribute_scores the shards hold."""
     shards: tuple[Shard, ...] = ()
     images: str = ""
     """Folder that picture names are relative to, itself relative to the shards' folder; "" = pixels not at hand."""
@@ -64,7 +64,8 @@ class ShardIndex:
             if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
                 raise ValueError(f"not region shards of version {VERSION}")
             provenance = tree.pop("provenance")
-            made = Provenance(**{**provenance, "classes": tuple(provenance["classes"])})
+            names = {name: tuple(provenance.get(name, ())) for name in ("classes", "attributes")}
+            made = Provenance(**{**provenance, **names})
             return cls(made, tuple(tree.pop("extras")), tuple(Shard(**x) for x in tree.pop("shards")), **tree)
         except OSError as error:
             raise BadInput(f"{path}: cannot be read: {error.strerror}") from None

@@ -4,8 +4,8 @@ A folder with
 
     shards.json                what made the features, and every shard with its counts and sha256
     shard-00000.safetensors    features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64,
-                               sizes (n, 2) int64 (wide, high); scores (R) float16, probs (R, C) float16 and
-                               labels (R) int64 where the extractor gives them
+                               sizes (n, 2) int64 (wide, high); scores (R) float16, probs (R, C) float16, labels (R)
+                               int64, attributes (R) int64, attribute_scores (R) float16 where the extractor gives them
     shard-00000.json           the names of its n pictures
     pairs.jsonl                the captions: lines as everywhere, `image` names the picture; boxes are not read here
 
@@ -31,14 +31,13 @@ from intarsia.data.formats.files import sha256_of, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import LINES, LineFile, write_pairs
-from intarsia.data.formats.regions import check_shapes
+from intarsia.data.formats.regions import EXTRAS, INTEGERS, check_shapes
 from intarsia.data.formats.shard_files import INDEX, Mapped, Shard, ShardIndex, check_shard, map_arrays, read_names
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
 
 Array = NDArray[Any]
-EXTRAS = ("scores", "probs", "labels")
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -93,8 +92,8 @@ class ShardWriter:
 
         Raises:
             BadInput: given before; features not as wide as the provenance says, not finite or too large for float16;
-                a box without area or outside the picture; labels that the provenance has no class for; or scores,
-                probs, labels present in some pictures only.
+                box without area or outside the picture; labels or attributes that the provenance has no name for; or
+                scores, probs, labels, attributes present in some pictures only.
         """
         if picture.name in self._done:
             raise BadInput(f"picture {picture.name}: already stored in {self.root}")
@@ -187,7 +186,7 @@ def _brief(value: Any) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "no scores, probs or labels"
+    return ", ".join(names) or "no scores, probs, labels or attributes"
 
 
 def _stored(picture: Picture, provenance: Provenance) -> Picture:
@@ -198,40 +197,30 @@ def _stored(picture: Picture, provenance: Provenance) -> Picture:
             f"expected (R, {provenance.width}) from {provenance.extractor}"
         )
     with np.errstate(over="ignore"):
-        arrays: dict[str, Array] = {
+        arrays: dict[str, Any] = {
             "features": picture.features.astype(np.float16),
             "boxes": picture.boxes.astype(np.float32),
         }
-        for name, dtype in (("scores", np.float16), ("probs", np.float16), ("labels", np.int64)):
+        for name in EXTRAS:
             if getattr(picture, name) is not None:
-                arrays[name] = getattr(picture, name).astype(dtype)
+                arrays[name] = getattr(picture, name).astype(np.int64 if name in INTEGERS else np.float16)
     check_shapes(arrays, where)
     check_fractions(arrays["boxes"], where)
-    labels, probs = arrays.get("labels"), arrays.get("probs")
-    if (
-        provenance.classes
-        and labels is not None
-        and len(labels)
-        and not 0 <= labels.min() <= labels.max() < len(provenance.classes)
+    for name, known, what in (
+        ("labels", provenance.classes, "classes"),
+        ("attributes", provenance.attributes, "attributes"),
     ):
-        raise BadInput(
-            f"{where}: labels from {labels.min()} to {labels.max()}, "
-            f"but {provenance.extractor} has {len(provenance.classes)} classes"
-        )
+        ids = arrays.get(name, np.zeros(0, np.int64))
+        if known and len(ids) and not 0 <= ids.min() <= ids.max() < len(known):
+            raise BadInput(
+                f"{where}: {name} from {ids.min()} to {ids.max()}, but {provenance.extractor} has {len(known)} {what}"
+            )
+    probs = arrays.get("probs")
     if provenance.classes and probs is not None and probs.shape[1] != len(provenance.classes):
         raise BadInput(
             f"{where}: probs of {probs.shape[1]} classes, but {provenance.extractor} has {len(provenance.classes)}"
         )
-    return Picture(
-        name=picture.name,
-        features=arrays["features"],
-        boxes=arrays["boxes"],
-        width=picture.width,
-        height=picture.height,
-        scores=arrays.get("scores"),
-        probs=probs,
-        labels=labels,
-    )
+    return Picture(name=picture.name, width=picture.width, height=picture.height, **arrays)
 
 
 def check_fractions(boxes: Array, where: str) -> None:
@@ -364,15 +353,14 @@ class ShardSource(LineSource):
         shard, local = self._place(number)
         arrays, start, end = shard.arrays, shard.cu[local], shard.cu[local + 1]
         width, height = arrays["sizes"][local].tolist()
-        scores, probs, labels = (arrays.get(extra) for extra in EXTRAS)
+        said: dict[str, Any] = {x: arrays[x][start:end] for x in EXTRAS if x in arrays}
+        said |= {x: said[x].astype(np.float32) for x in ("scores", "attribute_scores") if x in said}
         return Picture(
             name=name,
             features=arrays["features"][start:end],
             boxes=arrays["boxes"][start:end],
             width=width,
             height=height,
-            scores=None if scores is None else scores[start:end].astype(np.float32),
-            probs=None if probs is None else probs[start:end],
-            labels=None if labels is None else labels[start:end],
             path=str(self.root / self.shards.images / name) if self.shards.images else "",
+            **said,
         )

@@ -167,6 +167,39 @@ def muge(predictions: Mapping[int, Sequence[int]], right: Mapping[int, Iterable[
     return {"mean": mean(found.values()), **found}
 
 
+def fashion_candidates(
+    categories: Sequence[str], queries: int = 1000, wrong: int = 100, seed: int = 0
+) -> list[tuple[int, list[int]]]:
+    """Queries of the FashionGen protocol, with the candidates of each: its own number and others of its category, in random order.
+
+    The authors' files are not published, and scores depend on what is drawn: tell the seed with them. Source: FashionBERT, sec. 4.
+
+    Args:
+        categories: sub-category of each pair of text and picture.
+        queries: how many different ones.
+        wrong: wrong candidates of each.
+        seed: the same draws everywhere.
+
+    Raises:
+        BadInput: too few pairs have so many others in their category.
+    """
+    members: dict[str, list[int]] = {}
+    for number, category in enumerate(categories):
+        members.setdefault(category, []).append(number)
+    able = [number for number, category in enumerate(categories) if len(members[category]) > wrong]
+    if len(able) < queries:
+        raise BadInput(
+            f"FashionGen: {len(able)} pairs have {wrong} others of their category, {queries} are to be asked"
+        )
+    rng = np.random.default_rng([seed, 0xFA5])
+    found = []
+    for query in rng.choice(able, queries, replace=False).tolist():
+        others = [x for x in members[categories[query]] if x != query]
+        chosen = [query, *rng.choice(others, wrong, replace=False).tolist()]
+        found.append((query, [chosen[i] for i in rng.permutation(len(chosen))]))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One row of a FashionGen evaluation file: a pair of a text and an image, scored."""
