@@ -251,8 +251,8 @@ class OurSide(Side):
         step_if(self.optimizer, torch.zeros(()), divide)
 
 
-def check_equal(theirs: Side, ours: Side, kinds: tuple[str, ...]) -> None:
-    """Both sides must compute the same: loss and every gradient, dropout off.
+def check_equal(theirs: Side, ours: Side, kinds: tuple[str, ...], keys: KeyMap = KEYS) -> None:
+    """Both sides must compute the same: loss and every gradient, dropout off. `keys` gives their names ours.
 
     Raises:
         SystemExit: they do not.
@@ -260,7 +260,7 @@ def check_equal(theirs: Side, ours: Side, kinds: tuple[str, ...]) -> None:
     for side in (theirs, ours):
         side.model.eval()
     loss_a, loss_b = theirs.backward(False), ours.backward(False)
-    grads_a = KEYS.to_ours({k: p.grad for k, p in theirs.model.named_parameters()})
+    grads_a = keys.to_ours({k: p.grad for k, p in theirs.model.named_parameters()})
     grads_b = {k: p.grad for k, p in ours.model.named_parameters()}
     assert grads_a.keys() == grads_b.keys(), sorted(grads_a.keys() ^ grads_b.keys())
     norm = sum(float(g.square().sum()) for g in grads_a.values()) ** 0.5
@@ -270,9 +270,9 @@ def check_equal(theirs: Side, ours: Side, kinds: tuple[str, ...]) -> None:
         f"  gate: losses {loss_a:.6f} {loss_b:.6f}; gradients differ by {worst:.1e} at most, {apart:.1e} of their norm"
     )
     if abs(loss_a - loss_b) > 1e-6 * abs(loss_a) or worst > 1e-5 or apart > 1e-5:
-        sys.exit("step.py: the two sides do not compute the same; nothing was timed")
+        sys.exit("the two sides do not compute the same; nothing was timed")
     if "bf16" in kinds and abs((half := ours.backward(True)) - loss_b) > 1e-2 * abs(loss_b):
-        sys.exit(f"step.py: bf16 loss {half:.4f} is far from {loss_b:.4f}; nothing was timed")
+        sys.exit(f"bf16 loss {half:.4f} is far from {loss_b:.4f}; nothing was timed")
     for side in (theirs, ours):
         side.model.train()
 
@@ -319,17 +319,17 @@ BARS = {
 FLOORS = {"mfu: fp32": 0.85, "mfu: bf16": 0.65}
 
 
-def judge(name: str, value: float) -> None:
+def judge(name: str, value: float, bars: dict[str, float] = BARS) -> None:
     """Prints a figure beside its bar."""
     note = ""
-    if name in BARS:
-        note = f"bar <= {BARS[name]:.2f}  {'met' if value <= BARS[name] else 'MISSED'}"
+    if name in bars:
+        note = f"bar <= {bars[name]:.2f}  {'met' if value <= bars[name] else 'MISSED'}"
     elif name in FLOORS:
         note = f"bar >= {FLOORS[name]:.2f}  {'met' if value >= FLOORS[name] else 'MISSED'}"
     print(f"  {name:34s} {value:6.3f}  {note}")
 
 
-def our_side(model: VisualBERT) -> Side:
+def our_side(model: nn.Module) -> Side:
     return OurSide(model, torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True), lambda: torch.zeros(()))
 
 
@@ -344,6 +344,19 @@ def compare(name: str, theirs: Side, ours: Side, kinds: tuple[str, ...], rounds:
     theirs.loss = lambda: theirs.model(**inputs).loss
     ours.loss = lambda: ours.model(batch)
     check_equal(theirs, ours, kinds)
+    race(name, theirs, ours, kinds, rounds, threads)
+
+
+def race(
+    name: str,
+    theirs: Side,
+    ours: Side,
+    kinds: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    bars: dict[str, float] = BARS,
+) -> None:
+    """Times both sides in turn and prints their ratios beside the bars."""
     runs = {
         f"{who} {kind}": (lambda side=side, bf16=kind == "bf16": side.step(bf16))
         for kind in kinds
@@ -354,7 +367,7 @@ def compare(name: str, theirs: Side, ours: Side, kinds: tuple[str, ...], rounds:
         print(f"  {run:14s} {value:7.3f} s")
     for a, b in (("ours fp32", "theirs fp32"), ("ours bf16", "theirs fp32"), ("ours bf16", "theirs bf16")):
         if a in spent and b in spent:
-            judge(f"{name}: {a} / {b}", spent[a] / spent[b])
+            judge(f"{name}: {a} / {b}", spent[a] / spent[b], bars)
 
 
 def measure_mfu(ours: Side, kinds: tuple[str, ...], rounds: int, threads: int) -> None:
@@ -397,6 +410,20 @@ def measure_raggedness(ours: Side, kinds: tuple[str, ...], rounds: int, threads:
         judge(f"t9: {kind}", spent[f"ragged {kind}"] / spent[f"even {kind}"])
 
 
+def begin(threads: int, asked: list[str] | None) -> tuple[str, ...]:
+    """Sets the threads, says what machine this is, and chooses the precisions: those asked for, else those that are fast here."""
+    torch.set_num_threads(threads)
+    print(f"torch {torch.__version__}, {threads} threads, GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', 'unset')}")
+    rates = {kind: peak(kind == "bf16", threads) for kind in ("fp32", "bf16")}
+    print("matrix product: " + ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in rates.items()))
+    if asked or rates["bf16"] >= 1.5 * rates["fp32"]:
+        return tuple(asked or ("fp32", "bf16"))
+    print(
+        "this processor has no fast bf16: its bars need one that has, and are left out here (--precisions bf16 forces them)"
+    )
+    return ("fp32",)
+
+
 def main() -> None:
     """Parses the options and runs the workloads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -407,18 +434,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), help="both where bf16 products are faster")
     parser.add_argument("--fused", action="store_true", help="give theirs the fused AdamW too")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(
-        f"torch {torch.__version__}, {options.threads} threads, GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', 'unset')}"
-    )
-    rates = {kind: peak(kind == "bf16", options.threads) for kind in ("fp32", "bf16")}
-    print("matrix product: " + ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in rates.items()))
-    kinds = options.precisions or ("fp32", "bf16")
-    if not options.precisions and rates["bf16"] < 1.5 * rates["fp32"]:
-        kinds = ("fp32",)
-        print(
-            "this processor has no fast bf16: its bars need one that has, and are left out here (--precisions bf16 forces them)"
-        )
+    kinds = begin(options.threads, options.precisions)
     model = VisualBERT()
     ours = our_side(model)
     against = [name for name in options.workloads if name in ("w1", "w2a", "w2b")]
