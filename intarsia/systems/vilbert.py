@@ -131,9 +131,8 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         schedule=replace(base.schedule, shape="bert"),
         note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too. There what BERT brought learns at a tenth of the rate.",
     )
-    others = {f"base_{n}": _meeting(n) for n in (2, 4, 8)} | {
-        name: LARGE | _meeting(n, 24) for name, n in (("large", 6), ("large_2", 2))
-    }
+    others = {f"base_{n}": ("base", n, _meeting(n)) for n in (2, 4, 8)}
+    others |= {name: ("large", n, LARGE | _meeting(n, 24)) for name, n in (("large", 6), ("large_2", 2))}
     tiny = replace(
         base,
         config=ViLBERTConfig(
@@ -144,12 +143,17 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
             objective=1,
             mlm_rate=0.25,
         ),
+        mix=Mix(share={"mlm+mrc_kl": 1, "mlm+mrc_kl+itm": 2}, begin={"mlm+mrc_kl+itm": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
     sized = {
-        name: replace(base, config=replace(base.config, **numbers), note=f"config/bert_{name}: as base, other numbers.")
-        for name, numbers in others.items()
+        name: replace(
+            base,
+            config=replace(base.config, **numbers),
+            note=f"As base with the numbers of config/bert_{kind}_{n}layer_{n}conect.json.",
+        )
+        for name, (kind, n, numbers) in others.items()
     }
     return {"tiny": tiny, "base": base, "base_beta": beta, **sized}
 
