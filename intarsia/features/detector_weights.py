@@ -47,7 +47,8 @@ LAYOUTS: dict[Layout, KeyMap] = {
         (_PREDICTOR + "attr_linear2.", "attributes.score."),
     ),
     "maskrcnn": KeyMap(
-        ("backbone.body.stem.", "trunk."),
+        ("backbone.body.stem.conv1.", "trunk.conv1."),
+        ("backbone.body.stem.bn1.", "trunk.bn1."),
         ("backbone.body.layer", "trunk.layer"),
         ("rpn.anchor_generator.cell_anchors.0", "rpn.cells"),
         ("rpn.head.conv.", "rpn.conv."),

@@ -1,4 +1,4 @@
-"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, or torch files of plain tensors."""
+"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, torch files of plain tensors, pickles of plain arrays."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.errors import BadInput
+from intarsia.weights.pickles import read_pickle
 
 WRAPPERS = ("model_state", "state_dict", "model", "module")
 """Names under which training scripts of the field wrap a state dict."""
@@ -21,7 +23,7 @@ COUNTER = ".num_batches_tracked"
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Reads a state dict from .safetensors or a torch file (.pt, .pth, .bin), unwrapped.
+    """Reads a state dict from .safetensors, a torch file (.pt, .pth, .bin) or a pickle of arrays (.pkl), unwrapped.
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
@@ -34,6 +36,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    if path.suffix == ".pkl":
+        return _unwrap(_tensors(read_pickle(path)), path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -44,6 +48,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
     return _unwrap(content, path)
+
+
+def _tensors(content: Any) -> Any:
+    """Arrays in dicts as tensors."""
+    if isinstance(content, Mapping):
+        return {key: _tensors(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(content, content.dtype.newbyteorder("=")))
+    return content
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
