@@ -37,11 +37,17 @@ def sine(boxes: Tensor, waves: int = 256, base: float = 1000.0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box of a (N, 4) with every box of b (M, 4): (N, M); 0 where both have no area."""
+def iou(a: Tensor, b: Tensor, extra: float = 0.0) -> Tensor:
+    """Intersection over union of every box of a (N, 4) with every box of b (M, 4): (N, M); 0 where both have no area.
+
+    Args:
+        a: boxes.
+        b: boxes.
+        extra: added to every width and height; 1 where boxes are pixels, ends included (Caffe).
+    """
     low = torch.maximum(a[:, None, :2], b[None, :, :2])
     high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).clamp(min=0).prod(-1) for x in (a, b))
+    shared = (high - low + extra).clamp(min=0).prod(-1)
+    area_a, area_b = ((x[:, 2:] - x[:, :2] + extra).clamp(min=0).prod(-1) for x in (a, b))
     union = area_a[:, None] + area_b[None, :] - shared
     return torch.where(union > 0, shared / union.clamp(min=1e-12), torch.zeros_like(union))

@@ -1,20 +1,23 @@
 """Generation: pictures to captions, by any system that can name the next piece.
 
-Three ways, each as its authors' code has it; all documents of a step are packed into one batch. Every step lays the caption out anew with one [MASK] at
-its end. Nothing is cached: the words are those of the authors' cached decoders.
+Each way as its authors' code has it; all documents of a step are packed into one batch. Every step lays the caption out anew with one [MASK] at its end.
+Nothing is cached: the words are those of the authors' cached decoders. Captions may be made to name given things (`constrained`), and drawn by chance, with
+the gradient of their log probabilities, for self-critical training (`sample`, `log_probs`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.batch import Sample, pack
+from intarsia.objectives import scst
 from intarsia.system import System
 
 REFUSED = -10_000.0
@@ -31,7 +34,9 @@ class Said:
     score: float
     """Log probability, as the way of decoding counts it."""
     logits: tuple[float, ...] = field(default=())
-    """Of the pieces chosen, closing one included (greedy)."""
+    """Of the pieces chosen, closing one included (greedy, sample)."""
+    closed: bool = True
+    """False = it ran out of room and has no closing piece (greedy, sample)."""
 
 
 def next_piece(system: System, samples: Sequence[Sample]) -> Next:
@@ -47,6 +52,73 @@ def next_piece(system: System, samples: Sequence[Sample]) -> Next:
         return system.word_logits(system.encode(batch), rows).float().cpu()
 
     return logits
+
+
+def log_probs(system: System, samples: Sequence[Sample], captions: Sequence[tuple[int, Said]]) -> tuple[Tensor, Tensor]:
+    """Log probabilities of the pieces of captions, closing ones included, with gradient: a document for every piece, in one batch.
+
+    Args:
+        system: in training or evaluation, which decides on dropout.
+        samples: with pictures.
+        captions: sample number, what was said of it.
+
+    Returns:
+        (M) log probabilities, and (M) the caption of each.
+    """
+    end, device = system.vocab.sep, next(system.parameters()).device
+    whole = [(number, [*said.ids, end] if said.closed else [*said.ids]) for number, said in captions]
+    laid_out = [
+        system.lay_out_next(samples[number], pieces[:i]) for number, pieces in whole for i in range(len(pieces))
+    ]
+    batch = pack([example for example, _ in laid_out]).to(device)
+    assert batch.text is not None
+    rows = batch.text.packing.first + torch.tensor([row for _, row in laid_out], device=device)
+    logs = F.log_softmax(system.word_logits(system.encode(batch), rows).float(), -1)
+    chosen = torch.tensor([piece for _, pieces in whole for piece in pieces], device=device)
+    owner = torch.tensor([i for i, (_, pieces) in enumerate(whole) for _ in pieces], device=device)
+    return logs.gather(1, chosen[:, None]).squeeze(1), owner
+
+
+def self_critical(
+    system: System,
+    samples: Sequence[Sample],
+    reward: scst.Reward,
+    generator: torch.Generator,
+    length: int = 19,
+    times: int = 5,
+    over: Literal["captions", "pieces"] = "captions",
+) -> tuple[Tensor, float]:
+    """The loss of self-critical training on some pictures, and the mean reward of the greedy captions.
+
+    Captions are drawn and spoken greedily in evaluation mode; the gradient runs through `log_probs` in the mode the system is in. One that ran out of room
+    is judged without its last piece, in whose place the authors write the closing one.
+
+    Args:
+        system: can generate.
+        samples: B pictures.
+        reward: of captions in words; CIDEr-D with fixed document frequencies in both papers.
+        generator: draws, on the CPU.
+        length: pieces with the closing one; 19 of Oscar's 20, which count [CLS].
+        times: S captions drawn of each picture; 5 (Oscar), 1 (VLP).
+        over: what the loss is the mean over, see `objectives.scst`.
+
+    Source: Oscar, run_captioning.py; VLP, scst_utils.py.
+    """
+    training = system.training
+    system.eval()
+    try:
+        logits, end, count = next_piece(system, samples), system.vocab.sep, len(samples)
+        best = greedy(logits, count, length, end)
+        again: Next = lambda asked: logits([(i // times, pieces) for i, pieces in asked])  # noqa: E731
+        drawn = sample(again, count * times, length, end, generator)
+    finally:
+        system.train(training)
+    numbers = [i // times for i in range(count * times)]
+    words = [system.vocab.decode(x.ids if x.closed else x.ids[:-1]) for x in (*drawn, *best)]
+    worth = torch.tensor([*map(float, reward(words, [*numbers, *range(count)]))])
+    advantage = scst.advantages(worth[: count * times].view(count, times), worth[count * times :]).flatten()
+    logs, owner = log_probs(system, samples, list(zip(numbers, drawn, strict=True)))
+    return scst.score(logs, owner, advantage.to(logs.device), over), float(worth[count * times :].mean())
 
 
 def caption(system: System, samples: Sequence[Sample], length: int = 20, beams: int = 1) -> list[str]:
@@ -65,6 +137,17 @@ def greedy(logits: Next, count: int, length: int, end: int) -> list[Said]:
 
     Source: VLP, decode_img2txt.py (which goes on past the end and cuts the text there); Oscar, modeling_utils.py.
     """
+    return _piece_by_piece(logits, count, length, end, lambda found: found.argmax(1))
+
+
+def sample(logits: Next, count: int, length: int, end: int, generator: torch.Generator) -> list[Said]:
+    """As `greedy`, but every piece is drawn by its probability. Source: Oscar, modeling_utils.py, at temperature 1."""
+    return _piece_by_piece(
+        logits, count, length, end, lambda found: torch.multinomial(found.softmax(1), 1, generator=generator)[:, 0]
+    )
+
+
+def _piece_by_piece(logits: Next, count: int, length: int, end: int, choose: Callable[[Tensor], Tensor]) -> list[Said]:
     said: list[list[int]] = [[] for _ in range(count)]
     logs: list[list[float]] = [[] for _ in range(count)]
     raw: list[list[float]] = [[] for _ in range(count)]
@@ -73,7 +156,7 @@ def greedy(logits: Next, count: int, length: int, end: int) -> list[Said]:
         if not going:
             break
         found = logits([(i, said[i]) for i in going])
-        best = found.argmax(1)
+        best = choose(found)
         of_best = found.gather(1, best[:, None]).squeeze(1)
         log = of_best - found.logsumexp(1)
         for i, piece, value, chosen in zip(going, best.tolist(), log.tolist(), of_best.tolist(), strict=True):
@@ -81,7 +164,12 @@ def greedy(logits: Next, count: int, length: int, end: int) -> list[Said]:
             logs[i].append(value)
             raw[i].append(chosen)
     return [
-        Said(tuple(x for x in pieces if x != end), sum(log) / max(len(log), 1), tuple(values))
+        Said(
+            tuple(x for x in pieces if x != end),
+            sum(log) / max(len(log), 1),
+            tuple(values),
+            closed=bool(pieces) and pieces[-1] == end,
+        )
         for pieces, log, values in zip(said, logs, raw, strict=True)
     ]
 
@@ -211,3 +299,135 @@ def hypotheses(
                 if len(beam[i]) == beams:
                     break
     return [Said(found[0][1], found[0][0]) for found in done]
+
+
+# ------------------------------------------------------------------------------------------------------- captions that name given things
+
+
+IMPOSSIBLE = -1e20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Which pieces lead from which state to which: what was named so far."""
+
+    allowed: Tensor
+    """(S, S, V) bool: from state, to state, by piece. The first 2 ** given states are sets of things named, one bit a thing; the others are halfway
+    through a thing of several pieces."""
+    given: int
+    """Things to name."""
+
+    @classmethod
+    def of(cls, things: Sequence[Sequence[Sequence[int]]], vocabulary: int) -> Machine:
+        """Builds it.
+
+        Args:
+            things: each a sequence of places, each place the pieces that may stand there (forms of a word). Said one after the other they name it.
+            vocabulary: V.
+
+        As in the authors' code, a thing added later lets the first pieces of earlier ones pass by without naming them as well, and a piece that breaks a
+        thing off leads back without counting for another.
+
+        Source: nocaps, updown-baseline, utils/constraints.py; Oscar, utils/cbs.py.
+        """
+        main = 2 ** len(things)
+        states = main + sum((len(places) - 1) * main // 2 for places in things)
+        allowed = torch.zeros(states, states, vocabulary, dtype=torch.bool)
+        allowed[range(main), range(main)] = True
+        halfway = main
+        for bit, places in enumerate(things):
+            for start in range(main):
+                if start >> bit & 1:
+                    continue
+                at = start
+                for i, forms in enumerate(places):
+                    last = i == len(places) - 1
+                    to = start | 1 << bit if last else halfway
+                    halfway += not last
+                    allowed[at, at] = False
+                    allowed[at, start] = True
+                    allowed[at, start, list(forms)] = False
+                    allowed[at, to, list(forms)] = True
+                    at = to
+        return cls(allowed, len(things))
+
+
+def constrained(
+    logits: Next,
+    machines: Sequence[Machine],
+    length: int,
+    end: int,
+    beams: int,
+    each: int = 0,
+    satisfy: int = 2,
+) -> list[Said]:
+    """Constrained beam search: a beam for every state of a caption's machine, so that captions which name the things survive beside likelier ones.
+
+    A closed caption stays in its beam. Of the best captions of all states in which enough is named the one with the highest log probability over its
+    pieces, closing one included, is taken; where no caption names enough, of those that name the most.
+
+    Args:
+        logits: of the next piece.
+        machines: one a caption.
+        length: pieces and the closing one.
+        end: closes a caption.
+        beams: K of every state.
+        each: continuations kept of each caption for each state; 0 = K.
+        satisfy: so many things must be named, or all where fewer are given.
+
+    Source: Anderson et al. 2017; nocaps, updown-baseline, modules/cbs.py; Oscar, utils/cbs.py.
+    """
+    states: list[list[list[tuple[float, list[int]]]]] = [[[(0.0, [])]] for _ in machines]
+    for step in range(length):
+        asked = [
+            (i, pieces)
+            for i, beam in enumerate(states)
+            for state in beam
+            for score, pieces in state
+            if pieces[-1:] != [end] and score > IMPOSSIBLE / 2
+        ]
+        if not asked:
+            break
+        logs = iter(F.log_softmax(logits(asked), -1))
+        for i, machine in enumerate(machines):
+            states[i] = _next_states(states[i], machine, logs, end, beams, each if step and each else beams)
+    return [_best_named(beam, machine, end, satisfy) for beam, machine in zip(states, machines, strict=True)]
+
+
+def _next_states(
+    before: list[list[tuple[float, list[int]]]],
+    machine: Machine,
+    logs: Iterator[Tensor],
+    end: int,
+    beams: int,
+    each: int,
+) -> list[list[tuple[float, list[int]]]]:
+    """The beam of every state after one more piece; takes from `logs` what was asked for."""
+    count, vocabulary = machine.allowed.shape[1:]
+    found: list[list[tuple[float, list[int], int]]] = [[] for _ in range(count)]
+    stays = torch.full((vocabulary,), -torch.inf)
+    stays[end] = 0.0
+    for source, state in enumerate(before):
+        for score, pieces in state:
+            if score <= IMPOSSIBLE / 2:
+                continue
+            row = stays if pieces[-1:] == [end] else next(logs)
+            ways = row.masked_fill(~machine.allowed[source], -torch.inf)  # (S, V)
+            values, places = ways.topk(min(each, vocabulary), 1)
+            for target in range(count):
+                found[target] += [
+                    (score + value, pieces, piece)
+                    for value, piece in zip(values[target].tolist(), places[target].tolist(), strict=True)
+                    if value > IMPOSSIBLE / 2
+                ]
+    best = (sorted(x, key=lambda y: -y[0])[:beams] for x in found)
+    return [[(score, pieces if pieces[-1:] == [end] else [*pieces, piece]) for score, pieces, piece in x] for x in best]
+
+
+def _best_named(beam: list[list[tuple[float, list[int]]]], machine: Machine, end: int, satisfy: int) -> Said:
+    named = [(state.bit_count(), beam[state][0]) for state in range(2**machine.given) if beam[state]]
+    enough = min(machine.given, satisfy, max(count for count, _ in named))
+    best = [first for count, first in named if count >= enough]
+    score, pieces = max(best, key=lambda x: x[0] / (sum(y != end for y in x[1]) + 1))
+    said = tuple(piece for piece in pieces if piece != end)
+    return Said(said, score / (len(said) + 1), closed=pieces[-1:] == [end])

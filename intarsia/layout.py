@@ -77,17 +77,6 @@ def bert_rows(
     return rows, pieces
 
 
-def picture_of(sample: Sample, number: int) -> Picture:
-    """A picture of a sample by its number.
-
-    Raises:
-        BadInput: there are not so many.
-    """
-    if number >= len(sample.pictures):
-        raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {number + 1}")
-    return sample.pictures[number]
-
-
 def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
     """The pieces of a text without special tokens, positions from 0, cut at its end.
 
@@ -100,6 +89,17 @@ def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
     kept = pieces.part(0, limit)
     none = np.zeros(len(kept), np.int64)
     return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
+
+
+def picture_of(sample: Sample, number: int) -> Picture:
+    """A picture of a sample by its number.
+
+    Raises:
+        BadInput: there are not so many.
+    """
+    if number >= len(sample.pictures):
+        raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {number + 1}")
+    return sample.pictures[number]
 
 
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:

@@ -112,7 +112,8 @@ class System(nn.Module, ABC):
 
     def read(self, batch: Batch) -> dict[str, Tensor] | None:
         """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
-        return batch.read if self.training and set(batch.targets) <= set(self.picked_goals) else None
+        picked = bool(batch.targets) and set(batch.targets) <= set(self.picked_goals)
+        return batch.read if self.training and picked else None
 
     def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
         """The scalar that a step trains: the sum of its losses, weighed as the recipe's mix says, unless the paper weighs them by what they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,31 +15,65 @@ from torch.nn import functional
 from intarsia.boxes import iou
 
 Array = NDArray[Any]
+BLOCK = 512
+"""Boxes compared at once."""
 
 
-def nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
+Clash = Callable[[Tensor, Tensor, float], Tensor]
+"""Boxes (N, 4), boxes (M, 4), threshold -> (N, M) bool: which of the former remove which of the latter."""
+
+
+def overlaps(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """IoU above the threshold: the rule of detectron2 and torchvision."""
+    return iou(a, b) > threshold
+
+
+def overlaps_as_pixels(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """IoU at the threshold or above, boxes taken as pixels with both ends included: the rule of Caffe's detectors."""
+    return iou(a, b, extra=1.0) >= threshold
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    threshold: float,
+    labels: Tensor | None = None,
+    most: int | None = None,
+    clash: Clash = overlaps,
+) -> Tensor:
     """Greedy non-maximum suppression, class by class when labels are given.
 
     Args:
         boxes: (R, 4) xyxy, any unit.
         scores: (R) float.
-        threshold: a box goes when its overlap (IoU) with a better box of its class is above this.
+        threshold: a box goes when it clashes at this with a better box of its class that stays.
         labels: (R) int64, or None to let every box suppress every other.
+        most: stop at this many boxes.
+        clash: what two boxes may not do.
 
     Returns:
         (K) int64 indices of the boxes kept, best first; equal scores keep the order they came in.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    boxes = boxes[order]
-    clash = iou(boxes, boxes) > threshold
-    if labels is not None:
-        clash &= labels[order][:, None] == labels[order][None, :]
-    clash = clash.triu(1).cpu()
-    alive = torch.ones(len(order), dtype=torch.bool)
-    for i in range(len(order)):
-        if alive[i]:
-            alive &= ~clash[i]
-    return order[alive.to(order.device)]
+    most = len(order) if most is None else most
+    kept = order[:0]
+    for start in range(0, len(order), BLOCK):
+        if len(kept) >= most:
+            break
+        rows = order[start : start + BLOCK]
+        rows = rows[~_clashes(kept, rows, boxes, labels, threshold, clash).any(0)]
+        among = _clashes(rows, rows, boxes, labels, threshold, clash).triu(1).cpu().numpy()
+        alive = np.ones(len(rows), np.bool_)
+        for i in range(len(rows)):
+            if alive[i]:
+                alive &= ~among[i]
+        kept = torch.cat([kept, rows[torch.from_numpy(alive).to(rows.device)]])
+    return kept[:most]
+
+
+def _clashes(a: Tensor, b: Tensor, boxes: Tensor, labels: Tensor | None, threshold: float, clash: Clash) -> Tensor:
+    found = clash(boxes[a], boxes[b], threshold)
+    return found if labels is None else found & (labels[a][:, None] == labels[b][None, :])
 
 
 def roi_align(maps: Tensor, boxes: Tensor, image: Tensor, size: int = 1, samples: int = 2) -> Tensor:
@@ -96,6 +131,84 @@ def _axis_weights(low: Tensor, high: Tensor, cells: int, reads: int) -> Tensor:
     place = ((place + 1) * cells - 1) / 2  # (R, reads) in cells
     near = 1 - (place[:, :, None] - torch.arange(cells, device=low.device)).abs()
     return near.clamp(min=0).mean(1)
+
+
+def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float) -> Tensor:
+    """RoI max-pooling: boxes are rounded to cells, cut into bins that may share cells, each bin gives its largest cell.
+
+    Args:
+        maps: (I, C, h, w) float feature maps.
+        boxes: (R, 4) xyxy in pixels of the network's input, not negative; both ends are inside, so the extent is one more.
+        image: (R) int64, the map each box lies in.
+        size: bins a side.
+        scale: cells a pixel.
+
+    Returns:
+        (R, C, size, size); 0 in a bin outside the map.
+
+    Source: Fast R-CNN, sec. 2.1; Caffe's roi_pooling_layer, whose bins are cut in float32.
+    """
+    if len(boxes) == 0:
+        return maps.new_zeros((0, maps.shape[1], size, size))
+    cells = (boxes.float() * scale + 0.5).floor()
+    extent = (cells[:, 2:] - cells[:, :2] + 1).clamp(min=1) / size  # (R, 2) cells a bin
+    steps = torch.arange(size + 1, device=boxes.device, dtype=torch.float32)
+    edges = extent[:, :, None] * steps  # (R, 2, size + 1)
+    limit = torch.tensor([maps.shape[3], maps.shape[2]], device=boxes.device)[None, :, None]
+    start = torch.minimum((edges[..., :-1].floor() + cells[:, :2, None]).clamp(min=0).long(), limit)
+    end = torch.minimum((edges[..., 1:].ceil() + cells[:, :2, None]).clamp(min=0).long(), limit)
+    longest = int((end - start).max())
+    empty = end <= start
+    last = torch.minimum((end - 1).clamp(min=0), limit - 1)
+    planes = maps.permute(0, 2, 3, 1)  # (I, h, w, C)
+    each = torch.arange(len(boxes), device=boxes.device)[:, None]
+    rows = planes[image[:, None], torch.minimum(start[:, 1], last[:, 1])]  # (R, size, w, C)
+    for i in range(1, longest):
+        rows = torch.maximum(rows, planes[image[:, None], torch.minimum(start[:, 1] + i, last[:, 1])])
+    rows = rows.transpose(1, 2)  # (R, w, size, C)
+    out = rows[each, torch.minimum(start[:, 0], last[:, 0])]  # (R, size across, size down, C)
+    for i in range(1, longest):
+        out = torch.maximum(out, rows[each, torch.minimum(start[:, 0] + i, last[:, 0])])
+    out = out.masked_fill((empty[:, 0, :, None] | empty[:, 1, None, :])[..., None], 0)
+    return out.permute(0, 3, 2, 1)
+
+
+def roi_align_unshifted(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float) -> Tensor:
+    """The first RoIAlign: no half-pixel shift, boxes at least one cell wide, and as many reads a bin as it has cells.
+
+    Args:
+        maps: (I, C, h, w) float feature maps.
+        boxes: (R, 4) xyxy in pixels of the network's input.
+        image: (R) int64, the map each box lies in.
+        size: bins a side.
+        scale: cells a pixel.
+
+    Returns:
+        (R, C, size, size); reads more than a cell outside the map count as 0.
+
+    Source: maskrcnn-benchmark's ROIAlign with sampling_ratio 0. A read is linear along each axis alone, so a bin is a product of two weightings.
+    """
+    start, extent = boxes[:, :2] * scale, ((boxes[:, 2:] - boxes[:, :2]) * scale).clamp(min=1)
+    across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3]).to(maps.dtype)
+    down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2]).to(maps.dtype)
+    rows = torch.einsum("rih,rchw->rciw", down, maps[image])
+    return torch.einsum("rjw,rciw->rcij", across, rows)
+
+
+def _read_weights(start: Tensor, extent: Tensor, size: int, length: int) -> Tensor:
+    """(R, size, length): what each cell along one axis counts for in each bin."""
+    reads = (extent / size).ceil()  # (R)
+    most = int(reads.max()) if len(reads) else 0
+    number = torch.arange(most, device=start.device)
+    part = (number + 0.5) / reads[:, None]  # (R, most)
+    bins = torch.arange(size, device=start.device)
+    at = (
+        start[:, None, None] + (bins[None, :, None] + part[:, None, :]) * (extent / size)[:, None, None]
+    )  # (R, size, most)
+    counts = (number < reads[:, None])[:, None, :] & (at >= -1) & (at <= length)
+    cell = torch.arange(length, device=start.device)
+    near = (1 - (at.clamp(0, length - 1)[..., None] - cell).abs()).clamp(min=0)
+    return (near * counts[..., None]).sum(2) / reads[:, None, None]
 
 
 def crops(image: Array, boxes: Array, size: int) -> Array:

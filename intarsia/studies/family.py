@@ -1,4 +1,4 @@
-"""Every system at tiny size on one budget, with the picture and without: does each objective use what it sees?
+"""The single-stream systems at tiny size on one budget, with the picture and without: does each objective use what it sees?
 
     python -m intarsia.studies.family --data worlds:6000 --valid worlds:300:1 --out runs/family --page docs/family.md
 
@@ -25,9 +25,12 @@ from intarsia.errors import BadInput
 from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import retrieval
 from intarsia.system import System
-from intarsia.systems import SYSTEMS, find
+from intarsia.systems import find
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import captions, fresh, without_classes
+
+FAMILY = ("visualbert", "vl_bert", "unicoder_vl", "b2t2", "uniter", "vlp", "oscar", "imagebert")
+"""The single streams of a detector's regions; others may be named as far as they read regions."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Family:
     """A folder for all runs."""
     valid_split: str = "test"
     """Part of a data folder that is held out; generated worlds are told apart by their seed."""
-    systems: tuple[str, ...] = tuple(SYSTEMS)
+    systems: tuple[str, ...] = FAMILY
     steps: int = 1500
     rows: int = 800
     dropout: float = 0.0
@@ -51,6 +54,8 @@ class Family:
     workers: int = 1
     page: Path | None = None
     """Write the table here, as Markdown."""
+    section: str = "worlds"
+    """Name of the part of the page that is written anew, between its two marks."""
 
 
 def blind(cls: type[System]) -> type[System]:
@@ -155,11 +160,23 @@ def main(args: Sequence[str] | None = None) -> None:
     results = [run(options, name, sees) for name in options.systems for sees in (True, False)]
     print(table(results))
     if options.page:
-        about = f"`--data {options.data} --valid {options.valid} --steps {options.steps} --rows {options.rows}`"
-        options.page.write_text(f"{options.page.read_text().split(MARK)[0]}{MARK}\n\n{about}\n\n{table(results)}")
+        about = f"--data {options.data} --valid {options.valid} --steps {options.steps} --rows {options.rows}"
+        write_section(options.page, options.section, f"`{about} --dropout {options.dropout:g}`\n\n{table(results)}")
 
 
-MARK = "<!-- written by python -m intarsia.studies.family -->"
+def write_section(page: Path, name: str, text: str) -> None:
+    """Writes what stands between the marks of a section anew and leaves the rest of the page alone.
+
+    Raises:
+        BadInput: the page has no such section.
+    """
+    begin, end = f"<!-- {name}: written by python -m intarsia.studies.family -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise BadInput(f"{page}: has no section {name!r}; it stands between {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+
 
 if __name__ == "__main__":
     try:

@@ -105,10 +105,10 @@ def _recipes() -> dict[str, Recipe[FashionBERTConfig]]:
     )
     tiny = replace(
         base,
-        config=FashionBERTConfig(**TINY, mlm_rate=0.25),
+        config=FashionBERTConfig(**TINY, mlm_rate=0.25, hidden_patches=1),
         mix=Mix(share={"mlm+mpm": 1, "mlm+mpm+tia": 2}, begin={"mlm+mpm+tia": 0.3}),
         **TINY_RUN,
-        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Regions that are no grid stand at their cells.",
+        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. One patch is hidden; regions that are no grid stand at their cells.",
     )
     return {"tiny": tiny, "base": base, "small": small}
 

@@ -132,7 +132,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         optim=adam(3e-5),
         schedule=Schedule(steps=66_000, warmup=0),
         batching=Batching(rows=7000, window=8192),
-        note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy only, no SCST.",
+        note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy. Self-critical: decode.self_critical.",
     )
     caption_plus = replace(
         caption,

@@ -369,6 +369,8 @@ def goals(system: System, sample: Sample, name: str, pool: list[Sample], images:
         goal, richness = _compare(system, plain, example, sample, drawn, name, images)
         if richness and richness > found.get(goal.what, (0, goal))[0]:
             found[goal.what] = richness, goal
+    if not found:  # nothing is hidden or exchanged: the pair as it is, told from others
+        return [goal]
     return [goal for _, goal in sorted(found.values(), key=lambda x: x[1].what)]
 
 

@@ -1,4 +1,7 @@
-"""Readers and writers of weight files. Nothing here runs code from a file: `safetensors`, torch files of plain tensors, TensorFlow checkpoints."""
+"""Readers and writers of weight files. Nothing here runs code from a file.
+
+`safetensors`, torch files of plain tensors, pickles of plain arrays, TensorFlow checkpoints, Paddle's variables.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import BadInput
 from intarsia.weights import paddle
+from intarsia.weights.pickles import read_pickle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
 WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
@@ -25,8 +30,8 @@ COUNTER = ".num_batches_tracked"
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Reads a state dict.
 
-    From .safetensors, a torch file (.pt, .pth, .bin), unwrapped, a TensorFlow checkpoint, without what its optimizer left, or a folder or .tar.gz of
-    Paddle's variables.
+    From .safetensors, a torch file (.pt, .pth, .bin) or a pickle of arrays (.pkl), unwrapped, a TensorFlow checkpoint, without what its optimizer left, or a
+    folder or .tar.gz of Paddle's variables.
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
@@ -43,6 +48,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    if path.suffix == ".pkl":
+        return _unwrap(_tensors(read_pickle(path)), path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -53,6 +60,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
     return _unwrap(content, path)
+
+
+def _tensors(content: Any) -> Any:
+    """Arrays in dicts as tensors."""
+    if isinstance(content, Mapping):
+        return {key: _tensors(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(content, content.dtype.newbyteorder("=")))
+    return content
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

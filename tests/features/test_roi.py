@@ -7,7 +7,17 @@ from PIL import Image
 from torch.nn import functional
 
 from intarsia.boxes import iou
-from intarsia.features.roi import conv_same, crops, nms, roi_align, stretched
+from intarsia.features.roi import (
+    conv_same,
+    crops,
+    nms,
+    overlaps,
+    overlaps_as_pixels,
+    roi_align,
+    roi_align_unshifted,
+    roi_pool,
+    stretched,
+)
 
 
 def boxes_of(rng, count):
@@ -111,3 +121,114 @@ def test_same_convolutions_put_the_odd_pixel_after(side, kernel, stride, before,
     expected = functional.conv2d(functional.pad(x, [before, after, before, after]), weight, stride=stride)
     torch.testing.assert_close(conv_same(x, weight, None, (stride, stride), (1, 1), 1), expected)
     assert expected.shape[-1] == -(-side // stride)
+
+
+def test_nms_over_many_blocks_stops_at_the_most():
+    rng = np.random.default_rng(3)
+    boxes, scores = boxes_of(rng, 1500), torch.from_numpy(rng.uniform(size=1500))
+    whole = nms(boxes, scores, 0.6)
+    assert whole.tolist() == slow_nms(boxes, scores, 0.6, [0] * 1500)
+    assert nms(boxes, scores, 0.6, most=70).tolist() == whole[:70].tolist()
+    assert nms(boxes[:0], scores[:0], 0.6).tolist() == []
+
+
+def test_pixels_overlap_with_both_ends_inside():
+    one, other = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 5, 9, 14], [0, 10, 9, 12]])
+    assert overlaps_as_pixels(one, other, 50 / 150).tolist() == [[True, False]]
+    assert overlaps_as_pixels(one, other, 0.34).tolist() == [[False, False]]
+    assert not overlaps(torch.zeros(1, 4), torch.zeros(1, 4), 0.0).any()
+
+
+def slow_roi_pool(maps, boxes, image, size, scale):
+    out = np.zeros((len(boxes), maps.shape[1], size, size), np.float32)
+    high, wide = maps.shape[2:]
+    for r, box in enumerate(boxes):
+        x1, y1, x2, y2 = (int(np.floor(np.float32(v) * np.float32(scale) + np.float32(0.5))) for v in box)
+        step_x = np.float32(max(x2 - x1 + 1, 1)) / np.float32(size)
+        step_y = np.float32(max(y2 - y1 + 1, 1)) / np.float32(size)
+        for i in range(size):
+            for j in range(size):
+                top = min(max(int(np.floor(np.float32(i) * step_y)) + y1, 0), high)
+                bottom = min(max(int(np.ceil(np.float32(i + 1) * step_y)) + y1, 0), high)
+                left = min(max(int(np.floor(np.float32(j) * step_x)) + x1, 0), wide)
+                right = min(max(int(np.ceil(np.float32(j + 1) * step_x)) + x1, 0), wide)
+                if bottom > top and right > left:
+                    out[r, :, i, j] = maps[image[r], :, top:bottom, left:right].max((1, 2))
+    return out
+
+
+def pixel_boxes(rng, count, high, wide):
+    corner = rng.uniform(0, 0.8, (count, 2)) * [wide, high]
+    far = corner + rng.uniform(0, 1, (count, 2)) * ([wide, high] - corner)
+    return np.concatenate([corner, far], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 14])
+def test_roi_pool_is_the_loop(size):
+    rng = np.random.default_rng(size)
+    maps = rng.standard_normal((2, 3, 21, 64)).astype(np.float32)
+    boxes = pixel_boxes(rng, 12, 21 * 16, 64 * 16)
+    edges = [[0, 0, 1023, 335], [8, 8, 8, 8], [1020, 330, 1023, 335], [0, 0, 57 * 16 - 17, 100], [300, 20, 1500, 900]]
+    edges += [[1100, 400, 1200, 500], [0, 0, 62 * 16 - 9, 40]]
+    boxes = np.concatenate([boxes, np.array(edges, np.float32)])
+    image = rng.integers(0, 2, len(boxes))
+    got = roi_pool(torch.from_numpy(maps), torch.from_numpy(boxes), torch.from_numpy(image), size, 1 / 16)
+    np.testing.assert_array_equal(got.numpy(), slow_roi_pool(maps, boxes, image, size, 1 / 16))
+    assert roi_pool(torch.ones(1, 3, 4, 4), torch.zeros(0, 4), torch.zeros(0).long(), size, 1).shape[0] == 0
+
+
+def slow_unshifted(maps, boxes, image, size, scale):
+    out = np.zeros((len(boxes), maps.shape[1], size, size))
+    high, wide = maps.shape[2:]
+
+    def read(plane, y, x):
+        if y < -1 or y > high or x < -1 or x > wide:
+            return 0.0
+        y, x = max(y, 0), max(x, 0)
+        y0, x0 = min(int(y), high - 1), min(int(x), wide - 1)
+        y1, x1 = min(y0 + 1, high - 1), min(x0 + 1, wide - 1)
+        dy, dx = (y - y0 if y1 > y0 else 0.0), (x - x0 if x1 > x0 else 0.0)
+        top = plane[y0, x0] * (1 - dx) + plane[y0, x1] * dx
+        return top * (1 - dy) + (plane[y1, x0] * (1 - dx) + plane[y1, x1] * dx) * dy
+
+    for r, (x1, y1, x2, y2) in enumerate(boxes * scale):
+        high_bin, wide_bin = max(y2 - y1, 1) / size, max(x2 - x1, 1) / size
+        rows, columns = int(np.ceil(high_bin)), int(np.ceil(wide_bin))
+        for c in range(maps.shape[1]):
+            for i in range(size):
+                for j in range(size):
+                    total = 0.0
+                    for a in range(rows):
+                        for b in range(columns):
+                            y, x = y1 + (i + (a + 0.5) / rows) * high_bin, x1 + (j + (b + 0.5) / columns) * wide_bin
+                            total += read(maps[image[r], c], y, x)
+                    out[r, c, i, j] = total / (rows * columns)
+    return out
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_unshifted_roi_align_is_the_loop(size):
+    rng = np.random.default_rng(size)
+    maps = rng.standard_normal((2, 2, 9, 13))
+    boxes = np.concatenate([pixel_boxes(rng, 6, 144, 208).astype(np.float64), [[0, 0, 208, 144], [5, 5, 5, 5]]])
+    boxes = np.concatenate([boxes, [[-40, 10, 300, 60.5], [190, 130, 207, 143]]])
+    image = rng.integers(0, 2, len(boxes))
+    got = roi_align_unshifted(torch.from_numpy(maps), torch.from_numpy(boxes), torch.from_numpy(image), size, 1 / 16)
+    np.testing.assert_allclose(got.numpy(), slow_unshifted(maps, boxes, image, size, 1 / 16), atol=1e-9)
+    none = torch.zeros(0, 4)
+    assert roi_align_unshifted(torch.ones(1, 3, 4, 4), none, torch.zeros(0).long(), size, 1).shape == (0, 3, size, size)
+
+
+def test_compiled_operators_agree_where_there_are_any():
+    ops = pytest.importorskip("torchvision.ops")
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(rng.standard_normal((2, 4, 20, 30)).astype(np.float32))
+    boxes = torch.from_numpy(pixel_boxes(rng, 40, 320, 480))
+    image = torch.from_numpy(rng.integers(0, 2, 40))
+    given = torch.cat([image[:, None].float(), boxes], 1)
+    expected = ops.roi_pool(maps, given, 14, 1 / 16)
+    torch.testing.assert_close(roi_pool(maps, boxes, image, 14, 1 / 16), expected)
+    expected = ops.roi_align(maps, given, 14, 1 / 16, 0, aligned=False)
+    torch.testing.assert_close(roi_align_unshifted(maps, boxes, image, 14, 1 / 16), expected, rtol=1e-4, atol=1e-5)
+    scores = torch.from_numpy(rng.uniform(size=40).astype(np.float32))
+    assert nms(boxes, scores, 0.3).tolist() == ops.nms(boxes, scores, 0.3).tolist()

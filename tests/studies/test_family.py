@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from intarsia.batch import pack
+from intarsia.errors import BadInput
 from intarsia.studies import family
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find
@@ -46,7 +47,8 @@ def test_a_blind_system_lays_out_nothing_of_its_pictures(name: str) -> None:
 
 def test_runs_are_made_once_and_make_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\nWords.\n\n<!-- written by python -m intarsia.studies.family -->\n\nold\n")
+    mark = "<!-- {}: written by python -m intarsia.studies.family -->\n\nold\n\n<!-- {}: end -->\n"
+    page.write_text(f"# Title\n\nWords.\n\n{mark.format('worlds', 'worlds')}\nMore.\n\n{mark.format('b', 'b')}")
     order = ["--data", "worlds:40", "--valid", "worlds:20:1", "--out", str(tmp_path), "--systems", "uniter"]
     order += ["--steps", "8", "--rows", "200", "--candidates", "8", "--workers", "0", "--page", str(page)]
     family.main(order)
@@ -54,10 +56,13 @@ def test_runs_are_made_once_and_make_a_table(tmp_path: Path, capsys: pytest.Capt
     assert {"mlm", "mrfr", "itm"} <= result["valid"].keys()
     written = page.read_text()
     assert written.startswith("# Title\n\nWords.\n")
-    assert "old" not in written
+    assert written.count("old") == 1
+    assert written.endswith(f"\nMore.\n\n{mark.format('b', 'b')}")
     assert "| uniter | mlm |" in written
     before = (tmp_path / "uniter-seeing/metrics.jsonl").read_bytes()
     family.main(order)
     assert (tmp_path / "uniter-seeing/metrics.jsonl").read_bytes() == before
     assert page.read_text() == written
+    with pytest.raises(BadInput, match="no section 'c'"):
+        family.main([*order, "--section", "c"])
     capsys.readouterr()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.batch import Example, Picture, Sample, pack
@@ -18,6 +18,7 @@ from intarsia.system import begin, fit_config
 from intarsia.systems.fashionbert import FashionBERT, adaptive_weights, cells
 from intarsia.text import SPECIALS, Vocab
 
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 WORDS = [f"w{i}" for i in range(200)]
 VOCAB = Vocab([*SPECIALS, *WORDS, "##x"])
 WIDTH, COUNT, GOAL = 6, 1200, "mlm+mpm+tia"
@@ -73,6 +74,7 @@ def test_patches_stand_at_their_cells_row_by_row() -> None:
         system().lay_out(made(1, length=63))
 
 
+@SETTINGS
 @given(st.integers(1, 12), st.integers(1, 150))
 def test_cells_are_in_the_table_and_a_grid_of_its_size_fills_it(side: int, count: int) -> None:
     boxes = made(0, side).pictures[0].boxes
@@ -146,6 +148,7 @@ def test_broken_pairs_take_a_picture_of_the_same_category_and_are_asked_as_true_
     assert within(alike, COUNT - true, 1 - (2 / 3) ** 8)
 
 
+@SETTINGS
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=6))
 def test_adaptive_weights_are_the_formula_of_the_code(values: list[float]) -> None:
     losses = torch.tensor(values, dtype=torch.float64)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.errors import BadInput
 from intarsia.tasks.metrics import captions, choices, entities, folding, gqa, java, overlap, ptb, ranking, vqa
 
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 ANSWERS = st.lists(
     st.sampled_from(["yes", "Yes", "no", "a dog", "dog", "2", "two", "t-shirt", ""]), min_size=10, max_size=10
 )
@@ -22,6 +23,7 @@ ANSWERS = st.lists(
 # ---------------------------------------------------------------------------------------------------------------- folding
 
 
+@SETTINGS
 @given(st.lists(st.integers(0, 50), unique=True, min_size=1), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_predictions_of_processes_fold_to_one_table(ids: list[int], processes: int, rng: random.Random) -> None:
     padded = ids + ids[: -len(ids) % processes]
@@ -44,6 +46,7 @@ def test_missing_and_strange_ids_are_told() -> None:
 # -------------------------------------------------------------------------------------------------------------------- VQA
 
 
+@SETTINGS
 @given(st.text(max_size=30))
 def test_normalised_answers_hold_no_article_and_single_spaces(answer: str) -> None:
     words = vqa.normalise(answer).split(" ")
@@ -51,6 +54,7 @@ def test_normalised_answers_hold_no_article_and_single_spaces(answer: str) -> No
     assert words == [""] or all(words)
 
 
+@SETTINGS
 @given(st.sampled_from(["dog", "yes", "2", ""]), ANSWERS)
 def test_accuracy_by_the_number_of_people(prediction: str, answers: list[str]) -> None:
     found = vqa.score(prediction, answers)
@@ -61,6 +65,7 @@ def test_accuracy_by_the_number_of_people(prediction: str, answers: list[str]) -
         assert found == float(prediction == answers[0])
 
 
+@SETTINGS
 @given(ANSWERS)
 def test_both_kinds_of_soft_targets_agree(answers: list[str]) -> None:
     buckets, means = vqa.soft_targets(answers), vqa.soft_targets(answers, None, "leave_one_out")
@@ -145,6 +150,7 @@ def test_nlvr2_identifiers() -> None:
 # ---------------------------------------------------------------------------------------------------------------- ranking
 
 
+@SETTINGS
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 12), st.booleans())
 def test_ranks_are_those_of_a_stable_sort(seed: int, queries: int, candidates: int, many_ties: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -159,6 +165,7 @@ def test_ranks_are_those_of_a_stable_sort(seed: int, queries: int, candidates: i
             assert int(np.flatnonzero(gold[order])[0]) == (high if last else low)
 
 
+@SETTINGS
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
 def test_without_ties_all_protocols_agree(seed: int, count: int) -> None:
     scores = np.random.default_rng(seed).permutation(count * count).reshape(count, count)
@@ -216,6 +223,7 @@ BOX = st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 20)] * 2).map(
 )
 
 
+@SETTINGS
 @given(BOX, BOX)
 def test_overlaps_count_pixels(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     def drawn(box: tuple[int, ...], more: int) -> np.ndarray:
@@ -250,6 +258,7 @@ def test_boxes_without_area() -> None:
 WORDS = st.lists(st.sampled_from(["a", "dog", "runs", "on", "the", "red", "grass"]), max_size=9).map(" ".join)
 
 
+@SETTINGS
 @given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
 def test_longest_common_subsequence(others: list[str], caption: str) -> None:
     for other in others:
@@ -258,6 +267,7 @@ def test_longest_common_subsequence(others: list[str], caption: str) -> None:
         assert captions.common_length(a, a + b) == len(a)
 
 
+@SETTINGS
 @given(
     st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=5),
     st.randoms(use_true_random=False),
@@ -280,6 +290,7 @@ def test_given_frequencies_make_single_images_comparable() -> None:
         captions.score({1: "a", 2: "b"}, {1: ["a"], 2: []})
 
 
+@SETTINGS
 @given(st.text("abcXYZ 019.,'-!?/\"", max_size=40))
 def test_tokens_keep_letters_and_digits(caption: str) -> None:
     found = ptb.tokenise(caption)
@@ -287,6 +298,7 @@ def test_tokens_keep_letters_and_digits(caption: str) -> None:
     assert not ptb.DROPPED & set(found.split(" "))
 
 
+@SETTINGS
 @given(st.text(max_size=40))
 def test_any_text_has_tokens(caption: str) -> None:
     found = ptb.tokenise(caption)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +21,7 @@ from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import read_weights
 from intarsia.weights.tf_checkpoint import MAGIC, crc32c, is_checkpoint, read_checkpoint, weights_of
 
+SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 FOLDER = Path(__file__).parent / "tensorflow"
 NUMBERS = {torch.float32: 1, torch.float64: 2, torch.int32: 3, torch.int64: 9, torch.bool: 10, torch.float16: 19}
 
@@ -146,6 +147,7 @@ def test_blocks_and_shards(tmp_path: Path, shards: int, a_block: int) -> None:
         assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
 
 
+@SETTINGS
 @given(st.binary(max_size=300), st.sampled_from([0, 1, 4095, 4096, 4097, 3 * 4096, 1030 * 4096 + 5]))
 def test_checksums(start: bytes, zeros: int) -> None:
     content = start + bytes(min(zeros, 9000))

@@ -1,0 +1,65 @@
+"""Pickles of plain numbers, names and arrays, read without running anything else that they ask for."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.errors import BadInput
+
+ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "complex"),
+    ("builtins", "bytearray"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}
+"""All that a pickle may name: what arrays are rebuilt with under numpy 1 and 2, and plain containers."""
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}")
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+
+
+def read_pickle(path: Path | str) -> Any:
+    """What a pickle holds, strings of Python 2 included.
+
+    Raises:
+        BadInput: no such file, damaged, an array of objects, or a pickle that wants to run code (named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            content = _Plain(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise BadInput(f"{path}: refused: {error}; only numbers, names and arrays are read") from None
+    except Exception as error:  # a damaged pickle raises anything
+        raise BadInput(f"{path}: not a whole pickle: {type(error).__name__}: {str(error)[:100]}") from None
+    _no_objects(content, path)
+    return content
+
+
+def _no_objects(content: Any, path: Path) -> None:
+    if isinstance(content, np.ndarray) and content.dtype.hasobject:
+        raise BadInput(f"{path}: refused: an array of objects; only numbers, names and arrays are read")
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list | tuple | set | frozenset):
+        for part in content:
+            _no_objects(part, path)
