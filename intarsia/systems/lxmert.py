@@ -99,8 +99,7 @@ class CrossLayer(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.words = Layer(config)
-        self.regions = Layer(config)
+        self.words, self.regions = Layer(config), Layer(config)
 
     def forward(self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: Rows | None) -> Both:
         """One meeting of words (T, H) with regions (R, H); of `read` only those rows, the others are NaN."""
@@ -129,9 +128,10 @@ class CrossLayer(nn.Module):
 
 def _recipes() -> dict[str, Recipe[LXMERTConfig]]:
     """The authors' run, and a tiny one."""
+    every = "mlm+itm+obj+attr+feat+qa"
     base = Recipe(
         config=LXMERTConfig(),
-        mix=Mix(share={"mlm+itm+obj+attr+feat+qa": 1}),
+        mix=Mix(share={every: 1}),
         optim=_adam(1e-4, 1.0),
         schedule=Schedule(steps=717_000, warmup=35_850, shape="zero"),
         batching=Batching(rows=14_336, window=8192),
@@ -140,7 +140,7 @@ def _recipes() -> dict[str, Recipe[LXMERTConfig]]:
     tiny = replace(
         base,
         config=LXMERTConfig(**TINY, r_layers=1, x_layers=2, mlm_rate=0.25),
-        mix=replace(base.mix, scale=dict.fromkeys(("obj", "attr", "feat"), 0.15)),
+        mix=Mix({every.replace("itm+", ""): 1, every: 2}, {every: 0.3}, dict.fromkeys(("obj", "attr", "feat"), 0.15)),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Losses of regions weigh less.",
     )

@@ -248,7 +248,8 @@ class _Plate:
     def _objectives(self, y: float) -> None:
         self._title(0.3, y, "What each objective hides", "document 1, one draw each")
         y += 0.2
-        left, right = 2.05, WIDTH - 1.5
+        left = 2.05
+        right = WIDTH - 0.4 - max([1.1, *(natural_width(goal.question, 7.5) for goal in self.goals)])
         for goal in self.goals:
             names = [name for name, _ in goal.losses]
             wide = 1.14 * natural_width(" + ".join(names), 8.5)  # bold is wider
