@@ -48,3 +48,10 @@ def norm2d(kind: Norm, eps: float = 1e-5, momentum: float = 0.1) -> Callable[[in
     if kind == "frozen":
         return lambda channels: FrozenBatchNorm(channels, eps)
     return lambda channels: nn.BatchNorm2d(channels, eps, momentum)
+
+
+def norm3d(kind: Norm, eps: float = 1e-5, momentum: float = 0.1) -> Callable[[int], nn.Module]:
+    """What makes a batch norm of videos from its number of channels."""
+    if kind == "frozen":
+        return lambda channels: FrozenBatchNorm(channels, eps)
+    return lambda channels: nn.BatchNorm3d(channels, eps, momentum)

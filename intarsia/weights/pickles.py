@@ -63,3 +63,28 @@ def _no_objects(content: Any, path: Path) -> None:
     if isinstance(content, list | tuple | set | frozenset):
         for part in content:
             _no_objects(part, path)
+
+
+def read_words(path: Path | str) -> list[str]:
+    """A list of strings from an .npy file; one of objects is read as a pickle is, without running anything.
+
+    Raises:
+        BadInput: no such file, damaged, no row of strings, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            _, _, kind = read(file)
+            content = _Plain(file, encoding="latin1").load() if kind.hasobject else np.load(path, allow_pickle=False)
+    except pickle.UnpicklingError as error:
+        raise BadInput(f"{path}: refused: {error}; only strings are read") from None
+    except Exception as error:
+        raise BadInput(f"{path}: not a whole .npy file: {type(error).__name__}: {str(error)[:100]}") from None
+    words = np.asarray(content).tolist()
+    if not isinstance(words, list) or not all(isinstance(x, str) for x in words):
+        raise BadInput(f"{path}: not a row of strings")
+    return words
