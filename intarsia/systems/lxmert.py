@@ -142,7 +142,7 @@ def _recipes() -> dict[str, Recipe[LXMERTConfig]]:
         config=LXMERTConfig(**TINY, r_layers=1, x_layers=2, mlm_rate=0.25),
         mix=Mix({every.replace("itm+", ""): 1, every: 2}, {every: 0.3}, dict.fromkeys(("obj", "attr", "feat"), 0.15)),
         **TINY_RUN,
-        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Losses of regions weigh less.",
+        note="Not a published recipe: for generated scenes on two CPU cores. Losses of regions weigh less; pairs are broken after the first third.",
     )
     return {"tiny": tiny, "base": base}
 
