@@ -61,6 +61,26 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class Film:
+    """The clips of one video, or of a passage of it, and when each text of the sample is said."""
+
+    name: str
+    """Key of the video in its data set."""
+    features: Array
+    """(V, F) float16 or float32, one vector a clip; V may be 0."""
+    seconds: Array
+    """(V) float32, when each clip begins, ascending; counted from the start of the video."""
+    length: float
+    """Seconds a clip lasts."""
+    spans: Array
+    """(S, 2) float32, when each of the sample's texts begins and ends, in seconds from the start of the video."""
+    ids: Array | None = None
+    """(V) int64, the visual word of each clip."""
+    path: str = ""
+    """File of the video; empty when only features are at hand."""
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A gold link: the characters start..end of a text name a region of a picture."""
 
@@ -88,6 +108,8 @@ class Sample:
     answers: tuple[tuple[str, float], ...] = ()
     """Answers with their soft scores (VQA), or one label with score 1."""
     language: str = "en"
+    film: Film | None = None
+    """The clips of its video; `texts` are then the sentences said in it, in order of time."""
 
     @property
     def tags(self) -> tuple[str, ...]:
