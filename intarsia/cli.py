@@ -1,4 +1,4 @@
-"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | convert | show`.
+"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | index | search | convert | show`.
 
 A command is a dataclass of options and a function. What a user got wrong is told in one line on the error stream, exit code 2.
 """
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -419,6 +420,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "predict": predict,
+    "index": index,
+    "search": search,
     "convert": convert,
     "show": show,
 }
