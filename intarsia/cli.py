@@ -116,12 +116,14 @@ class Pretrain(Generic[C]):
     recipe: Annotated[Recipe[C], tyro.conf.arg(name="")]
     valid: str | None = None
     """Held-out pairs whose loss is watched."""
+    valid_split: str | None = None
+    """Part of --valid; None = all of it."""
     text: str | None = None
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
     language: str | None = None
-    """Only captions of this language."""
+    """Only captions of this language, in --data and --valid."""
     vocab: Path | None = None
     """vocab.txt, or "gb2312", the characters of Chinese; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
@@ -185,8 +187,9 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
 
     source = open_source(options.data, options.split)
+    held = open_source(options.valid, options.valid_split) if options.valid else None
     if options.language:
-        source = speaking(source, options.language)
+        source, held = speaking(source, options.language), held and speaking(held, options.language)
     provenance = source.provenance
     if "regions" not in cls.needs:
         provenance = provenance or NO_FEATURES
@@ -205,7 +208,6 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
     recipe = with_answers(recipe, answers or ())
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
-    held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
         source,
