@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import two_processes
 from safetensors.torch import load_file, save_file
 
 from intarsia.batch import Batch, pack
@@ -21,7 +20,6 @@ from intarsia.recipe import Batching, Recipe, Schedule
 from intarsia.systems.wenlan import WenLan, WenLanConfig
 from intarsia.text import Vocab
 from intarsia.train import Outcome, Pace, pretrain
-from intarsia.train.parallel import enter_world
 from intarsia.worlds import WorldSource
 
 WORLD = WorldSource(count=24)
@@ -86,40 +84,24 @@ def test_queues_and_copies_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert not torch.equal(whole["image_mom.project.weight"], whole["image.project.weight"])
 
 
-def _rank(rank: int, port: int, out: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    folder = Path(out)
-    with enter_world("cpu"):
-        for steps in (1, 3):
-            system, seen = build(seed=rank), []  # the first process's weights count
-            losses = system.losses
+def _rank(rank: int, out: Path) -> None:
+    for steps in (1, 3):
+        system, seen = build(seed=rank), []  # the first process's weights count
+        losses = system.losses
 
-            def watched(encoded: Any, batch: Batch, losses: Any = losses, seen: list[str] = seen) -> Any:
-                seen.extend(batch.keys)
-                return losses(encoded, batch)
+        def watched(encoded: Any, batch: Batch, losses: Any = losses, seen: list[str] = seen) -> Any:
+            seen.extend(batch.keys)
+            return losses(encoded, batch)
 
-            system.losses = watched  # type: ignore[method-assign]
-            run(folder / f"run{steps}", system, steps)
-            save_file({k: v.clone() for k, v in system.state_dict().items()}, folder / f"{steps}-{rank}.safetensors")
-            (folder / f"{steps}-{rank}.txt").write_text("\n".join(seen))
+        system.losses = watched  # type: ignore[method-assign]
+        run(out / f"run{steps}", system, steps)
+        save_file({k: v.clone() for k, v in system.state_dict().items()}, out / f"{steps}-{rank}.safetensors")
+        (out / f"{steps}-{rank}.txt").write_text("\n".join(seen))
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = multiprocessing.get_context("forkserver")
-    processes = [server.Process(target=_rank, args=(rank, port, str(out))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return out
+    return two_processes(_rank, tmp_path_factory.mktemp("ranks"))
 
 
 def half(ranks: Path, rank: int) -> Batch:
