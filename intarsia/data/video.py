@@ -41,7 +41,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.fps <= 0 or self.frames < 1 or not all(0 <= x < self.frames for x in self.look):
-            raise BadInput(f"clips of {self.frames} frames at {self.fps} a second, of which {self.look or 'all'} wanted")
+            raise BadInput(
+                f"clips of {self.frames} frames at {self.fps} a second, of which {self.look or 'all'} wanted"
+            )
 
     @property
     def length(self) -> Fraction:
@@ -324,7 +326,9 @@ def clips_within(spans: Array, starts: Array, length: float) -> Array:
     spans = np.asarray(spans, np.float64).reshape(-1, 2)
     found = np.stack([np.searchsorted(middles, spans[:, 0]), np.searchsorted(middles, spans[:, 1])], 1).astype(np.int64)
     holds = np.searchsorted(middles - length / 2, spans.mean(1), side="right") - 1
-    inside = (holds >= 0) & (spans.mean(1) < middles[holds] + length / 2) if len(middles) else np.zeros(len(spans), bool)
+    inside = (
+        (holds >= 0) & (spans.mean(1) < middles[holds] + length / 2) if len(middles) else np.zeros(len(spans), bool)
+    )
     narrow = (found[:, 0] >= found[:, 1]) & inside
     found[narrow] = np.stack([holds, holds + 1], 1)[narrow]
     found[:, 1] = np.maximum(found[:, 0], found[:, 1])
