@@ -171,7 +171,9 @@ def _tracks(video: Path, language: str, how: Segmentation) -> list[Track]:
     for said, path in find_subtitles(video).items():
         name = said or language
         if name in found:
-            raise BadInput(f"{path}: {video.name} has subtitles in {name} already; name the language in the file's name")
+            raise BadInput(
+                f"{path}: {video.name} has subtitles in {name} already; name the language in the file's name"
+            )
         found[name] = Track(name, tuple(read_subtitles(path, how)))
     return list(found.values())
 

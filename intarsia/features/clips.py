@@ -29,6 +29,7 @@ from intarsia.features.extractor import Array, make, where_to_run
 from intarsia.features.grid import WIDTHS, RandomTrunk
 from intarsia.features.roi import stretched
 from intarsia.features.s3d import load_s3d, s3d_layout
+from intarsia.features.s3d_text import kylemin_pixels, milnce_pixels, torchvision_pixels
 from intarsia.weights.files import read_weights
 
 
@@ -120,30 +121,27 @@ class S3DClips:
         layout = s3d_layout(read_weights(path), str(path))
         if layout == "milnce" and (size % 2 or frames % 2):
             raise BadInput(f"extractor s3d: size {size} and frames {frames} must be even with MIL-NCE's weights")
+        if size < 32 or frames < 5:
+            raise BadInput(f"extractor s3d: size {size} (32 or more), frames {frames} (5 or more)")
         self.device = where_to_run(device)
         self.net = load_s3d(path).to(self.device).requires_grad_(False)
         self.size, self.sampling = size, sampling(fps, frames)
-        self.shrink: Callable[[Array], Array] = {
-            "torchvision": self._stretched,
-            "kylemin": self._scaled,
-            "milnce": self._squared,
-        }[layout]
-        scale, shift = np.ones(3) / 255, np.zeros(3)
+        self.shrink: Callable[[Array], Array]
+        self._pixels: Callable[[Array], Tensor]
         if layout == "torchvision":
-            deviation = np.array([0.22803, 0.22145, 0.216989])
-            scale, shift = 1 / (255 * deviation), np.array([0.43216, 0.394666, 0.37645]) / deviation
+            self.shrink, self._pixels = self._stretched, lambda x: torchvision_pixels(x, size, size)
         elif layout == "kylemin":
-            scale, shift = np.full(3, 2 / 255), np.ones(3)
-        self._scale = torch.tensor(scale, dtype=torch.float32, device=self.device)[:, None, None, None]
-        self._shift = torch.tensor(shift, dtype=torch.float32, device=self.device)[:, None, None, None]
+            self.shrink, self._pixels = self._scaled, kylemin_pixels
+        else:
+            self.shrink, self._pixels = self._squared, milnce_pixels
         settings = {"layout": layout, "size": str(size), "fps": fps, "frames": str(frames)}
         self.provenance = Provenance(self.name, self.net.width, sha256_of(path), settings=settings)
 
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, 1024) float32."""
-        video = torch.from_numpy(clips).to(self.device).permute(0, 4, 1, 2, 3).float()
-        vectors: Tensor = self.net.vectors(video * self._scale - self._shift)
+        video = torch.stack([self._pixels(x) for x in clips]).to(self.device)
+        vectors: Tensor = self.net.vectors(video)
         return vectors.cpu().numpy()
 
     def _stretched(self, pixels: Array) -> Array:

@@ -75,7 +75,9 @@ class FilmConfig:
 
     def __post_init__(self) -> None:
         if self.side < 16 or self.side % 2 or self.fps < 1 or self.seconds < 1:
-            raise BadInput(f"films of {self.side} pixels (even, 16 or more), {self.fps} frames a second, {self.seconds:g} s an action")
+            raise BadInput(
+                f"films of {self.side} pixels (even, 16 or more), {self.fps} frames a second, {self.seconds:g} s an action"
+            )
         if not 1 <= self.objects[0] <= self.objects[1] <= 4 or not 1 <= self.actions[0] <= self.actions[1]:
             raise BadInput(f"films of {self.objects} objects (1 to 4) and {self.actions} actions")
         if not self.languages or not set(self.languages) <= set(LANGUAGES):
@@ -180,8 +182,8 @@ def draw_film(rng: np.random.Generator, config: FilmConfig, held_out: bool = Fal
         things = sorted({thing for thing, _ in choices})
         thing = int(rng.choice(things))
         action = str(rng.choice([a for t, a in choices if t == thing]))
-        start = number * config.seconds + float(rng.uniform(0, 0.2))
-        end = start + 0.75 * config.seconds
+        start = round(number * config.seconds + float(rng.uniform(0, 0.2)), 3)
+        end = round(start + 0.75 * config.seconds, 3)
         begins = round(start + float(rng.uniform(0, 0.1 * config.seconds)), 3)
         said = begins, round(begins + float(rng.uniform(0.4, 0.6)) * config.seconds, 3)
         events.append(Event(action, thing, start, end, said, int(rng.integers(len(_OPENINGS["en"])))))
@@ -253,7 +255,7 @@ class FilmWorld:
         scene = self.scene(number)
         things = [write_phrase(Phrase(colour=c, shape=s), "en") for c, s in scene.looks]
         events = [
-            {"action": x.action, "thing": things[x.thing], "start": round(x.start, 3), "end": round(x.end, 3), "said": x.said}
+            {"action": x.action, "thing": things[x.thing], "start": x.start, "end": x.end, "said": x.said}
             for x in scene.events
         ]
         return {"key": self.key(number), "seconds": scene.seconds, "things": things, "events": events}

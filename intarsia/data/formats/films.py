@@ -251,7 +251,9 @@ def _checked(film: FilmRecord, provenance: Provenance) -> FilmRecord:
     where = f"film {film.name}"
     if film.features.ndim != 2 or film.features.shape[1] != provenance.width:
         shape = film.features.shape
-        raise BadInput(f"{where}: features of shape {shape}, expected (V, {provenance.width}) of {provenance.extractor}")
+        raise BadInput(
+            f"{where}: features of shape {shape}, expected (V, {provenance.width}) of {provenance.extractor}"
+        )
     with np.errstate(over="ignore"):
         features = film.features.astype(np.float16)
     if not np.isfinite(features).all():

@@ -29,9 +29,11 @@ class Listed(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the .safetensors file."""
+
     @property
     def sha256(self) -> str:
         """Of the .safetensors file."""
+
     @property
     def names_sha256(self) -> str:
         """Of the .json file."""
