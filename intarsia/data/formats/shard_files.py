@@ -25,7 +25,9 @@ class Listed(Protocol):
     """What an index says of the files NAME.safetensors and NAME.json of one shard, whatever it holds."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of both files, without suffix."""
+
     @property
     def size(self) -> int:
         """Bytes of the .safetensors file."""
