@@ -101,7 +101,7 @@ def _recipes() -> dict[str, Recipe[PixelBERTConfig]]:
         ),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
         optim=replace(adam(1e-3, max_norm=5.0, eps=1e-6), betas=(0.9, 0.98)),
-        sgd=SGD(lr=3e-2),
+        sgd=SGD(lr=0.3),
         schedule=Schedule(steps=2400, warmup=120, floor=0.02),
         batching=Batching(rows=2400, samples=64, window=2048),
         note="Not a published recipe: learns generated scenes from their pixels, from scratch, in minutes on two CPU cores. Two layers of the CNN, one row for 16 x 16 pixels.",
