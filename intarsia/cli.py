@@ -1,4 +1,4 @@
-"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | convert | show`.
+"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | index | search | convert | show`.
 
 A command is a dataclass of options and a function. What a user got wrong is told in one line on the error stream, exit code 2.
 """
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -120,12 +121,14 @@ class Pretrain(Generic[C]):
     recipe: Annotated[Recipe[C], tyro.conf.arg(name="")]
     valid: str | None = None
     """Held-out pairs whose loss is watched."""
+    valid_split: str | None = None
+    """Part of --valid; None = all of it."""
     text: str | None = None
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
     language: str | None = None
-    """Only captions of this language."""
+    """Only captions of this language, in --data and --valid."""
     vocab: Path | None = None
     """vocab.txt, or "gb2312", the characters of Chinese; without one a vocabulary is learnt from the captions."""
     weights: Path | None = None
@@ -190,8 +193,9 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
 
     source = open_source(options.data, options.split)
+    held = open_source(options.valid, options.valid_split) if options.valid else None
     if options.language:
-        source = speaking(source, options.language)
+        source, held = speaking(source, options.language), held and speaking(held, options.language)
     provenance = source.provenance
     if "regions" not in cls.needs:
         provenance = provenance or NO_FEATURES
@@ -210,7 +214,6 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
     recipe = with_answers(recipe, answers or ())
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
-    held = open_source(options.valid) if options.valid else None
     outcome = train(
         system,
         source,
@@ -425,6 +428,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "predict": predict,
+    "index": index,
+    "search": search,
     "convert": convert,
     "show": show,
 }

@@ -131,7 +131,7 @@ def _store(
     """Hands the regions of all pictures still to do to the writer: messages of those left out, pictures, regions."""
     batch, workers, boxes = how
     done, skipped, stored, regions = writer.done(), list(pictures.skipped), 0, 0
-    with _Bar(pictures.picture_count - len(done), show) as bar:
+    with Bar("extract", pictures.picture_count - len(done), show) as bar:
         for members, failed in _decoded(pictures, done, batch, workers, boxes):
             if failed and on_error == "stop":
                 raise failed[0]
@@ -325,13 +325,15 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:.1f} pictures/s")
 
 
-class _Bar:
-    def __init__(self, total: int, show: bool) -> None:
-        columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+class Bar:
+    """Pictures done of so many, with rate and time left, on standard error."""
+
+    def __init__(self, what: str, total: int, show: bool = True) -> None:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=Console(stderr=True), disable=not show)
         self.task = self.progress.add_task("", total=total)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self.progress.start()
         return self
 
@@ -339,4 +341,5 @@ class _Bar:
         self.progress.stop()
 
     def show(self, count: int) -> None:
+        """Says how many are done."""
         self.progress.update(self.task, completed=count)

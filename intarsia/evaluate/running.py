@@ -31,6 +31,7 @@ class Inference:
 
 
 FP32 = Inference()
+QUIET = Inference(progress=False)
 
 
 def cut(lengths: Array, rows: int) -> Iterator[Array]:

@@ -67,6 +67,8 @@ class Colours:
 
 
 COLOURS = Colours()
+STILL = Colours(rate=0.0, grey=0.0)
+"""Colours stay as they are, for captions that say colours."""
 
 
 def _grey(pixels: Tensor) -> Tensor:

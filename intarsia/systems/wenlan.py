@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Images, Picture, RegionRows, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet import SHAPES, EfficientNet, Shape, load_trunk
-from intarsia.features.jitter import COLOURS, Colours
+from intarsia.features.jitter import COLOURS, STILL, Colours
 from intarsia.features.roi import read_weights
 from intarsia.layout import bare_rows, bert_rows, filled, grid_boxes, square_pixels
 from intarsia.objectives import contrast
@@ -97,8 +97,7 @@ class Top(nn.Module):
         drop, layers = config.top_dropout, (config.top_layers, config.top_heads, config.top_intermediate)
         numbers = BertNumbers(0, width, *layers, drop, drop, layer_norm_eps=1e-5)
         self.encoder = Encoder(numbers, nn.Sequential(nn.ReLU(), Dropout(drop)))
-        size = config.embedding_size
-        self.out = nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, size))
+        self.out = nn.Sequential(nn.Linear(width, size := config.embedding_size), nn.ReLU(), nn.Linear(size, size))
         for layer in self.encoder.layers:
             nn.init.xavier_uniform_(layer.get_parameter("attention.qkv.weight"))
 
@@ -158,7 +157,7 @@ class TextTower(nn.Module):
 
 
 def _recipes() -> dict[str, Recipe[WenLanConfig]]:
-    """The released model, its follow-up on a grid, the paper's large one, and a tiny one."""
+    """The released model, its follow-up on a grid, the paper's large one, two small ones."""
     base = Recipe(
         config=WenLanConfig(),
         mix=Mix(share={"i2t+t2i": 1}),
@@ -173,27 +172,29 @@ def _recipes() -> dict[str, Recipe[WenLanConfig]]:
         config=WenLanConfig(image_size=456, boxes="grid"),
         note="cfg/eval.yml of the follow-up (Nature Communications 2022), 650 M pairs, a grid in place of a detector; as base in what is not public.",
     )
-    frozen = (*ENDS, r"text\.words\.", r"text\.encoder\.layers\.(1?[0-9])\.")
+    held = (*ENDS, r"text\.words\.", r"text\.encoder\.layers\.(1?[0-9])\.")
     large = replace(
         base,
-        config=WenLanConfig(**LARGE, trunk=SHAPES["b7"], embedding_size=2560, image_size=600, frozen=frozen),
+        config=WenLanConfig(**LARGE, trunk=SHAPES["b7"], embedding_size=2560, image_size=600, frozen=held),
         batching=Batching(rows=12_000, samples=24, window=8192),
         note="The paper's large model, EfficientNet-B7 and RoBERTa-large; its numbers are not in the code.",
     )
-    top = {"embedding_size": 128, "top_layers": 1, "top_intermediate": 256, "top_dropout": 0.0, "queue_size": 1024}
+    top = {"embedding_size": 128, "top_layers": 1, "top_intermediate": 256, "top_dropout": 0.0, "queue_size": 64}
     seen = {"trunk": Shape(0.25, 0.4, stem=16, head=128, classes=8), "image_size": 96, "box_grid": 3, "reads": 2}
     said = TINY | {"hidden_size": 128, "intermediate_size": 256, "max_text": 64}
     numbers: dict[str, Any] = top | seen | said
     tiny = replace(
         base,
-        config=WenLanConfig(**numbers, boxes="grid", padding="none", statistics="batch", frozen=()),
+        config=WenLanConfig(**numbers, boxes="grid", padding="none", statistics="batch", frozen=(), colours=STILL),
         optim=Optim(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, max_norm=5.0),
         schedule=Schedule(steps=1500, warmup=100, floor=0.02),
         batching=Batching(rows=3200, samples=32, window=2048),
         precision="fp32",
         note="Not a published recipe: all from scratch on small pictures and short texts, in minutes on a CPU.",
     )
-    return {"tiny": tiny, "base": base, "grid": grid, "large": large}
+    lite = replace(tiny.config, trunk=SHAPES["lite0"], image_size=224, statistics="stored", frozen=(r"image\.trunk\.",))
+    light = replace(tiny, config=lite, note="Our own: as tiny above EfficientNet-Lite0 (--trunk light), which is kept.")
+    return {"tiny": tiny, "light": light, "base": base, "grid": grid, "large": large}
 
 
 class WenLan(System):
@@ -229,10 +230,9 @@ class WenLan(System):
         self.image, self.text = ImageTower(config), TextTower(config, vocab.pad)
         self.image_mom, self.text_mom = follower(self.image), follower(self.text)
         self.image_queue, self.text_queue = (Queue(config.embedding_size, config.queue_size) for _ in range(2))
-        unused = ("image.trunk.classifier.", "text.pooler.")
         for name, value in self.named_parameters():
             held = any(re.match(pattern, name) for pattern in config.frozen)
-            value.requires_grad_(not held and not name.startswith(unused))
+            value.requires_grad_(not held and not name.startswith(("image.trunk.classifier.", "text.pooler.")))
 
     def train(self, mode: bool = True) -> WenLan:
         """Training mode; the trunk's norms stay with their stored statistics unless the config says otherwise."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import two_processes
 from safetensors.torch import load_file
 from torch import nn
 from toy import Pairs, recipe, toy
@@ -38,45 +37,24 @@ class StopsSecond(Pairs):
         return super().__getitem__(index)
 
 
-def _rank(rank: int, port: int, out: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    folder = Path(out)
-    with enter_world("cpu"):
-        run(folder / "ddp", sharding="ddp")
-        run(folder / "fsdp", sharding="fsdp", workers=1 if rank else 0)
-        os.environ["STOP"] = "1"
-        run(folder / "stopped", sharding="fsdp", source=StopsSecond())
-        stopped = (folder / "stopped/checkpoints/latest").read_text()
-        run(folder / "stopped", sharding="ddp")
-        told = ""
-        try:
-            run(folder / "nan", source=Pairs(nan_at=33))
-        except BadInput as error:
-            told = str(error)
-        (folder / f"told{rank}.json").write_text(json.dumps([stopped, told]))
+def _rank(rank: int, folder: Path) -> None:
+    run(folder / "ddp", sharding="ddp")
+    run(folder / "fsdp", sharding="fsdp", workers=1 if rank else 0)
+    os.environ["STOP"] = "1"
+    run(folder / "stopped", sharding="fsdp", source=StopsSecond())
+    stopped = (folder / "stopped/checkpoints/latest").read_text()
+    run(folder / "stopped", sharding="ddp")
+    told = ""
+    try:
+        run(folder / "nan", source=Pairs(nan_at=33))
+    except BadInput as error:
+        told = str(error)
+    (folder / f"told{rank}.json").write_text(json.dumps([stopped, told]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["toy", "intarsia.train"])
-    ranks = [server.Process(target=_rank, args=(rank, port, str(out))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    out = two_processes(_rank, tmp_path_factory.mktemp("ranks"))
     run(out / "one", accumulate=2)
     return out
 
