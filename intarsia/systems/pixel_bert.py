@@ -68,7 +68,7 @@ class PixelBERTConfig(BertNumbers):
     @property
     def cell(self) -> int:
         """Pixels a side that become one row: 64 with four layers."""
-        return POOL * 2 ** (len(self.trunk.depths) + 1)
+        return POOL << len(self.trunk.depths) + 1
 
 
 def _recipes() -> dict[str, Recipe[PixelBERTConfig]]:
@@ -99,7 +99,7 @@ def _recipes() -> dict[str, Recipe[PixelBERTConfig]]:
             sampled_pixels=24,
             mlm_rate=0.25,
         ),
-        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
+        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.5}),
         optim=replace(adam(1e-3, max_norm=5.0, eps=1e-6), betas=(0.9, 0.98)),
         sgd=SGD(lr=0.3),
         schedule=Schedule(steps=2400, warmup=120, floor=0.02),
@@ -310,8 +310,9 @@ def sampled(rows: RegionRows, count: int, rng: np.random.Generator) -> RegionRow
     if len(rows) <= count:
         return rows
     chosen = np.sort(rng.choice(len(rows), count, replace=False))
-    columns = {name: getattr(rows, name) for name in RegionRows.__slots__}
-    return RegionRows(**{name: None if x is None else x[chosen] for name, x in columns.items()})
+    columns: dict[str, Any] = {name: getattr(rows, name) for name in RegionRows.__slots__}
+    columns = {name: None if x is None else x[chosen] for name, x in columns.items()}
+    return RegionRows(**columns)
 
 
 def places(regions: Regions, images: Images, shape: torch.Size, cell: int) -> Tensor:

@@ -138,8 +138,8 @@ class SGD(Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Steps what has a gradient; see `step_if`."""
+    def step(self, closure: Any = None) -> Any:
+        """Steps what has a gradient; see `step_if`. There is no closure."""
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             sgd(
