@@ -12,6 +12,7 @@ import numpy as np
 import pixel_bert_reference as slow
 import pytest
 import torch
+from ranks import two_processes
 from safetensors.torch import load_file, save_file
 
 from intarsia.batch import Example, Picture, Sample, pack
@@ -375,6 +376,30 @@ def recipe() -> Recipe[PixelBERTConfig]:
         schedule=Schedule(steps=6, warmup=0, shape="milestones", milestones=(0.5,)),
         batching=Batching(rows=300, window=40),
     )
+
+
+def together(rank: int, folder: Path) -> None:
+    apart(folder / "two", 1)
+
+
+def apart(out: Path, accumulate: int) -> None:
+    """A run whose batch norms go by stored statistics."""
+    plan = recipe()
+    config = dataclasses.replace(plan.config, batch_norm="stored")
+    batching = dataclasses.replace(plan.batching, accumulate=accumulate)
+    vocab = Vocab.learn(WORLD[i].texts[0] for i in range(len(WORLD)))
+    plan = dataclasses.replace(plan, config=config, batching=batching, schedule=Schedule(steps=3, warmup=0))
+    model, plan = fresh(PixelBERT, plan, vocab, WORLD.provenance)
+    pretrain(model, WORLD, plan, out, workers=0, device="cpu", pace=Pace(tensorboard=False))
+
+
+def test_two_processes_are_one_with_two_micro_batches(tmp_path: Path) -> None:
+    two_processes(together, tmp_path)
+    apart(tmp_path / "one", 2)
+    one, two = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_a_run_on_pixels_stops_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
