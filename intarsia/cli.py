@@ -188,6 +188,8 @@ def _take(args: list[str], flag: str) -> str | None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
+    from intarsia.data.source import must_be_alike
+    from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
     from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
@@ -203,6 +205,10 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
         )
+    begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
+    for folder in (options.out, begun):
+        if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
+            must_be_alike(options.data, provenance, read_provenance(folder))
     if options.text:
         if not cls.reads_text_alone:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")

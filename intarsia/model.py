@@ -99,6 +99,7 @@ class Model:
             found.probs,
             found.labels,
             name,
+            pixels=lambda: pixels,
         )
         return Sample(name, (text,), (picture,))
 
@@ -169,9 +170,21 @@ def _open_run(cls: type[System], name: str, run: Path, device: str) -> Model:
     recipe = read_recipe(cls, name, run)
     vocab = Vocab.read(run / "vocab.txt")
     state = read_weights(run / "model.safetensors")
-    about = run / "provenance.json"
-    provenance = from_json(Provenance, about.read_text(), str(about)) if about.is_file() else None
+    provenance = read_provenance(run) if (run / "provenance.json").is_file() else None
     return Model(build(cls, recipe.config, vocab, state, str(run / "model.safetensors")), provenance, device)
+
+
+def read_provenance(run: Path) -> Provenance:
+    """Where the features of a run came from.
+
+    Raises:
+        BadInput: its note is damaged.
+    """
+    about = run / "provenance.json"
+    try:
+        return from_json(Provenance, about.read_text(encoding="utf-8"), str(about))  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise BadInput(f"{about}: {error}") from None
 
 
 def read_recipe(cls: type[System], name: str, run: Path) -> Recipe[Any]:
