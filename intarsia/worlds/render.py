@@ -79,14 +79,14 @@ def render(rng: np.random.Generator, scene: Scene, side: int) -> Array:
         patch = picture[:, y : y + cover.shape[0], x : x + cover.shape[1]]
         fill = ink if thing.texture == 0 else _textured(thing, ink, side, x, y, cover.shape)
         patch += (fill - patch) * cover
-    picture += _grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
+    picture += grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
     np.rint(picture, out=picture)
     np.clip(picture, 0, 255, out=picture)
     return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
 
 
 @cache
-def _grain() -> Array:
+def grain() -> Array:
     """(256) float32 equally likely values of the pixel noise: a normal distribution in 256 steps, faster to draw."""
     normal = NormalDist(0, _NOISE)
     return np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)
