@@ -166,7 +166,7 @@ def inspect(spec: str, limit: int = 1000) -> Report:
     pictures = list({x.name: x for sample in samples for x in sample.pictures}.values())
     lined = source if isinstance(source, LineSource) else None
     films = [x.film for x in samples if x.film is not None]
-    widths = [x.features.shape[1] for x in (*pictures, *films)]
+    widths = [x.features.shape[1] for x in pictures] + [x.features.shape[1] for x in films]
     return Report(
         spec=str(spec),
         kind=type(source).__name__,

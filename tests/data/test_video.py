@@ -165,16 +165,21 @@ def test_a_film_cut_short_is_not_taken_for_a_whole_one(tmp_path):
         list(frames(tmp_path / "a.mkv"))
 
 
-def test_a_phones_film_is_turned_upright(tmp_path):
-    class Frame:
-        rotation = -90
-
-        def to_ndarray(self, format):
-            return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-
-    from intarsia.data.video import _upright
-
-    np.testing.assert_array_equal(_upright(Frame()), np.rot90(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), -1))
+@pytest.mark.parametrize("turn", [90, -90, 180])
+def test_a_phones_film_is_turned_upright(tmp_path, turn):
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:, :16] = 200  # bright on the left
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.set_display_rotation(turn)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    ((_, _, frame),) = frames(tmp_path / "a.mp4")
+    assert abs(frame.rotation) == abs(turn)
+    _, shown = next(sampled(tmp_path / "a.mp4", Fraction(25)))
+    expected = np.rot90(picture, frame.rotation // 90)  # FFmpeg: by so many degrees counter-clockwise
+    assert np.abs(shown.astype(int) - expected).mean() < 6
 
 
 def test_clips_belong_to_the_span_their_middle_is_in():
