@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.cli_finetune import finetune, score, submit, twin
 from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
@@ -421,6 +422,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "extract": extract,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "finetune": finetune,
+    "score": score,
+    "submit": submit,
+    "twin": twin,
     "predict": predict,
     "index": index,
     "search": search,

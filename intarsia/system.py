@@ -333,7 +333,8 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         changes[name] = getattr(config, name) + len(rows)
     tuned = FineTuned(type(system)(replace(config, **changes), system.vocab), finetune)
     kept = tuned.system.state_dict()
-    fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
+    added = tuple(key for key in kept if key not in state)  # what the task's config has and pre-training's has not
+    fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name, added)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
