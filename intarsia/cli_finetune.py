@@ -249,3 +249,53 @@ def twin(args: Sequence[str]) -> None:
         options.benchmark, options.out, options.train, options.val, options.level, options.seed, options.pictures
     )
     out.print(f"{options.benchmark}: --data {options.out} --regions {regions}")
+
+
+# --------------------------------------------------------------------------------------------------------------- compare
+
+
+@dataclass
+class CompareOptions:
+    """Several systems on one benchmark: the same items, budget and seeds. Run again, it goes on."""
+
+    systems: tyro.conf.Positional[str]
+    """Names with commas between."""
+    task: str
+    """The benchmark: vqa, nlvr2, refcoco, .."""
+    data: Path
+    regions: str
+    out: Path
+    """Folder of all runs, the table and the plot."""
+    seeds: int = 5
+    weights: Path | None = None
+    """Folder with the pre-training run of each system under its name; None = all begin at random, small."""
+    steps: int = 600
+    rows: int = 2000
+    lr: float = 3e-4
+    warmup: int = 60
+    most: int = 200
+    """Captions that retrieval ranks; 0 = all."""
+    split: str = ""
+    device: str = "cpu"
+
+
+def compare(args: Sequence[str]) -> None:
+    """Several systems on one benchmark: one budget, seeds, paired intervals."""
+    from intarsia.comparison import Budget, Plan
+    from intarsia.comparison import compare as make
+
+    options = tyro.cli(CompareOptions, args=args, prog="intarsia compare")
+    budget = Budget(options.steps, options.rows, options.lr, options.warmup, options.most)
+    plan = Plan(
+        options.task,
+        options.data,
+        options.regions,
+        options.out,
+        options.seeds,
+        budget,
+        options.weights,
+        options.split,
+    )
+    make(plan, options.systems.split(","), options.device)
+    out.print((options.out / "comparison.md").read_text(), markup=False, highlight=False, soft_wrap=True)
+    out.print(f"table and plot: {options.out}")

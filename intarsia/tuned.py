@@ -123,7 +123,7 @@ class Tuned(System):
         task = _inner(self.task)
         if not isinstance(task, Ranked):
             raise TypeError(f"{self.name} does not rank pairs")
-        return task.fit(self.task.score(self.head, encoded, None).float())  # type: ignore[no-any-return]
+        return task.fit(self.task.score(self.head, encoded, None).float())
 
 
 def _inner(task: Any) -> Any:

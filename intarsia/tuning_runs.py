@@ -59,7 +59,8 @@ class About:
         path = run / ABOUT
         if not path.is_file():
             raise BadInput(f"{run}: holds no {ABOUT}; is this the folder of a fine-tuning run?")
-        return from_json(cls, path.read_text(), str(path))
+        found: About = from_json(cls, path.read_text(), str(path))
+        return found
 
 
 def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
@@ -185,7 +186,9 @@ def _bounded(finetune: Finetune, config: Any) -> Finetune:
     return replace(finetune, config=changes)
 
 
-def _pretrained(cls: type[System], name: str, size: str, weights: Path, vocab: Path | None, source: Annotated) -> System:
+def _pretrained(
+    cls: type[System], name: str, size: str, weights: Path, vocab: Path | None, source: Annotated
+) -> System:
     if (weights / "recipe.json").is_file():
         from intarsia.model import open as open_model
 
@@ -318,4 +321,3 @@ def submit(run: Path, data: Path, regions: str, split: str, out: Path, device: s
 def told(found: Measured) -> dict[str, Any]:
     """Measured numbers as JSON values."""
     return plain(found)  # type: ignore[no-any-return]
-

@@ -64,16 +64,16 @@ def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dic
 
 def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> dict[str, float]:
     """The official numbers of predictions."""
-    assert benchmark.measure is not None
-    if not benchmark.regions:
+    if benchmark.measure is not None:
         return benchmark.measure(source.annotations, predictions)
+    assert benchmark.measure_regions is not None, "pairs are ranked"
     boxes = {}
     for i, (item, _) in enumerate(source.kept):
         if item.key in predictions:
             picture = source[i].pictures[0]
             width, height = item.size if all(item.size) else (picture.width, picture.height)
             boxes[item.key] = picture.boxes.astype(np.float64) * [width, height, width, height]
-    return benchmark.measure(source.annotations, predictions, boxes)  # type: ignore[call-arg]
+    return benchmark.measure_regions(source.annotations, predictions, boxes)
 
 
 def ranked(tuned: Tuned, source: Annotated, most: int, how: Inference = FP32) -> tuple[dict[str, float], int, int]:
@@ -116,7 +116,7 @@ def evaluate(
     """
     missing = len(source.annotations.items) - len(source)
     out = {"no regions": missing} if missing else {}
-    if benchmark.measure is None:
+    if benchmark.ranks:
         numbers, count, long = ranked(tuned, source, most, how)
         pictures = len({source.kept[i][1][0] for i in range(min(len(source), most or len(source)))})
         out |= {"too long": long} if long else {}
@@ -128,19 +128,22 @@ def evaluate(
     if train is not None and source.annotations.gold:
         blind = score(benchmark, source, blind_guess(train, source))[benchmark.main]
     chance = chance_of(benchmark, source) if source.annotations.gold else None
-    return Measured(benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind), predictions
+    return Measured(
+        benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind
+    ), predictions
 
 
 def chance_of(benchmark: Benchmark, source: Annotated) -> float | None:
     """The benchmark's own chance, or, where regions are chosen, the share of right regions, averaged over items."""
     if benchmark.chance is not None:
         return benchmark.chance(source.annotations)
-    if not benchmark.regions:
+    if benchmark.measure_regions is None:
         return None
     rng = np.random.default_rng(0)
     samples = [source[i] for i in range(len(source))]
     draws = [
-        {x.key: rng.random((max(len(x.meant), 1), max(len(x.pictures[0].boxes), 1))) for x in samples} for _ in range(20)
+        {x.key: rng.random((max(len(x.meant), 1), max(len(x.pictures[0].boxes), 1))) for x in samples}
+        for _ in range(20)
     ]
     flat = benchmark.name != "entities"
     given = [{key: y[0] if flat else y for key, y in x.items()} for x in draws]
@@ -193,7 +196,7 @@ class _Bayes:
             self.seen.add(word)
 
     def odds(self, text: str, label: str) -> float:
-        """log P(label, text), up to a constant."""
+        """Log P(label, text), up to a constant."""
         counts, whole = self.words[label], self.totals[label] + 0.1 * len(self.seen)
         return float(
             np.log(self.labels[label] + 0.1)
@@ -219,4 +222,3 @@ def _by_place(train: Annotated, source: Annotated) -> dict[str, Array]:
         several = source.annotations.benchmark == "entities"
         found[sample.key] = np.tile(prior, (len(sample.meant), 1)) if several else prior
     return found
-

@@ -100,11 +100,11 @@ def answer_of(sample: Sample) -> str:
 
 def overlaps(boxes: Array, gold: Array) -> Array:
     """(R) float32: how much each of (R, 4) boxes overlaps the one of (G, 4) that it fits best."""
-    both = (torch.from_numpy(np.array(x, np.float64).reshape(-1, 4)) for x in (boxes, gold))
-    found: Array = iou(*both).amax(1).numpy().astype(np.float32)
+    mine, theirs = (torch.from_numpy(np.array(x, np.float64).reshape(-1, 4)) for x in (boxes, gold))
+    found: Array = iou(mine, theirs).amax(1).numpy().astype(np.float32)
     return found
 
 
 def split(rows: Tensor, packing: Packing) -> list[Tensor]:
     """Rows of a packed stream, document by document."""
-    return list(rows.split(packing.cu_seqlens.diff().tolist()))
+    return list(torch.split(rows, packing.cu_seqlens.diff().tolist()))

@@ -72,7 +72,7 @@ class Grounding:
         """(M, L) of each document, a row a phrase; past its last region -10,000."""
         assert batch.text is not None
         documents = batch.text.packing.doc[batch.picks("ground").rows]
-        return list(scores.float().split(torch.bincount(documents, minlength=len(batch.keys)).tolist()))
+        return list(torch.split(scores.float(), torch.bincount(documents, minlength=len(batch.keys)).tolist()))
 
     def head(self, config: HeadConfig) -> nn.Module:
         """See `PhraseToRegion`."""

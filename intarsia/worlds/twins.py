@@ -185,7 +185,9 @@ def _genome(folder: Path, parts: list[Scenes]) -> dict[str, int]:
         pairs = []
         for _, sample in _asked(scenes, index):
             number += 1
-            pairs.append({"qa_id": number, "question": sample.texts[0], "answer": f"{sample.answers[0][0].capitalize()}."})
+            pairs.append(
+                {"qa_id": number, "question": sample.texts[0], "answer": f"{sample.answers[0][0].capitalize()}."}
+            )
         rows.append({"id": index, "qas": pairs})
     _json(folder / "question_answers.json", rows)
     return {f"{index}.jpg": index for scenes in parts for index in scenes.numbers}
@@ -409,7 +411,8 @@ def _karpathy(name: str) -> Writer:
                 file = f"COCO_val2014_{index:012d}.jpg" if coco else f"{index}.jpg"
                 names[file] = index
                 sentences = [
-                    {"raw": x, "tokens": x.split(), "imgid": index, "sentid": 10 * index + i} for i, x in enumerate(said)
+                    {"raw": x, "tokens": x.split(), "imgid": index, "sentid": 10 * index + i}
+                    for i, x in enumerate(said)
                 ]
                 about = {"filepath": "val2014", "cocoid": index} if coco else {}
                 ids = [x["sentid"] for x in sentences]

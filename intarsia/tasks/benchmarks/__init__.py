@@ -25,7 +25,17 @@ from intarsia.tasks.benchmarks import (
 from intarsia.tasks.benchmarks.items import Annotated, Annotations, Item, Pictures
 from intarsia.tasks.benchmarks.table import Benchmark, Predictions
 
-__all__ = ["BENCHMARKS", "Annotated", "Annotations", "Benchmark", "Item", "Pictures", "Predictions", "benchmark_of", "find"]
+__all__ = [
+    "BENCHMARKS",
+    "Annotated",
+    "Annotations",
+    "Benchmark",
+    "Item",
+    "Pictures",
+    "Predictions",
+    "benchmark_of",
+    "find",
+]
 
 _CAPTIONS = "image R@1"
 _VCR = tuple(vcr.SPLITS)
@@ -34,9 +44,27 @@ BENCHMARKS = {
     x.name: x
     for x in (
         Benchmark(
-            "vqa", "VQA v2", tuple(vqa.SPLITS), vqa.read, "accuracy", vqa.measure, vqa.labels, vqa.chance, vqa.submit
+            "vqa",
+            "VQA v2",
+            tuple(vqa.SPLITS),
+            vqa.read,
+            "accuracy",
+            vqa.measure,
+            labels=vqa.labels,
+            chance=vqa.chance,
+            submit=vqa.submit,
         ),
-        Benchmark("gqa", "GQA", tuple(gqa.SPLITS), gqa.read, "accuracy", gqa.measure, gqa.labels, gqa.chance, gqa.submit),
+        Benchmark(
+            "gqa",
+            "GQA",
+            tuple(gqa.SPLITS),
+            gqa.read,
+            "accuracy",
+            gqa.measure,
+            labels=gqa.labels,
+            chance=gqa.chance,
+            submit=gqa.submit,
+        ),
         Benchmark(
             "genome-qa",
             "Visual Genome questions",
@@ -44,8 +72,8 @@ BENCHMARKS = {
             genome.read,
             "accuracy",
             genome.measure,
-            genome.labels,
-            genome.chance,
+            labels=genome.labels,
+            chance=genome.chance,
         ),
         Benchmark(
             "nlvr2",
@@ -64,11 +92,13 @@ BENCHMARKS = {
         Benchmark("vcr-answers", "VCR Q->A", _VCR, vcr.answers, "Q->A", vcr.measure, chance=vcr.chance),
         Benchmark("vcr-rationales", "VCR QA->R", _VCR, vcr.rationales, "QA->R", vcr.measure, chance=vcr.chance),
         *(
-            Benchmark(name, title, refer.SPLITS[name][1], refer.READERS[name], "accuracy", refer.measure, regions=True)
+            Benchmark(
+                name, title, refer.SPLITS[name][1], refer.READERS[name], "accuracy", measure_regions=refer.measure
+            )
             for name, title in (("refcoco", "RefCOCO"), ("refcoco+", "RefCOCO+"), ("refcocog", "RefCOCOg"))
         ),
         Benchmark(
-            "entities", "Flickr30k Entities", entities.SPLITS, entities.read, "R@1", entities.measure, regions=True
+            "entities", "Flickr30k Entities", entities.SPLITS, entities.read, "R@1", measure_regions=entities.measure
         ),
         Benchmark(
             "visual7w",
@@ -76,9 +106,8 @@ BENCHMARKS = {
             visual7w.SPLITS,
             visual7w.read,
             "accuracy",
-            visual7w.measure,
+            measure_regions=visual7w.measure,
             chance=visual7w.chance,
-            regions=True,
         ),
         Benchmark(
             "guesswhat",
@@ -86,9 +115,8 @@ BENCHMARKS = {
             ("train", "val", "test"),
             guesswhat.read,
             "accuracy",
-            guesswhat.measure,
+            measure_regions=guesswhat.measure,
             chance=guesswhat.chance,
-            regions=True,
         ),
         *(
             Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS)

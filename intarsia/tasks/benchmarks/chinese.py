@@ -29,7 +29,9 @@ def _captions(name: str, split: str, said: dict[str, list[str]]) -> Annotations:
 
 def coco_cn(root: Path, split: str) -> Annotations:
     """`coco-cn_SPLIT.txt` with picture ids and `imageid.human-written-caption.txt`, `ID#number TAB sentence`."""
-    ids = set(_lines(find_file(root, f"coco-cn_{of_split({x: x for x in ('train', 'val', 'test')}, split, 'coco-cn')}.txt")))
+    ids = set(
+        _lines(find_file(root, f"coco-cn_{of_split({x: x for x in ('train', 'val', 'test')}, split, 'coco-cn')}.txt"))
+    )
     path = find_file(root, "imageid.human-written-caption.txt")
     said: dict[str, list[str]] = {}
     for number, line in enumerate(_lines(path), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def read(root: Path, split: str) -> Annotations:
             if not asked:
                 continue
             phrases = tuple(Phrase(*_span(sentence.text, x), about.boxes[x.chain]) for x in asked)
-            items.append(Item(key, (sentence.text,), (f"{name}.jpg",), phrases=phrases, size=(about.width, about.height)))
+            items.append(
+                Item(key, (sentence.text,), (f"{name}.jpg",), phrases=phrases, size=(about.width, about.height))
+            )
             gold[key] = entities.questions(sentence, about)
     return Annotations("entities", split, tuple(items), gold)
 
@@ -40,7 +43,7 @@ def _span(text: str, phrase: entities.Phrase) -> tuple[int, int]:
     return start, start + len(phrase.words)
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: dict[str, Array]) -> dict[str, float]:
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
     """Recall at 1, 5, 10, any box of a chain; and that of all regions, the best any order could reach.
 
     Args:

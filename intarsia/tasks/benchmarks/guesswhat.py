@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def read(root: Path, split: str) -> Annotations:
     return Annotations("guesswhat", split, tuple(items), gold)
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: dict[str, Array]) -> dict[str, float]:
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
     """Accuracy of the object whose region scores best; regions as for Visual7W."""
     right = []
     for key, scores in predictions.items():

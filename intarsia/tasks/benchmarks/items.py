@@ -213,7 +213,9 @@ class Annotated:
                 self.kept.append((item, [x for x in places if x is not None]))
         if not self.kept:
             some = ", ".join(list(self.missing)[:3])
-            raise BadInput(f"{annotations.benchmark}: none of its {len(self.missing)} pictures has regions ({some}, ..)")
+            raise BadInput(
+                f"{annotations.benchmark}: none of its {len(self.missing)} pictures has regions ({some}, ..)"
+            )
 
     @property
     def told(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[int, int]]]:
 READERS = {name: partial(_read, name) for name in SPLITS}
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: dict[str, Array]) -> dict[str, float]:
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
     """Accuracy: the best region overlaps the gold box by half or more; and the best that these regions allow.
 
     Args:
@@ -73,7 +74,10 @@ def measure(annotations: Annotations, predictions: Predictions, regions: dict[st
     keys = list(predictions)
     gold = np.array([annotations.gold[key] for key in keys])
     best: list[Any] = [
-        regions[key][int(np.argmax(predictions[key][: len(regions[key])]))] if len(regions[key]) else None for key in keys
+        regions[key][int(np.argmax(predictions[key][: len(regions[key])]))] if len(regions[key]) else None
+        for key in keys
     ]
-    reach = [bool(overlap.is_right(overlap.iou(regions[key], box[None])).any()) for key, box in zip(keys, gold, strict=True)]
+    reach = [
+        bool(overlap.is_right(overlap.iou(regions[key], box[None])).any()) for key, box in zip(keys, gold, strict=True)
+    ]
     return {"accuracy": overlap.refer(best, gold), "reachable": float(np.mean(reach))}

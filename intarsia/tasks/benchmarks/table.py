@@ -29,15 +29,20 @@ class Benchmark:
     main: str
     """The number that papers give."""
     measure: Callable[[Annotations, Predictions], dict[str, float]] | None = None
-    """The official numbers, fractions; None = pairs that are ranked both ways."""
+    """The official numbers, fractions."""
+    measure_regions: Callable[[Annotations, Predictions, Mapping[str, Array]], dict[str, float]] | None = None
+    """The same where predictions are scores of regions: by item, (R, 4) boxes in pixels. Neither = pairs that are ranked both ways."""
     labels: Callable[[Path], tuple[str, ...]] | None = None
     """The list of answers of the training files."""
     chance: Callable[[Annotations], float] | None = None
     """Expected `main` of a guess."""
     submit: Callable[[Path, Annotations, Predictions], None] | None = None
     """Writes the server's file."""
-    regions: bool = False
-    """Predictions are scores of regions, which the metric needs the boxes of."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether texts and pictures are ranked by each other, instead of an item at a time."""
+        return self.measure is None and self.measure_regions is None
 
 
 def chosen(annotations: Annotations, predictions: Predictions) -> dict[str, str]:

@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Box, Item, Mention, at, find_file, of_split, read_json, read_lines
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Box,
+    Item,
+    Mention,
+    at,
+    find_file,
+    of_split,
+    read_json,
+    read_lines,
+)
 from intarsia.tasks.benchmarks.table import Predictions
-from intarsia.tasks.metrics import choices
+from intarsia.tasks.metrics import choices, submissions
 
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 NAMES = (
@@ -122,7 +132,7 @@ def measure(annotations: Annotations, predictions: Predictions) -> dict[str, flo
     if keys := [x for x in asked["qa"] if x in set(asked["qar"])]:
         labels = np.array([annotations.gold[x] for x in keys], np.int64)
         given = [np.stack([predictions[f"{x}/{part}"] for x in keys]) for part in ("qa", "qar")]
-        found["Q->AR"] = choices.vcr(*given, labels[:, 0], labels[:, 1]).joint
+        found["Q->AR"] = choices.vcr(given[0], given[1], labels[:, 0], labels[:, 1]).joint
     return found
 
 
@@ -133,12 +143,12 @@ def chance(annotations: Annotations) -> float:
 
 def submit(path: Path, annotations: Annotations, predictions: Predictions) -> None:
     """The server's file, from the test with both questions."""
-    from intarsia.tasks.metrics import submissions
-
     keys = list(dict.fromkeys(x.key.rsplit("/", 1)[0] for x in annotations.items))
     lacking = next((x for key in keys for x in _names(key) if x not in predictions), None)
     if lacking:
-        raise BadInput(f"{path}: the server wants answers and rationales beside every answer; {lacking} has no prediction")
+        raise BadInput(
+            f"{path}: the server wants answers and rationales beside every answer; {lacking} has no prediction"
+        )
     first = {key: _shares(predictions[f"{key}/qa"]) for key in keys}
     second = {key: np.stack([_shares(predictions[x]) for x in _names(key)[1:]]) for key in keys}
     submissions.write_vcr(path, first, second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read(root: Path, split: str) -> Annotations:
     return Annotations("visual7w", split, tuple(items), gold)
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: dict[str, Array]) -> dict[str, float]:
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
     """Accuracy of the box whose region scores best.
 
     Args:

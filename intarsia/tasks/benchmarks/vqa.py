@@ -33,7 +33,9 @@ def read(root: Path, split: str) -> Annotations:
         if known and key not in known:
             raise BadInput(f"{path}: question {key} has no annotation")
         shares = tuple(vqa.soft_targets(known[key].answers).items()) if known else ()
-        items.append(Item(key, (str(at(entry, "question", str(path))),), (f"COCO_{pictures}_{image:012d}.jpg",), shares))
+        items.append(
+            Item(key, (str(at(entry, "question", str(path))),), (f"COCO_{pictures}_{image:012d}.jpg",), shares)
+        )
     return Annotations("vqa", split, tuple(items), known)
 
 
@@ -44,12 +46,10 @@ def labels(root: Path, at_least: int = 9) -> tuple[str, ...]:
     """
     said = []
     for split in ("train", "val"):
-        try:
-            path = find_file(root, f"v2_mscoco_{SPLITS[split]}_annotations.json", f"mscoco_{SPLITS[split]}_annotations.json")
-        except BadInput:
-            if split == "train":
-                raise
+        names = (f"v2_mscoco_{SPLITS[split]}_annotations.json", f"mscoco_{SPLITS[split]}_annotations.json")
+        if split == "val" and not any(any(root.rglob(x)) for x in names):
             continue
+        path = find_file(root, *names)
         entries = at(read_json(path), "annotations", str(path))
         said += [str(at(x, "multiple_choice_answer", str(path))) for x in entries]
     return tuple(vqa.vocabulary(said, at_least))

@@ -1,0 +1,65 @@
+"""Every task of every paper, fine-tuned for two steps on the twin of its benchmark, by the path of the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from intarsia import tuning_runs
+from intarsia.systems import SYSTEMS, find
+from intarsia.tasks.benchmarks import benchmark_of
+from intarsia.train.loop import Pace
+from intarsia.worlds.twins import write_twin
+
+PAIRS = [(name, task) for name in SYSTEMS if "regions" in find(name).needs for task in find(name).finetune]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("twins")
+
+
+@cache
+def twin(root: Path, benchmark: str) -> Path:
+    write_twin(benchmark, root / benchmark, 8, 4, level=0)
+    return root / benchmark
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_a_pair_is_tuned_and_scored(name: str, task: str, twins: Path, tmp_path: Path) -> None:
+    described = find(name).finetune[task]
+    benchmark = benchmark_of(task, find(name).finetune)
+    data = twin(twins, benchmark.name)
+    regions = str(data / "regions")
+    table = tmp_path / "answers.txt"
+    table.write_text("\n".join(["", "yes", "no", *"0123456", "red", "green", "circle", "star"]))
+    labels = tuning_runs.answer_list(benchmark, described, data, table)
+    source = tuning_runs.open_items(benchmark, data, regions, benchmark.splits[0], labels)
+    tuned, recipe = tuning_runs.begin(name, task, "base", None, None, source, labels, tiny=True)
+    recipe = replace(
+        recipe,
+        schedule=replace(recipe.schedule, steps=2, warmup=0),
+        batching=replace(recipe.batching, rows=1500, samples=3, accumulate=1),
+    )
+    before = {key: x.clone() for key, x in tuned.head.state_dict().items()}
+    about = tuning_runs.About(name, task, "base", benchmark.name, str(data), regions, "", labels)
+    run = tmp_path / "run"
+    outcome = tuning_runs.finetune(
+        about, tuned, recipe, source, run, device="cpu", pace=Pace(log_every=1, tensorboard=False)
+    )
+    assert outcome.finished
+    losses = [json.loads(x)["loss"][task] for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(math.isfinite(x) for x in losses)
+    assert any(not torch.equal(x, before[key]) for key, x in tuned.head.state_dict().items()), "the head did not learn"
+    found, predictions, _ = tuning_runs.measure(run)
+    assert benchmark.main in found.numbers
+    assert found.items > 0
+    assert all(x == x for x in found.numbers.values())
+    assert bool(predictions) == (not benchmark.ranks)
