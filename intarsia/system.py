@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.batch import Batch, Encoded, Example, Images, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import SGD, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
@@ -187,8 +187,8 @@ class Crossing(Protocol):
     def encode_text(self, text: Text) -> Tensor:
         """(T, H) the words of each document, before they meet a picture."""
 
-    def encode_visual(self, regions: Regions) -> Tensor:
-        """(R, H') the regions of each document, before they meet a text."""
+    def encode_visual(self, regions: Regions, images: Images | None = None) -> Tensor:
+        """(R, H') the regions of each document, before they meet a text; `images` are the pixels that they are read off, where they have no features."""
 
     def cross(
         self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
@@ -255,6 +255,14 @@ class Task(Protocol):
         """A scalar."""
 
 
+@runtime_checkable
+class Regularised(Protocol):
+    """A task with a second loss, on other outputs than its scores read."""
+
+    def beside(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """A scalar, added to the task's loss in training."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """One published fine-tuning run of one size."""
@@ -264,6 +272,8 @@ class Tuning:
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
+    sgd: SGD | None = None
+    """A second optimizer, where the paper has one."""
     samples: int = 0
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     note: str = ""
@@ -282,6 +292,10 @@ class Finetune:
     """Pre-training heads that the authors' fine-tuned weights still hold."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that differ from pre-training."""
+    frozen: tuple[str, ...] = ()
+    """Parameters of the system whose names begin so do not train."""
+    fresh: tuple[str, ...] = ()
+    """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
@@ -315,8 +329,10 @@ class FineTuned(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The task's loss, a scalar, and its logits."""
-        scores = self.scores(batch)
-        return self.finetune.task.loss(scores, batch), scores
+        task, encoded = self.finetune.task, self.system.encode(batch)
+        scores = task.score(self.head, encoded, batch)
+        loss = task.loss(scores, batch)
+        return loss + task.beside(self.head, encoded, batch) if isinstance(task, Regularised) else loss, scores
 
 
 def begin(system: System, finetune: Finetune) -> FineTuned:
@@ -333,8 +349,10 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         changes[name] = getattr(config, name) + len(rows)
     tuned = FineTuned(type(system)(replace(config, **changes), system.vocab), finetune)
     kept = tuned.system.state_dict()
-    added = tuple(key for key in kept if key not in state)  # what the task's config has and pre-training's has not
-    fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name, added)
+    known = {key: value for key, value in state.items() if key in kept}
+    fill(tuned.system, known, system.card.name, finetune.fresh)
+    for name, parameter in tuned.system.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not name.startswith(finetune.frozen or ("\0",)))
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])

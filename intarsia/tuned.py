@@ -12,7 +12,7 @@ from torch import Tensor
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.recipe import Mix, Recipe
-from intarsia.system import Finetune, FineTuned, System, Tuning, begin
+from intarsia.system import Finetune, FineTuned, Regularised, System, Tuning, begin
 from intarsia.tasks.retrieval import Ranked
 from intarsia.text import Vocab
 
@@ -107,7 +107,10 @@ class Tuned(System):
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The task's loss, under its name."""
-        return {self.name: self.task.loss(self.task.score(self.head, encoded, batch), batch)}
+        found = {self.name: self.task.loss(self.task.score(self.head, encoded, batch), batch)}
+        if isinstance(self.task, Regularised):
+            found["beside"] = self.task.beside(self.head, encoded, batch)
+        return found
 
     def predict(self, batch: Batch) -> list[Tensor]:
         """For each sample of the batch, in order, what its choices score; see `Task.predict`."""
@@ -171,6 +174,7 @@ def recipe_of(config: Any, name: str, tuning: Tuning) -> Recipe[Any]:
         config=config,
         mix=Mix(share={name: 1.0}),
         optim=tuning.optim,
+        sgd=tuning.sgd,
         schedule=tuning.schedule,
         batching=batching,
         note=tuning.note,

@@ -13,11 +13,12 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Link, Sample
+from intarsia.batch import Batch, Encoded, Example, Link, Pick, Sample
+from intarsia.errors import BadInput
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
-from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, with_target
+from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, two_linear, with_target
 
 
 def joined(sample: Sample) -> Sample:
@@ -115,6 +116,47 @@ class VCREach(VCROneOf):
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean binary cross entropy over choices."""
         return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("vcr").float())
+
+
+@dataclass(frozen=True)
+class VCRAndObjects(VCREach):
+    """And each region's output names its object. Batch.targets["objects"]: Picks of region rows with labels (M) int64, background for the whole picture.
+
+    Source: VL-BERT, sec. 4.2, and its code, vcr/modules/resnet_vlbert_for_vcr.py.
+    """
+
+    classes: int = 81
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With the class of every region as its detector says, where it says none background."""
+        found = super().documents(lay, sample, rng, draw)
+        for example in found:
+            assert example.regions is not None, "names objects by their regions"
+            labels = example.regions.labels
+            kinds = np.zeros(len(example.regions), np.int64) if labels is None else np.array(labels, np.int64)
+            if kinds.max(initial=0) >= self.classes:
+                raise BadInput(f"sample {sample.key}: region of class {kinds.max()}, the head knows {self.classes}")
+            example.targets["objects"] = Pick("regions", np.arange(len(kinds)), kinds)
+        return found
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One number from the pooled vector; two layers from each region to its class."""
+        objects = two_linear(config, self.classes)
+        initialise(objects, config.initializer_range)
+        return nn.ModuleDict({"choice": super().head(config), "objects": objects})
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B) logits."""
+        return super().score(head.get_submodule("choice"), encoded, batch)
+
+    def beside(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """Mean cross entropy of the objects' classes."""
+        picks = batch.picks("objects")
+        assert encoded.visual is not None, "names objects by their regions"
+        logits = head.get_submodule("objects")(encoded.visual.index_select(0, picks.rows))
+        return F.cross_entropy(logits.float(), picks.labels)
 
 
 @dataclass(frozen=True)
