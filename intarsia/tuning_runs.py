@@ -13,12 +13,11 @@ import torch
 
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
-from intarsia.data.source import Provenance
+from intarsia.data.source import Provenance, must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, evaluate
 from intarsia.evaluate.running import FP32, Inference, plain
-from intarsia.evaluation_runs import _same_features
-from intarsia.model import read_ours, read_recipe
+from intarsia.model import read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
@@ -194,7 +193,7 @@ def _pretrained(
 
         model = open_model(name, weights=weights)
         if "regions" in cls.needs and model.provenance is not None:
-            _same_features(source.annotations.benchmark, source.provenance, model.provenance)
+            must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
         return model.system.cpu()
     if vocab is None:
         raise BadInput(f"{weights}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
@@ -294,6 +293,8 @@ def measure(
     where, shown = data or Path(about.data), regions or about.regions
     part = split or benchmark.splits[min(1, len(benchmark.splits) - 1)]
     source = open_items(benchmark, where, shown, part, about.labels)
+    if "regions" in tuned.system.needs and (run / "provenance.json").is_file():
+        must_be_alike(shown, source.provenance, read_provenance(run))
     train = open_items(benchmark, where, shown, benchmark.splits[0], about.labels) if blind else None
     found, predictions = evaluate(tuned, benchmark, source, train, most, how)
     return found, predictions, source

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from intarsia import tuning_runs
+from intarsia.studies.pairs import PUBLISHED, table
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import benchmark_of
 from intarsia.train.loop import Pace
 from intarsia.worlds.twins import write_twin
 
-PAIRS = [(name, task) for name in SYSTEMS if "regions" in find(name).needs for task in find(name).finetune]
+PAIRS = [(name, task) for name in SYSTEMS for task in find(name).finetune]
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,17 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def twin(root: Path, benchmark: str) -> Path:
-    write_twin(benchmark, root / benchmark, 8, 4, level=0)
-    return root / benchmark
+def twin(root: Path, benchmark: str, pixels: bool) -> Path:
+    folder = root / f"{benchmark}-{pixels}"
+    write_twin(benchmark, folder, 8, 4, level=int(pixels), pictures=pixels)
+    return folder
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_a_pair_is_tuned_and_scored(name: str, task: str, twins: Path, tmp_path: Path) -> None:
     described = find(name).finetune[task]
     benchmark = benchmark_of(task, find(name).finetune)
-    data = twin(twins, benchmark.name)
+    data = twin(twins, benchmark.name, "images" in find(name).needs)
     regions = str(data / "regions")
     table = tmp_path / "answers.txt"
     table.write_text("\n".join(["", "yes", "no", *"0123456", "red", "green", "circle", "star"]))
@@ -63,3 +65,9 @@ def test_a_pair_is_tuned_and_scored(name: str, task: str, twins: Path, tmp_path:
     assert found.items > 0
     assert all(x == x for x in found.numbers.values())
     assert bool(predictions) == (not benchmark.ranks)
+
+
+def test_the_page_lists_every_pair() -> None:
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
+    assert table() in page, "run python -m intarsia.studies.pairs docs/tasks.md"
+    assert set(PUBLISHED) <= set(PAIRS)
