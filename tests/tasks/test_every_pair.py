@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,9 @@ from intarsia import tuning_runs
 from intarsia.studies.pairs import PUBLISHED, table
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import benchmark_of
+from intarsia.tasks.benchmarks import find as find_benchmark
 from intarsia.train.loop import Pace
+from intarsia.train.parallel import weightless
 from intarsia.worlds.twins import write_twin
 
 PAIRS = [(name, task) for name in SYSTEMS for task in find(name).finetune]
@@ -71,3 +75,14 @@ def test_the_page_lists_every_pair() -> None:
     page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
     assert table() in page, "run python -m intarsia.studies.pairs docs/tasks.md"
     assert set(PUBLISHED) <= set(PAIRS)
+
+
+def test_what_a_worker_gets_knows_the_answers(twins: Path) -> None:
+    """Heads shared by tasks are made by functions that do not pickle; a worker finds them again by name."""
+    data, labels = twin(twins, "vqa", False), ("", "red", "yes")
+    source = tuning_runs.open_items(find_benchmark("vqa"), data, str(data / "regions"), "train", labels)
+    tuned, _ = tuning_runs.begin("vilbert", "vqa", "base", None, None, source, labels, tiny=True)
+    sent, items = pickle.loads(pickle.dumps((weightless(tuned), source)))
+    number = next(i for i in range(len(items)) if ("yes", 1.0) in items[i].answers)
+    (example,) = sent.documents(items[number], "vqa", np.random.default_rng(0), lambda: items[0])
+    assert np.flatnonzero(example.targets["vqa"]).tolist() == [2]
