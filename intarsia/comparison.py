@@ -182,7 +182,7 @@ def page(plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
     order = sorted(scores, key=lambda x: -float(np.mean(scores[x])))
     budget = plan.budget
     lines = [
-        f"{benchmark.title}, {benchmark.main} in percent on {first['items']} items of {first['split']}; {plan.seeds} seeds, {budget.steps} steps of "
+        f"{benchmark.title}, {benchmark.main} in percent on {first['items']} items of {first['split']}; {plan.seeds} seed{'s' * (plan.seeds > 1)}, {budget.steps} steps of "
         f"{budget.rows} rows, lr {budget.lr:g}, begun from {plan.weights or 'random weights'}. {levels}.",
         "",
         "| system | task | parameters | mean and 95 % interval | seeds |",
