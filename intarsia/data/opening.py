@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.corpus import CorpusSource
+from intarsia.data.formats.corpus_lines import recognise
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
@@ -16,7 +18,7 @@ from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
-ACCEPTED = f"a folder with {INDEX}, {LINES} or *.tar; a .jsonl file; a .tar file; or worlds:COUNT[:SEED]"
+ACCEPTED = f"a folder with {INDEX}, {LINES} or *.tar; a .jsonl file; a .tar file; a caption file of a known corpus; or worlds:COUNT[:SEED]"
 
 
 def open_source(spec: str | Path, split: str | None = None, on_error: OnError = "stop") -> Source:
@@ -24,7 +26,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
     Args:
         spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar`
-            file, "worlds:COUNT[:SEED]", generated worlds, or several of these with commas between.
+            file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated worlds, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -51,6 +53,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
     if not path.exists():
         raise BadInput(f"{spec}: no such file or folder; expected {ACCEPTED}")
+    if recognise(path) is not None:
+        return CorpusSource(path, split, on_error)
     if path.suffix == ".jsonl":
         return PairsFolder(path, split, on_error)
     if path.suffix == ".tar":
