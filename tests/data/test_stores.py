@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from intarsia.batch import Picture
+from intarsia.cli_data import data
 from intarsia.data import store_writers
 from intarsia.data.check import check, inspect
 from intarsia.data.convert import convert
@@ -570,15 +571,13 @@ def test_oscar_float16_and_odd_widths(tmp_path: Path) -> None:
     oscar(tmp_path)
     table = np.full((2, F + 6), 0.5)
     table[:, -6:-4] = 0
-    for dtype, wide in (("<f2", F + 6), ("<f4", F + 6)):
-        (tmp_path / "h.feature.tsv").write_text(
-            "9\t" + json.dumps({"num_boxes": 2, "features": b64(table[:, :wide], dtype)}) + "\n"
-        )
-        assert opened(tmp_path / "h.feature.tsv").picture(0).features.tolist() == [[0.5] * F] * 2
-    (tmp_path / "h.feature.tsv").write_text("9\t" + json.dumps({"num_boxes": 4, "features": b64(table, "<f4")}) + "\n")
-    (tmp_path / "h.feature.tsv").write_text("9\t" + json.dumps({"num_boxes": 3, "features": b64(table, "<f4")}) + "\n")
+    file = tmp_path / "h.feature.tsv"
+    for dtype in ("<f2", "<f4"):
+        file.write_text("9\t" + json.dumps({"num_boxes": 2, "features": b64(table, dtype)}) + "\n")
+        assert opened(file).picture(0).features.tolist() == [[0.5] * F] * 2
+    file.write_text("9\t" + json.dumps({"num_boxes": 3, "features": b64(table)}) + "\n")
     with pytest.raises(BadInput, match=r"picture 9: 112 bytes of features for 3 boxes; expected 14 numbers a box"):
-        opened(tmp_path / "h.feature.tsv").picture(0)
+        opened(file).picture(0)
 
 
 def test_one_clear_line_for_a_bad_sample(tmp_path: Path) -> None:
@@ -604,6 +603,16 @@ def test_conversion_asks_for_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "sizes.json").write_text(json.dumps({n: [W, H] for n in NAMES}))
     assert convert(path, tmp_path / "p.tsv", "butd", sizes=tmp_path / "sizes.json").written == 3
     expect(replace(opened(tmp_path / "p.tsv").picture(2)), 2, set())
+
+
+def test_convert_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(butd(tmp_path))
+    data(["convert", source, str(tmp_path / "v"), "--layout", "vilbert"])
+    assert "3 pictures written, 0 were there, 0 left out" in capsys.readouterr().out
+    expect(opened(tmp_path / "v").picture(0), 0, set())
+    with pytest.raises(BadInput, match="does not say what made its features"):
+        data(["convert", source, str(tmp_path / "s"), "--pairs", str(pairs(tmp_path))])
+    assert not (tmp_path / "s").exists()
 
 
 def test_names_of_one_picture() -> None:
