@@ -73,7 +73,7 @@ def convert(
         on_error: "stop" raises at the first picture that cannot be used; "skip" leaves it out.
 
     Raises:
-        BadInput: no such source or layout, the target is there or of another run, or a picture cannot be used.
+        BadInput: no such source or layout, the target is there or was begun with other pictures, or a picture cannot be used.
     """
     store = open_store(source, boxes=boxes, width=width)
     if store is None:
@@ -90,6 +90,9 @@ def convert(
     with _writer(target, layout) as writer:
         named = {f"{x}.npz": x for x in store.names} if layout.startswith("uniter") else {}
         before = {named.get(x, x) for x in writer.done}
+        strange = sorted(before - set(store.names))
+        if strange:
+            raise BadInput(f"{writer.partial}: begun with other pictures ({strange[0]}); remove it to start again")
         for picture in pictures.but(before):
             pictures.guarded(writer.add, picture)
         if not pictures.written and not before:

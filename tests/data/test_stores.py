@@ -468,6 +468,9 @@ def test_a_killed_conversion_goes_on(layout: str, tmp_path: Path, monkeypatch: p
         with open(partial, "ab") as handle:
             handle.write(b"COCO_half\t1")
     monkeypatch.setattr(kind, "add", add)
+    (tmp_path / "other.tsv").write_text(f"9\t{W}\t{H}\t1\t{b64([1, 1, 9, 9])}\t{b64(np.ones(F))}\n")
+    with pytest.raises(BadInput, match=r"begun with other pictures \(COCO_val2014_000000000042"):
+        convert(tmp_path / "other.tsv", target, layout)
     done = convert(source, target, layout)
     assert (done.written, done.before) == (1, 2)
     store = opened(target)
