@@ -1,4 +1,4 @@
-"""How fast training data is read, on one core: `python benchmarks/data.py` (needs lmdb, in the "bench" extra).
+"""How fast training data is read, on one core: `python benchmarks/data.py` (needs the "bench" extra).
 
 Features: 36 regions of 2048 numbers a picture, float16, rectified noise like real ones; from a warm page cache, in
 random order, into one packed batch of 64 pictures. Pictures: photo-like noise (spectrum 1/f), 640x480, JPEG quality
@@ -8,8 +8,11 @@ of processor time, the first round left out.
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,10 +29,16 @@ from PIL import Image
 
 from intarsia.batch import Example, Picture, RegionRows, pack
 from intarsia.data.decode import decode_image, resize_short
+from intarsia.data.formats.butd_tsv import ButdTsv, butd_line
+from intarsia.data.formats.npz import inflate
 from intarsia.data.formats.shards import ShardSource, ShardWriter
+from intarsia.data.formats.store import RegionStore, b64decode
+from intarsia.data.formats.uniter_lmdb import UniterLmdb
 from intarsia.data.source import Provenance
+from intarsia.data.store_writers import LmdbWriter
 
 PICTURES, REGIONS, WIDTH, BATCH = 448, 36, 2048, 64
+OTHERS = 96
 PHOTOS, HEIGHT, LENGTH, SIDE = 16, 480, 640, 384
 ROUNDS = 7
 
@@ -138,6 +147,67 @@ def features_table(root: Path) -> None:
     show(f"Pictures into packed batches of {BATCH} ({REGIONS} x {WIDTH} float16)", rates, theirs)
 
 
+def write_tsv(path: Path, pictures: Sequence[Picture]) -> None:
+    """The layout of bottom-up attention: base64 of float32, a picture a line."""
+    with open(path, "wb") as handle:
+        for picture in pictures:
+            handle.write(butd_line(picture))
+
+
+def layouts_table(root: Path) -> None:
+    """Other projects' layouts at random, read as their code reads them and by ours."""
+    pictures = make_pictures()[:OTHERS]
+    write_tsv(root / "butd.tsv", pictures)
+    for layout in ("uniter", "uniter-npz"):
+        with LmdbWriter(root / layout, layout) as writer:
+            for picture in pictures:
+                writer.add(picture)
+            writer.finish()
+    tsv, msgpack, npz = ButdTsv(root / "butd.tsv"), UniterLmdb(root / "uniter"), UniterLmdb(root / "uniter-npz")
+    order = np.random.default_rng(0).permutation(OTHERS).tolist()
+    csv.field_size_limit(sys.maxsize)
+    fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
+
+    def dict_reader() -> int:
+        done = 0
+        with open(root / "butd.tsv") as handle:
+            for row in csv.DictReader(handle, fields, delimiter="\t"):
+                count = int(row["num_boxes"])
+                boxes, features = (
+                    np.frombuffer(base64.b64decode(row[x]), np.float32).reshape(count, -1) for x in fields[4:]
+                )
+                done += len(boxes) == len(features)
+        return done
+
+    def numpy_load() -> int:
+        done = 0
+        for i in order:
+            with np.load(io.BytesIO(npz.file.get(npz.names[i].encode())), allow_pickle=False) as entry:
+                done += len(entry["features"]) == len(entry["norm_bb"]) == len(entry["conf"])
+        return done
+
+    def ours(store: RegionStore) -> Callable[[], int]:
+        return lambda: sum(len(store.picture(i).features) > 0 for i in order)
+
+    old, ours_tsv = "TSV in order: csv.DictReader, base64 (LXMERT)", "TSV at random: ButdTsv"
+    rates = measure({old: dict_reader, ours_tsv: ours(tsv)})
+    show(f"Bottom-up attention TSV, pictures of {REGIONS} x {WIDTH} float32", rates, old)
+    print(
+        f"bar: 6x; {'met' if rates[ours_tsv] >= 6 * rates[old] else 'NOT met'} ({'with' if fast(b64decode) else 'without'} pybase64)"
+    )
+    old, ours_npz = "compressed .npz: np.load (UNITER)", "compressed .npz: UniterLmdb"
+    rates = measure({old: numpy_load, ours_npz: ours(npz), "msgpack: UniterLmdb": ours(msgpack)})
+    show(f"UNITER LMDB at random, pictures of {REGIONS} x {WIDTH} float16", rates, old)
+    print(
+        f"bar: 2x; {'met' if rates[ours_npz] >= 2 * rates[old] else 'NOT met'} ({'with' if fast(inflate) else 'without'} isal)"
+    )
+
+
+def fast(function: Any) -> bool:
+    """Whether a function is of a faster package than Python's own."""
+    return str(function.__module__).startswith(("pybase64", "isal"))
+
+
 def photo(seed: int) -> Any:
     """A picture (480, 640, 3) uint8 with the spectrum of photographs."""
     rng = np.random.default_rng([seed, 0x0F])
@@ -185,4 +255,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         features_table(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        layouts_table(Path(folder))
     pixels_table()

@@ -43,6 +43,27 @@ class Check:
 
 
 @dataclass
+class Convert:
+    """Writes region features in another layout; goes on where a killed run stopped."""
+
+    source: tyro.conf.Positional[str]
+    """TSV, LMDB, HDF5, folder of .npz or .npy, VL-BERT's lines, or region shards."""
+    out: tyro.conf.Positional[Path]
+    layout: Literal["shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5"] = "shards"
+    extractor: str = ""
+    """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
+    pairs: str = ""
+    """Captions for shards: a data set that names the same pictures."""
+    sizes: Path | None = None
+    """JSON object {picture: [width, height]}, for sources without sizes (UNITER's)."""
+    boxes: Literal["xyxy", "xywh"] = "xyxy"
+    """Box convention, where the source's layout does not settle it (GQA's)."""
+    width: int = 2048
+    """Numbers a region, of Oscar's features without the geometry behind them."""
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass
 class Scenes:
     """Writes generated scenes as pictures and pairs.jsonl."""
 
@@ -68,11 +89,12 @@ class Emoji(Stamps):
 
 
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, scenes, films, stamps, emoji."""
+    """Data sets: fetch, inspect, check, convert, scenes, films, stamps, emoji."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
         "check": (Check, _check),
+        "convert": (Convert, _convert),
         "scenes": (Scenes, _scenes),
         "films": (Films, films),
         "stamps": (Stamps, _stamps),
@@ -105,6 +127,24 @@ def _check(options: Check) -> None:
     from intarsia.data.check import check
 
     for line in check(options.path, options.on_error).lines():
+        out.print(line, highlight=False)
+
+
+def _convert(options: Convert) -> None:
+    from intarsia.data.convert import convert
+
+    done = convert(
+        options.source,
+        options.out,
+        options.layout,
+        extractor=options.extractor,
+        pairs=options.pairs,
+        sizes=options.sizes,
+        boxes=options.boxes,
+        width=options.width,
+        on_error=options.on_error,
+    )
+    for line in done.lines_of_text():
         out.print(line, highlight=False)
 
 

@@ -18,8 +18,10 @@ from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import EXTRAS, check_shapes
 from intarsia.data.formats.shard_files import check_shard
 from intarsia.data.formats.shards import ShardSource, check_fractions
+from intarsia.data.formats.store import RegionStore
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance, Source
+from intarsia.data.stores import open_foreign
 from intarsia.errors import BadInput
 
 
@@ -82,6 +84,8 @@ class Report:
     """Bytes of the files at the path, by suffix."""
     first: tuple[str, ...] = ()
     """The first samples in words."""
+    unit: str = "pairs"
+    """What was looked at."""
 
     def lines(self) -> list[str]:
         """The report, a line a fact."""
@@ -91,7 +95,7 @@ class Report:
             "pairs": f"{self.samples:,}",
             "pictures": "not counted" if self.pictures is None else f"{self.pictures:,}",
             "splits (lines)": _counts(self.splits),
-            "looked at": f"{self.looked_at:,} of {self.samples:,} pairs",
+            "looked at": f"{self.looked_at:,} of {self.samples if self.unit == 'pairs' else self.pictures:,} {self.unit}",
             "words a caption": str(self.words),
             "languages": _counts(self.languages),
             "regions a picture": str(self.regions),
@@ -134,10 +138,12 @@ class Counts:
     """Pictures whose pixels were decoded."""
     problems: tuple[str, ...]
     """One line for every problem, naming file, sample and value."""
+    unit: str = "pairs"
+    """What samples are."""
 
     def lines(self) -> list[str]:
         """The counts and every problem."""
-        total = f"{self.spec}: {self.usable:,} of {self.samples:,} pairs can be used"
+        total = f"{self.spec}: {self.usable:,} of {self.samples:,} {self.unit} can be used"
         seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {len(self.problems):,} problems"
         return [total, seen, *self.problems]
 
@@ -155,6 +161,9 @@ def inspect(spec: str, limit: int = 1000) -> Report:
     Raises:
         BadInput: nothing there can be opened.
     """
+    store = open_foreign(spec)
+    if store is not None:
+        return _inspect_store(spec, store, limit)
     source = open_source(spec, on_error="skip")
     places = sorted({int(x) for x in np.linspace(0, len(source) - 1, min(limit, len(source)))}) if len(source) else []
     samples, unreadable = [], []
@@ -190,6 +199,41 @@ def inspect(spec: str, limit: int = 1000) -> Report:
         sizes=_sizes(Path(spec)),
         first=tuple(_in_words(x) for x in samples[:3]),
     )
+
+
+def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
+    places = sorted({int(x) for x in np.linspace(0, len(store) - 1, min(limit, len(store)))}) if len(store) else []
+    pictures, texts, unreadable = [], list[str](), []
+    for place in places:
+        try:
+            pictures.append(store.picture(place))
+            texts += store.captions(place)
+        except BadInput as error:
+            unreadable.append(str(error))
+    return Report(
+        spec=str(spec),
+        kind=f"{type(store).__name__}: {store.kind}",
+        samples=0,
+        pictures=len(store),
+        looked_at=len(places),
+        words=Spread.of([_length(text) for text in texts]),
+        regions=Spread.of([len(x.boxes) for x in pictures]),
+        languages={},
+        widths=dict(Counter(x.features.shape[1] for x in pictures)),
+        with_pixels=0,
+        links=0,
+        provenance=None,
+        skipped=tuple(unreadable),
+        sizes=_sizes(Path(spec)),
+        first=tuple(_picture_in_words(x) for x in pictures[:3]),
+        unit="pictures",
+    )
+
+
+def _picture_in_words(picture: Picture) -> str:
+    has = ", ".join(x for x in EXTRAS if getattr(picture, x) is not None) or "nothing else"
+    size = f"{picture.width}x{picture.height}" if picture.width else "size not said"
+    return f"{picture.name} {size}, {len(picture.boxes)} regions of {picture.features.dtype}, and {has}"
 
 
 def _length(text: str) -> int:
@@ -320,14 +364,26 @@ def check(spec: str, on_error: OnError = "stop") -> Counts:
     Raises:
         BadInput: the first problem ("stop"), or nothing there can be opened.
     """
-    source = open_source(spec, on_error=on_error)
     findings = _Findings(on_error)
+    store = open_foreign(spec)
+    if store is not None:
+        usable = sum(_check_stored(store, number, findings) for number in range(len(store)))
+        return Counts(str(spec), len(store), usable, len(store), findings.decoded, tuple(findings.problems), "pictures")
+    source = open_source(spec, on_error=on_error)
     if isinstance(source, LineSource):
         findings.problems.extend(source.skipped)
         usable = _check_lines(source, findings)
     else:
         usable = _check_samples(source, findings)
     return Counts(str(spec), len(source), usable, len(findings.seen), findings.decoded, tuple(findings.problems))
+
+
+def _check_stored(store: RegionStore, number: int, findings: _Findings) -> bool:
+    def look() -> None:
+        findings.look_at(store.picture(number), store.where(number))
+        store.captions(number)
+
+    return findings.holds(look)
 
 
 def _check_lines(source: LineSource, findings: _Findings) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.corpus import CorpusSource
+from intarsia.data.formats.corpus_lines import recognise
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
@@ -21,7 +23,7 @@ from intarsia.errors import BadInput
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; "
+    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; a caption file of a known corpus; "
     "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
 )
 
@@ -31,7 +33,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
     Args:
         spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
-            or `.tar` file, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
+            or `.tar` file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
             "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
@@ -67,6 +69,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
     if not path.exists():
         raise BadInput(f"{spec}: no such file or folder; expected {ACCEPTED}")
+    if recognise(path) is not None:
+        return CorpusSource(path, split, on_error)
     if path.suffix == ".jsonl":
         return PairsFolder(path, split, on_error)
     if path.suffix == ".tar":

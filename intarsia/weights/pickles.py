@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -44,18 +45,64 @@ def read_pickle(path: Path | str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
+    with path.open("rb") as file:
+        return _load(file, str(path))
+
+
+def loads_pickle(data: bytes, where: str) -> Any:
+    """What the bytes of a pickle hold, as `read_pickle`.
+
+    Args:
+        data: the pickle.
+        where: names it in errors.
+
+    Raises:
+        BadInput: as `read_pickle`.
+    """
+    return _load(io.BytesIO(data), where)
+
+
+def read_object_npy(path: Path | str) -> Any:
+    """What the one object of an .npy file of objects is (such files wrap a pickle), or the array of one of numbers.
+
+    Raises:
+        BadInput: no such file, no .npy, or as `read_pickle`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            content = _Plain(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"{path}: refused: {error}; only numbers, names and arrays are read") from None
-    except Exception as error:  # a damaged pickle raises anything
-        raise BadInput(f"{path}: not a whole pickle: {type(error).__name__}: {str(error)[:100]}") from None
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            _, _, kind = read(file)
+            rest = file.read() if kind.hasobject else b""
+        if not kind.hasobject:
+            return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path}: not a whole .npy file: {str(error)[:100]}") from None
+    # the wrapped array of objects itself is looked into, its members must be plain
+    content = _load(io.BytesIO(rest), str(path), wrapped=True)
+    content = content.tolist()
     _no_objects(content, path)
     return content
 
 
-def _no_objects(content: Any, path: Path) -> None:
+def _load(file: BinaryIO, where: str, wrapped: bool = False) -> Any:
+    try:
+        content = _Plain(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise BadInput(f"{where}: refused: {error}; only numbers, names and arrays are read") from None
+    except Exception as error:  # a damaged pickle raises anything
+        raise BadInput(f"{where}: not a whole pickle: {type(error).__name__}: {str(error)[:100]}") from None
+    if not wrapped:
+        _no_objects(content, where)
+    elif not isinstance(content, np.ndarray):
+        raise BadInput(f"{where}: holds a {type(content).__name__}, not an array")
+    return content
+
+
+def _no_objects(content: Any, path: Path | str) -> None:
     if isinstance(content, np.ndarray) and content.dtype.hasobject:
         raise BadInput(f"{path}: refused: an array of objects; only numbers, names and arrays are read")
     if isinstance(content, dict):

@@ -1,0 +1,213 @@
+"""Region features from any layout into any other, by way of canonical pictures: `intarsia data convert`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from intarsia.batch import Picture
+from intarsia.data.formats.index import LineSource, OnError
+from intarsia.data.formats.names import by_key, picture_key
+from intarsia.data.formats.shards import ShardWriter, check_fractions
+from intarsia.data.formats.store import RegionStore
+from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance
+from intarsia.data.store_writers import LmdbWriter, StoreWriter, TsvWriter, VoltaWriter
+from intarsia.data.stores import ShardStore, open_store
+from intarsia.errors import BadInput
+
+LAYOUTS = ("shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    written: int
+    """Pictures written by this run."""
+    before: int
+    """Pictures that an earlier run had written."""
+    lines: int | None
+    """Lines of captions kept; None where the layout has no captions."""
+    lines_left_out: int
+    """Lines whose picture has no regions."""
+    problems: tuple[str, ...]
+    """Pictures left out, one message each."""
+
+    def lines_of_text(self) -> list[str]:
+        """The report."""
+        text = f"{self.written:,} pictures written, {self.before:,} were there, {len(self.problems):,} left out"
+        if self.lines is not None:
+            text += f"; {self.lines:,} lines of captions, {self.lines_left_out:,} without regions left out"
+        return [text, *self.problems[:20]]
+
+
+def convert(
+    source: str | Path,
+    target: Path,
+    layout: str,
+    *,
+    extractor: str = "",
+    pairs: str = "",
+    sizes: Path | None = None,
+    boxes: str = "xyxy",
+    width: int = 2048,
+    on_error: OnError = "stop",
+) -> Converted:
+    """Converts; goes on where a killed run stopped (volta-h5 starts again).
+
+    Args:
+        source: region features of any layout that `open_store` knows.
+        target: what to write.
+        layout: one of LAYOUTS.
+        extractor: what made the features; for shards, unless the source says so itself.
+        pairs: captions for shards, any data set with pictures of the same names ("COCO_val2014_000000000042.jpg" and 42 are the
+            same); without them the source's own.
+        sizes: JSON object {picture: [width, height]} in pixels, for sources that do not say it.
+        boxes: "xyxy" or "xywh", where the source's layout does not settle it.
+        width: F of Oscar's features.
+        on_error: "stop" raises at the first picture that cannot be used; "skip" leaves it out.
+
+    Raises:
+        BadInput: no such source or layout, the target is there or was begun with other pictures, or a picture cannot be used.
+    """
+    store = open_store(source, boxes=boxes, width=width)
+    if store is None:
+        raise BadInput(f"{source}: no region features of a known layout")
+    if layout not in LAYOUTS:
+        raise BadInput(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if sizes is not None and not store.true_fractions:
+        raise BadInput(f"{source}: {store.kind} gives boxes as fractions of an estimated size; sizes cannot be put in")
+    pictures = _Pictures(store, _sizes(sizes), on_error)
+    if layout == "shards":
+        return _to_shards(store, pictures, target, extractor, pairs)
+    if pairs or extractor:
+        raise BadInput(f"layout {layout}: keeps no {'captions' if pairs else 'provenance'}; only shards do")
+    with _writer(target, layout) as writer:
+        named = {f"{x}.npz": x for x in store.names} if layout.startswith("uniter") else {}
+        before = {named.get(x, x) for x in writer.done}
+        strange = sorted(before - set(store.names))
+        if strange:
+            raise BadInput(f"{writer.partial}: begun with other pictures ({strange[0]}); remove it to start again")
+        for picture in pictures.but(before):
+            pictures.guarded(writer.add, picture)
+        if not pictures.written and not before:
+            raise BadInput(
+                f"{source}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
+            )
+        writer.finish()
+    return Converted(pictures.written, len(before), None, 0, tuple(pictures.problems))
+
+
+def _writer(target: Path, layout: str) -> StoreWriter:
+    if layout in ("butd", "lxmert", "oscar"):
+        return TsvWriter(target, layout)
+    return VoltaWriter(target) if layout == "volta-h5" else LmdbWriter(target, layout)
+
+
+class _Pictures:
+    """The pictures of a store, their sizes filled in; counts."""
+
+    def __init__(self, store: RegionStore, sizes: dict[str, tuple[int, int]], on_error: OnError) -> None:
+        self.store, self.sizes, self.on_error = store, sizes, on_error
+        self.written = 0
+        self.problems: list[str] = []
+
+    def but(self, done: Iterable[str]) -> Iterator[Picture]:
+        """Those not done, in order."""
+        known = set(done)
+        for number, name in enumerate(self.store.names):
+            if name in known:
+                continue
+            try:
+                picture = self.store.picture(number)
+                check_fractions(picture.boxes, self.store.where(number))
+            except BadInput as error:
+                self._note(error)
+                continue
+            size = self.sizes.get(picture_key(name))
+            yield replace(picture, width=size[0], height=size[1]) if size and not picture.width else picture
+
+    def guarded(self, add: Any, picture: Picture) -> None:
+        """Gives a picture to a writer."""
+        try:
+            add(picture)
+            self.written += 1
+        except BadInput as error:
+            self._note(error)
+
+    def _note(self, error: BadInput) -> None:
+        if self.on_error == "stop":
+            raise error
+        self.problems.append(str(error))
+
+
+def _sizes(path: Path | None) -> dict[str, tuple[int, int]]:
+    if path is None:
+        return {}
+    try:
+        return {picture_key(name): (int(x[0]), int(x[1])) for name, x in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise BadInput(f"{path}: not a JSON object of [width, height] by picture: {error}") from None
+
+
+def _to_shards(store: RegionStore, pictures: _Pictures, target: Path, extractor: str, pairs: str) -> Converted:
+    first = next(pictures.but(()), None)
+    if first is None:
+        raise BadInput(
+            f"{store.path}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
+        )
+    pictures.problems.clear()
+    made = store.provenance
+    if made is None:
+        if not extractor:
+            raise BadInput(
+                f"{store.path}: does not say what made its features; say it: --extractor butd, vinvl or another name"
+            )
+        settings = {"converted from": store.kind}
+        made = Provenance(extractor, first.features.shape[1], settings=settings)
+    elif extractor and extractor != made.extractor:
+        raise BadInput(f"{store.path}: its features are from {made.extractor}, not {extractor}")
+    records = _records(store, pairs)
+    head = next(records, None)
+    if head is None:
+        raise BadInput(f"{pairs or store.path}: no captions; give --pairs, a data set that names these pictures")
+    writer = ShardWriter(target, made)
+    before = writer.done()
+    for picture in pictures.but(before):
+        pictures.guarded(writer.add, picture)
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for record in chain([head], records):
+            count += 1
+            yield record
+
+    left_out = writer.finish(counted(), "skip")
+    return Converted(pictures.written, len(before), count - left_out, left_out, tuple(pictures.problems))
+
+
+def _records(store: RegionStore, pairs: str) -> Iterator[dict[str, Any]]:
+    if not pairs:
+        if isinstance(store, ShardStore):
+            yield from store.source.records()
+            return
+        for number, name in enumerate(store.names):
+            captions = store.captions(number)
+            if captions:
+                yield {"key": str(number), "image": name, "captions": list(captions)}
+        return
+    source = open_source(pairs)
+    if not isinstance(source, LineSource):
+        raise BadInput(f"{pairs}: its captions cannot be taken line by line")
+    known = by_key(store.names, str(store.path))
+    for record in source.records():
+        kept = {x: y for x, y in record.items() if x not in ("boxes", "labels", "regions")}
+        names = record["image"] if isinstance(record["image"], list) else [record["image"]]
+        ours = [known.get(picture_key(x), x) for x in names]
+        yield kept | {"image": ours if isinstance(record["image"], list) else ours[0]}
