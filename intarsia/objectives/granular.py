@@ -7,20 +7,157 @@ replacement detection (C).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia.batch import Array, TextRows
+from intarsia.packed import Packing, pad, unpad
+
 Loss = Literal["softmax", "sigmoid"]
 
 STOPS = frozenset(
-    "a an the this that these those there here it its he she they we i you is are was were be been being am has have had do does did will would can "
-    "could may of to in on at by for from with as into onto and or but not no so than then if while over above under below near next beside behind "
-    "between see sees shows show picture photo image".split()
-) | frozenset("一个 这里 有 我们 看到 图中 画面 上有 在 的 和 也 是 了 着 与 及 还有 、 ， 。".split())
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "here",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "we",
+        "i",
+        "you",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "am",
+        "has",
+        "have",
+        "had",
+        "do",
+        "does",
+        "did",
+        "will",
+        "would",
+        "can",
+        "could",
+        "may",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "as",
+        "into",
+        "onto",
+        "and",
+        "or",
+        "but",
+        "not",
+        "no",
+        "so",
+        "than",
+        "then",
+        "if",
+        "while",
+        "over",
+        "above",
+        "under",
+        "below",
+        "near",
+        "next",
+        "beside",
+        "behind",
+        "between",
+        "see",
+        "sees",
+        "shows",
+        "show",
+        "picture",
+        "photo",
+        "image",
+    ]
+) | frozenset(
+    [
+        "一个",
+        "这里",
+        "有",
+        "我们",
+        "看到",
+        "图中",
+        "画面",
+        "上有",
+        "在",
+        "的",
+        "和",
+        "也",
+        "是",
+        "了",
+        "着",
+        "与",
+        "及",
+        "还有",
+        "、",
+        "，",
+        "。",
+    ]
+)
 """Words that no region shows."""
+
+
+# ------------------------------------------------------------------------------------------------- in the loader's workers
+
+
+def draw_words(text: TextRows, stops: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draws which words are hidden: half of the content words, at least one, and .15 of the others.
+
+    Args:
+        text: one caption.
+        stops: (V) bool, pieces that no region shows.
+        rng: source of randomness.
+
+    Returns:
+        Rows of all pieces of hidden words, and rows of the first piece of each content word that stays, at least one if there are two.
+    """
+    piece = text.words >= 0
+    content = np.unique(text.words[piece & ~stops[text.ids]])
+    if not len(content):
+        content = np.unique(text.words[piece])
+    order = rng.permutation(content)
+    chosen = rng.random(len(order)) < 0.5
+    chosen[:1] = True
+    chosen[1:][-1:] = False
+    others = np.setdiff1d(text.words[piece], content)
+    hidden = np.concatenate([order[chosen], others[rng.random(len(others)) < 0.15]])
+    first = np.append(True, text.words[1:] != text.words[:-1])
+    return np.flatnonzero(np.isin(text.words, hidden)), np.flatnonzero(np.isin(text.words, order[~chosen]) & first)
+
+
+def behind(text: TextRows, others: list[TextRows], count: int) -> TextRows:
+    """A caption with `count` others behind it, each with its own positions from 0; the ends of the first stand for those that are missing."""
+    ends = TextRows(text.ids[[0, -1]], text.segment_ids[[0, -1]], np.arange(2), text.words[[0, -1]])
+    parts = [text, *others, *[ends] * (count - len(others))]
+    names = ("ids", "segment_ids", "position_ids", "words")
+    return TextRows(*(np.concatenate([getattr(x, name) for x in parts]) for name in names))
 
 
 # ------------------------------------------------------------------------------------------------------------ A, contrast
@@ -56,11 +193,12 @@ def contrast(
 # ----------------------------------------------------------------------------------------------------- B, masked modelling
 
 
-def smallest_sets(alpha: Tensor, mass: float = 0.8, most_null: float = 0.5) -> Tensor:
+def smallest_sets(alpha: Tensor, most: int, mass: float = 0.8, most_null: float = 0.5) -> Tensor:
     """(M, P) bool: the fewest visual tokens that hold `mass` of what does not lie on the null; none where the null holds more than `most_null`.
 
     Args:
         alpha: (M, 1 + P), the null first; 0 at padding.
+        most: tokens of a set, the best ones.
         mass: share.
         most_null: see above.
     """
@@ -69,7 +207,8 @@ def smallest_sets(alpha: Tensor, mass: float = 0.8, most_null: float = 0.5) -> T
     part = shown / total.clamp(min=1e-12)
     ordered, order = part.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
-    kept = torch.zeros_like(part, dtype=torch.bool).scatter(-1, order, (before < mass - 1e-6) & (ordered > 0))
+    among = (before < mass - 1e-6) & (ordered > 0) & (torch.arange(part.shape[1], device=part.device) < most)
+    kept = torch.zeros_like(part, dtype=torch.bool).scatter(-1, order, among)
     return kept & (alpha[:, :1] <= most_null) & (total > 0)
 
 
@@ -96,6 +235,48 @@ def hide_linked(named: Tensor, pictured: Tensor, owner: Tensor, other: Tensor, d
     return hidden, pictured.any(-1) & (pictured <= hidden[other]).all(-1)
 
 
+class Links(NamedTuple):
+    """Where masked modelling stands, by an alignment without gradient: M hidden words, N that stay, k visual tokens a hidden word."""
+
+    hidden: Tensor
+    """(B, P) bool."""
+    whole: Tensor
+    """(N) bool, words all of whose tokens are hidden."""
+    slots: Tensor
+    """(M, k) the tokens that hold most of each hidden word, as places in its document."""
+    shares: Tensor
+    """(M, k) how much of it lies on each."""
+    mixes: Tensor
+    """(N, D) unit vectors, the mix of tokens that each word is aligned to."""
+    means: Tensor
+    """(B, D) unit vectors, the mean of the hidden tokens; 0 of none."""
+
+
+def link(
+    alpha: Tensor, slots: Tensor, text: Packing, masked: Tensor, stays: Tensor, counts: Tensor, named: int, most: int
+) -> Links:
+    """Reads the links off an alignment.
+
+    Args:
+        alpha: (B, L, 1 + P), the null first.
+        slots: (B, 1 + P, D) unit vectors.
+        text: of T rows.
+        masked: (M) rows of hidden words.
+        stays: (N) rows of words to be pictured.
+        counts: (M) bool, hidden words that have links at all.
+        named: k, at most P.
+        most: see `smallest_sets`.
+    """
+    owner, other = text.doc[masked], text.doc[stays]
+    of_masked, of_stays = alpha[owner, text.pos[masked]], alpha[other, text.pos[stays]]
+    named_sets = smallest_sets(of_masked, most) & counts[:, None]
+    hidden, whole = hide_linked(named_sets, smallest_sets(of_stays, most), owner, other, text.documents)
+    held, best = of_masked[:, 1:].topk(min(named, hidden.shape[1]), -1)
+    mixes = (of_stays[:, 1:].unsqueeze(1) @ slots[other, 1:]).squeeze(1)
+    means = torch.where(hidden[..., None], slots[:, 1:], 0).sum(1)
+    return Links(hidden, whole, best, held, F.normalize(mixes, dim=-1), F.normalize(means, dim=-1))
+
+
 def name_words(logits: Tensor, words: Tensor, shares: Tensor) -> Tensor:
     """B2: visual tokens name hidden words; the mean of their cross entropies, weighed by shares. 0 if all shares are 0.
 
@@ -118,6 +299,8 @@ def picture_words(found: Tensor, wanted: Tensor, kinds: Tensor, counts: Tensor, 
         counts: (N) bool, rows that take part as queries.
         temperature: divides.
     """
+    if not len(found):
+        return found.float().sum()
     scores = found.float() @ wanted.float().T / temperature
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     scores = scores.masked_fill((kinds[:, None] == kinds[None]) & ~own, -torch.inf)
@@ -126,6 +309,24 @@ def picture_words(found: Tensor, wanted: Tensor, kinds: Tensor, counts: Tensor, 
 
 
 # ------------------------------------------------------------------------------------------------------------ C, matching
+
+
+def word_labels(ids: Tensor, content: Tensor, cut: Packing, known: Tensor) -> Tensor:
+    """(T) of every word of true and false captions: 1 the picture supports it, 0 not, -1 unknown.
+
+    A word of a false caption is wrong iff the true one has another in its place; where the two differ in length nothing is known.
+
+    Args:
+        ids: (T) pieces.
+        content: (T) bool, words that a picture can support.
+        cut: B (1 + K) captions, of each sample the true one first.
+        known: (B, 1 + K) bool, captions that are there.
+    """
+    shape = known.shape
+    block, lengths = pad(ids, cut).view(*shape, -1), cut.lengths.view(shape)
+    right = unpad((block == block[:, :1]).flatten(0, 1), cut)
+    told = (known & (lengths == lengths[:, :1])).flatten()[cut.doc]
+    return torch.where(content & told, right.long(), -1)
 
 
 def supported(logits: Tensor, labels: Tensor) -> Tensor:

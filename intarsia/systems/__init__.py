@@ -27,6 +27,7 @@ SYSTEMS = {
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
     "wenlan": "wenlan:WenLan",
+    "inlay": "inlay:Inlay",
 }
 
 

@@ -58,7 +58,7 @@ def shares(
 
 
 def _minmax(scores: Tensor, hidden: Tensor, there: Tensor, null: bool) -> Tensor:
-    """h = (s - min) / (max - min), 0 below 1 / P, over its sum; all slots alike where all scores are equal."""
+    """H = (s - min) / (max - min), 0 below 1 / P, over its sum; all slots alike where all scores are equal."""
     low = scores.masked_fill(~there, torch.inf).amin(-1, keepdim=True)
     span = hidden.amax(-1, keepdim=True) - low
     raised = (scores - low) / (span + 1e-6)

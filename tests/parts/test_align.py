@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.objectives import align
 from intarsia.packed import Packing
+from intarsia.parts import align
 
 NORMS = ("softmax", "minmax", "max", "sinkhorn")
 
@@ -123,9 +123,7 @@ def test_all_scores_in_blocks_have_the_same_values_and_gradients() -> None:
         found.append((scores.detach(), *torch.autograd.grad(scores.square().sum(), (u, v))))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(
-        found[0][0][2, 3], align.score(u[2], v[3], here[3], weights[2], "softmax", 0.1).detach()
-    )
+    torch.testing.assert_close(found[0][0][2, 3], align.score(u[2], v[3], here[3], weights[2], "softmax", 0.1).detach())
 
 
 def test_pieces_stand_for_their_word() -> None:
