@@ -47,7 +47,7 @@ def shares(
     hidden = scores.masked_fill(~there, -torch.inf)
     match norm:
         case "softmax":
-            return (hidden / temperature).softmax(-1)
+            return (scores / temperature).masked_fill(~there, -torch.inf).softmax(-1)
         case "max":
             best = hidden.argmax(-1, keepdim=True)
             return torch.zeros_like(scores).scatter(-1, best, 1.0)
@@ -146,8 +146,15 @@ def all_scores(
         most: numbers of a block.
     """
 
+    gram = slots @ slots.transpose(1, 2)  # (I, P, P)
+
     def some(u: Tensor, w: Tensor) -> Tensor:
-        return score(u[:, None], slots[None], here[None], w[:, None].expand(-1, len(slots), -1), norm, temperature)
+        scores = (u.flatten(0, 1) @ slots.flatten(0, 1).T).unflatten(1, slots.shape[:2]).transpose(0, 1)  # (I, J L, P)
+        masses = w.expand(len(slots), *w.shape)  # (I, J, L)
+        blocks = scores.unflatten(1, u.shape[:2])  # (I, J, L, P)
+        alpha = shares(blocks, here[:, None], norm, True, temperature, masses)
+        found = word_scores(alpha.flatten(1, 2), blocks.flatten(1, 2), gram).view_as(masses)
+        return mean_over_words(found, masses).T
 
     step = max(1, most // max(1, slots.shape[0] * slots.shape[1] * words.shape[1]))
     if step >= len(words):
