@@ -145,7 +145,6 @@ def all_scores(
         temperature: of softmax.
         most: numbers of a block.
     """
-
     gram = slots @ slots.transpose(1, 2)  # (I, P, P)
 
     def some(u: Tensor, w: Tensor) -> Tensor:

@@ -348,7 +348,7 @@ class Inlay(System):
 
     def _masked(self, batch: Batch, text: Text, true: Tensor) -> dict[str, Tensor]:
         """B: words in their own place; words on the tokens they are aligned to, tokens on words; and both at addresses that know no alignment."""
-        regions, packing, config = batch.regions, text.packing, self.config
+        regions, packing = batch.regions, text.packing
         assert regions is not None
         picks, linked = batch.picks("mlm"), "b_tok" in batch.targets
         masked = torch.searchsorted(true, picks.rows)

@@ -127,7 +127,9 @@ def test_of_no_link_both_sides_are_hidden_and_the_words_hidden_are_the_words_ask
     assert not set(hidden_words.rows) & set(stays.rows)  # type: ignore[union-attr]
     assert not system.stops[stays.labels].any()  # type: ignore[union-attr]
     false = [" ".join(system.vocab.tokens[i] for i in text.ids[len(plain) + 1 : -1])]
-    assert false[0] in {" ".join(system.vocab.tokens[i] for i in system.vocab.encode(x).ids) for x in WORLD[3].false_texts}
+    assert false[0] in {
+        " ".join(system.vocab.tokens[i] for i in system.vocab.encode(x).ids) for x in WORLD[3].false_texts
+    }
 
 
 def test_words_of_a_false_caption_are_labelled_by_what_was_changed() -> None:
@@ -155,7 +157,10 @@ def test_a_whole_picture_is_one_token() -> None:
     bag = dataclasses.replace(sample, pictures=pictures, links=links)
     plain, example = made().lay_out(sample), system.lay_out(bag)
     assert plain.regions is not None and example.regions is not None
-    assert np.array_equal(example.regions.feats, plain.regions.feats) and len(np.unique(example.regions.boxes, axis=0)) == 1
+    assert (
+        np.array_equal(example.regions.feats, plain.regions.feats)
+        and len(np.unique(example.regions.boxes, axis=0)) == 1
+    )
     assert np.array_equal(example.links, plain.links)
     one = system.lay_out(sample).regions
     assert one is not None and np.allclose(one.feats, picture.features.mean(0))
