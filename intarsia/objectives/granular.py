@@ -7,6 +7,7 @@ replacement detection (C).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -124,6 +125,11 @@ STOPS = frozenset(
 """Words that no region shows."""
 
 
+def stops(tokens: Sequence[str]) -> Array:
+    """(V) bool: which pieces of a vocabulary no region shows, special tokens and punctuation among them."""
+    return np.array([x in STOPS or not any(c.isalnum() for c in x) or x.startswith("[") for x in tokens])
+
+
 # ------------------------------------------------------------------------------------------------- in the loader's workers
 
 
@@ -156,8 +162,10 @@ def behind(text: TextRows, others: list[TextRows], count: int) -> TextRows:
     """A caption with `count` others behind it, each with its own positions from 0; the ends of the first stand for those that are missing."""
     ends = TextRows(text.ids[[0, -1]], text.segment_ids[[0, -1]], np.arange(2), text.words[[0, -1]])
     parts = [text, *others, *[ends] * (count - len(others))]
-    names = ("ids", "segment_ids", "position_ids", "words")
-    return TextRows(*(np.concatenate([getattr(x, name) for x in parts]) for name in names))
+    ids, segments, positions, words = (
+        np.concatenate([getattr(x, name) for x in parts]) for name in ("ids", "segment_ids", "position_ids", "words")
+    )
+    return TextRows(ids, segments, positions, words)
 
 
 # ------------------------------------------------------------------------------------------------------------ A, contrast
@@ -306,6 +314,56 @@ def picture_words(found: Tensor, wanted: Tensor, kinds: Tensor, counts: Tensor, 
     scores = scores.masked_fill((kinds[:, None] == kinds[None]) & ~own, -torch.inf)
     each = F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
     return (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+class Asked(NamedTuple):
+    """Rows of the streams that one twin of masked modelling reads, and what should be found there."""
+
+    slots: Tensor
+    """(M * k) rows of visual tokens."""
+    shares: Tensor
+    """(M, k)"""
+    rows: Tensor
+    """(N) text rows."""
+    wanted: Tensor
+    """(N, D)"""
+    kinds: Tensor
+    """(N)"""
+
+
+def addresses(
+    links: Links,
+    text: Packing,
+    visual: Packing,
+    masked: Tensor,
+    first: Tensor,
+    stays: Tensor,
+    ids: Tensor,
+    draws: Tensor,
+) -> dict[str, Asked]:
+    """Where the twins of masked modelling stand: "tok" by the links; "sent" on random visual tokens, and on [CLS] for the mean of what is hidden.
+
+    Args:
+        links: see there.
+        text: of T rows.
+        visual: of R rows.
+        masked: (M) rows of hidden words.
+        first: (M) bool, first pieces of words; the others are not asked of visual tokens.
+        stays: (N) rows of words to be pictured.
+        ids: (N) the words.
+        draws: (B, >= k) float in [0, 1) that choose the random tokens.
+    """
+    owner, other, k = text.doc[masked], text.doc[stays], links.slots.shape[1]
+    drawn = (draws[owner, :k] * visual.lengths[owner, None]).long()
+
+    def rows(slots: Tensor) -> Tensor:
+        return (visual.first[owner, None] + slots).clamp(max=visual.rows - 1).flatten()
+
+    even = first[:, None].expand_as(links.shares).float() / k
+    return {
+        "tok": Asked(rows(links.slots), links.shares * first[:, None], stays, links.mixes, ids),
+        "sent": Asked(rows(drawn), even, text.first[other], links.means[other], other),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ C, matching

@@ -148,9 +148,9 @@ def all_scores(
     gram = slots @ slots.transpose(1, 2)  # (I, P, P)
 
     def some(u: Tensor, w: Tensor) -> Tensor:
-        scores = (u.flatten(0, 1) @ slots.flatten(0, 1).T).unflatten(1, slots.shape[:2]).transpose(0, 1)  # (I, J L, P)
+        flat = u.flatten(0, 1) @ slots.flatten(0, 1).T  # (J L, I P)
         masses = w.expand(len(slots), *w.shape)  # (I, J, L)
-        blocks = scores.unflatten(1, u.shape[:2])  # (I, J, L, P)
+        blocks = flat.view(*u.shape[:2], *slots.shape[:2]).permute(2, 0, 1, 3)  # (I, J, L, P)
         alpha = shares(blocks, here[:, None], norm, True, temperature, masses)
         found = word_scores(alpha.flatten(1, 2), blocks.flatten(1, 2), gram).view_as(masses)
         return mean_over_words(found, masses).T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from intarsia import boxes
 from intarsia.attend import attend
-from intarsia.batch import Regions, Text
-from intarsia.packed import Packing
+from intarsia.batch import Array, Encoded, Regions, Text
+from intarsia.packed import Packing, join, joined_rows
 from intarsia.parts import align
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.numbers import BertNumbers
+
+Weighing = Literal["uniform", "content", "idf"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class AlignedNumbers(BertNumbers):
     """D, width of aligned vectors."""
     pool: Literal["attention", "mean"] = "attention"
     """How the pair's vectors are pooled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned(Encoded):
+    """What the streams return, and what lies before they meet. D documents: those of the batch, or the captions of a training batch, true one first."""
+
+    told: Tensor = field(kw_only=True)
+    """(T, H + D + 2) words before they meet a picture: row, unit vector, weight, whether a region may show it."""
+    slots: Tensor = field(kw_only=True)
+    """(R, D) unit vectors of visual tokens."""
+    text_packing: Packing = field(kw_only=True)
+    token: Tensor = field(kw_only=True)
+    """(D) S_tok."""
+    support: Tensor = field(kw_only=True)
+    """(T) logits: the picture supports this word."""
 
 
 class Pool(nn.Module):
@@ -96,3 +113,53 @@ class Tower(nn.Module):
     def slots(self, vectors: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """Padded (B, 1 + P, D), the null first, and where there are some."""
         return align.with_null(vectors, packing, F.normalize(self.null.float(), dim=-1))
+
+
+class Fusion(nn.Module):
+    """Layers over words and visual tokens together."""
+
+    def __init__(self, config: BertNumbers) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.segment = nn.Embedding(2, config.hidden_size)
+
+    def forward(self, words: Tensor, text: Packing, seen: Tensor, visual: Packing) -> tuple[Tensor, Tensor]:
+        """(T, H) and (R, H) to the same."""
+        joined = join(text, visual)
+        both = joined_rows(joined, words + self.segment.weight[0], (seen + self.segment.weight[1]).to(words.dtype))
+        x = self.encoder(both, joined.packing)
+        return x.index_select(0, joined.rows_a), x.index_select(0, joined.rows_b)
+
+
+class WordWeights(nn.Module):
+    """How much each word of a caption counts; the pieces of captions are counted while training.
+
+    Args:
+        stops: (V) bool, pieces that no picture shows.
+        by: uniform; content = 1, 0 for stops; idf = log((1 + captions) / (1 + occurrences)) within 0 and 8, 0 for stops.
+    """
+
+    content: Tensor
+    """(V) float, 0 for stops."""
+    counts: Tensor
+    """(1 + V) float, captions seen, then each piece in them."""
+
+    def __init__(self, stops: Array, by: Weighing) -> None:
+        super().__init__()
+        self.by = by
+        self.register_buffer("content", torch.tensor(~stops, dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(1 + len(stops)))
+
+    def count(self, text: Text) -> None:
+        """Counts the captions of a batch, in place."""
+        self.counts[0] += text.packing.documents
+        self.counts[1:].index_add_(0, text.ids, torch.ones_like(self.content[text.ids]))
+
+    def forward(self, text: Text) -> Tensor:
+        """(T), a word's weight shared among its pieces; they sum to the pieces of each caption, special tokens get 0."""
+        weight = self.content[text.ids]
+        if self.by == "uniform":
+            weight = torch.ones_like(weight)
+        elif self.by == "idf":
+            weight = weight * ((1 + self.counts[0]) / (1 + self.counts[1:][text.ids])).log().clamp(0, 8)
+        return align.balanced(align.spread(weight, text.words, text.packing), text.words >= 0, text.packing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,15 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Pick, RegionRows, Regions, Sample, Text, TextRows
+from intarsia.batch import Array, Batch, Encoded, Example, Pick, Regions, Sample, Text, TextRows
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, picture_of, region_rows, side_by_side, whole_feature
+from intarsia.layout import bert_rows, link_rows, one_row, picture_of, region_rows, side_by_side
 from intarsia.objectives import granular, mlm
-from intarsia.packed import Packing, join, joined_rows, pad, restarts, subset, taken, unpad
+from intarsia.packed import Packing, pad, restarts, subset, taken, unpad
 from intarsia.parts import align
-from intarsia.parts.aligned import AlignedNumbers, Pool, Tower
+from intarsia.parts.aligned import Aligned, AlignedNumbers, Fusion, Pool, Tower, Weighing, WordWeights
 from intarsia.parts.embeddings import initialise
-from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import TiedHead
 from intarsia.parts.momentum import follow, follower
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
@@ -59,7 +58,7 @@ class InlayConfig(AlignedNumbers):
     """image = each picture of a sample is one token, the mean of its regions."""
     align_norm: align.Norm = "softmax"
     """How alignments of the contrastive score are normalised; those that place targets always by softmax."""
-    word_weight: Literal["uniform", "content", "idf"] = "idf"
+    word_weight: Weighing = "idf"
     """idf is counted while training; stop words and punctuation weigh 0 but with uniform."""
     loss: granular.Loss = "softmax"
     """Of contrast."""
@@ -80,21 +79,6 @@ class InlayConfig(AlignedNumbers):
         g = {"sentence": 0.0, "token": 1.0, "both": 0.5}[self.granularity]
         a, b, c = (g if x is None else x for x in (self.g_a, self.g_b, self.g_c))
         return a, b, c
-
-
-@dataclass(frozen=True, slots=True)
-class Aligned(Encoded):
-    """What the streams return, and what lies before they meet. D documents: those of the batch, or the captions of a training batch, true one first."""
-
-    told: Tensor = field(kw_only=True)
-    """(T, H + D + 2) words before they meet a picture: row, unit vector, weight, whether a region may show it."""
-    slots: Tensor = field(kw_only=True)
-    """(R, D) unit vectors of visual tokens."""
-    text_packing: Packing = field(kw_only=True)
-    token: Tensor = field(kw_only=True)
-    """(D) S_tok."""
-    support: Tensor = field(kw_only=True)
-    """(T) logits: the picture supports this word."""
 
 
 def _recipes() -> dict[str, Recipe[InlayConfig]]:
@@ -156,22 +140,17 @@ class Inlay(System):
         width = config.hidden_size
         self.tower = Tower(config)
         self.slow = follower(self.tower)
-        self.fusion = Encoder(replace(config, num_hidden_layers=config.x_layers))
-        self.segment = nn.Embedding(2, width)
+        self.fusion = Fusion(replace(config, num_hidden_layers=config.x_layers))
         self.pool_text, self.pool_visual = Pool(config), Pool(config)
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
         self.picture_head = nn.Linear(width, config.align_size)
         self.support = nn.Linear(width, 1)
-        for part in (self.fusion, self.segment, self.pool_text, self.pool_visual, self.word_head, self.picture_head):
+        for part in (self.fusion, self.pool_text, self.pool_visual, self.word_head, self.picture_head):
             initialise(part, config.initializer_range)
         self.log_scale = nn.Parameter(torch.full((2,), np.log(10.0), dtype=torch.float32))  # of S_sent and S_tok
         self.bias = nn.Parameter(torch.full((2,), -10.0), requires_grad=config.loss == "sigmoid")
-        stop = [x in granular.STOPS or not any(c.isalnum() for c in x) or x.startswith("[") for x in vocab.tokens]
-        self.stops = np.array(stop)
-        content = torch.zeros(config.vocab_size)
-        content[: len(stop)] = torch.tensor([not x for x in stop], dtype=torch.float32)
-        self.register_buffer("content", content)
-        self.register_buffer("counts", torch.zeros(1 + config.vocab_size))  # captions seen, then pieces in them
+        self.stops = granular.stops(vocab.tokens)
+        self.word_weights = WordWeights(self.stops, config.word_weight)
 
     # 1 -- inputs: [CLS] words [SEP]; regions, or one row a picture ----------------------------------------------------------
 
@@ -181,19 +160,13 @@ class Inlay(System):
         if self.config.visual_unit == "region":
             rows = region_rows(sample.key, picture_of(sample, 0), self.config.feature_size, 1)
             return Example(sample.key, text, rows, link_rows(sample, pieces[0]), sample=sample.key)
-        rows = side_by_side([self._whole(sample, i) for i in range(max(1, len(sample.pictures)))])
+        numbers, width = range(max(1, len(sample.pictures))), self.config.feature_size
+        rows = side_by_side([one_row(sample.key, picture_of(sample, i), width, 1, i) for i in numbers])
         alone = replace(sample, links=tuple(replace(x, region=x.picture, picture=0) for x in sample.links))
         return Example(sample.key, text, rows, link_rows(alone, pieces[0]), sample=sample.key)
 
     def _said(self, sample: Sample, text: str) -> tuple[TextRows, list[Pieces]]:
         return bert_rows(self.vocab, sample.key, [(text, 0)], self.config.max_pieces)
-
-    def _whole(self, sample: Sample, number: int) -> RegionRows:
-        """A picture as one row without labels."""
-        rows = region_rows(sample.key, picture_of(sample, number), self.config.feature_size, 1, number)
-        one = np.zeros(1, np.int64)
-        feature = whole_feature(rows.feats, np.zeros(len(rows), np.bool_))[None]
-        return RegionRows(feature, np.array([[0, 0, 1, 1]], np.float32), one + 1, one, one + number, one.astype(bool))
 
     # 2 -- streams: words and visual tokens apart, then both -----------------------------------------------------------------
 
@@ -213,17 +186,8 @@ class Inlay(System):
     def encode_text(self, text: Text) -> Tensor:
         """(T, H + D + 2) as `Aligned.told`."""
         x, vectors = self.tower.read(text)
-        return torch.cat([x.float(), vectors, self._weights(text)[:, None], self.content[text.ids][:, None]], 1)
-
-    def _weights(self, text: Text) -> Tensor:
-        """(T) of words, shared among their pieces; their mean over a caption's words is that over its pieces, 1."""
-        content = self.content[text.ids]
-        match self.config.word_weight:
-            case "uniform":
-                content = torch.ones_like(content)
-            case "idf":
-                content = content * ((1 + self.counts[0]) / (1 + self.counts[1:][text.ids])).log().clamp(0, 8)
-        return align.balanced(align.spread(content, text.words, text.packing), text.words >= 0, text.packing)
+        content = self.word_weights.content[text.ids]
+        return torch.cat([x.float(), vectors, self.word_weights(text)[:, None], content[:, None]], 1)
 
     def encode_visual(self, regions: Regions) -> Tensor:
         """(R, H) visual tokens among themselves."""
@@ -238,7 +202,7 @@ class Inlay(System):
         block, here = self.tower.slots(slots, visual)
         norm, temperature = self.config.align_norm, self.tower.log_temperature.exp()
         token = align.score(pad(vectors, text), block, here, pad(weights, text), norm, temperature)
-        said, shown = self._fuse(rows, text, seen, visual)
+        said, shown = self.fusion(rows, text, seen, visual)
         return Aligned(
             text=said,
             visual=shown,
@@ -257,13 +221,6 @@ class Inlay(System):
         """Rows, unit vectors and weights of words."""
         width = self.config.hidden_size
         return told[:, :width].to(self.support.weight.dtype), told[:, width:-2], told[:, -2]
-
-    def _fuse(self, rows: Tensor, text: Packing, seen: Tensor, visual: Packing) -> tuple[Tensor, Tensor]:
-        """(T, H) and (R, H) from the layers over both."""
-        joined = join(text, visual)
-        both = joined_rows(joined, rows + self.segment.weight[0], (seen + self.segment.weight[1]).to(rows.dtype))
-        x = self.fusion(both, joined.packing)
-        return x.index_select(0, joined.rows_a), x.index_select(0, joined.rows_b)
 
     # 3 -- objectives ----------------------------------------------------------------------------------------------------------
 
@@ -306,8 +263,7 @@ class Inlay(System):
         )
         if self.training:
             follow(self.tower, self.slow, self.config.momentum)
-            self.counts[0] += len(batch.keys)
-            self.counts[1:].index_add_(0, text.ids, torch.ones_like(self.content[text.ids]))
+            self.word_weights.count(text)
         found = self._contrast(encoded, batch)
         if "mlm" in batch.targets:
             found |= self._masked(batch, text, true)
@@ -356,22 +312,16 @@ class Inlay(System):
         links = self._links(text, regions, masked, stays)
         seen = self.encode_visual(replace(regions, masked=regions.masked | unpad(links.hidden, regions.packing)))
         words, _ = self.tower.read(replace(text, ids=text.ids.index_fill(0, masked, self.vocab.mask)))
-        said, showing = self._fuse(words, packing, seen, regions.packing)
+        said, showing = self.fusion(words, packing, seen, regions.packing)
         found = {"mlm": mlm.score(self._words_of(said[masked]), picks.labels)}
         if not linked:
             return found
-        owner, other, k = packing.doc[masked], packing.doc[stays], links.slots.shape[1]
-        first = (text.words[masked] != text.words[masked - 1])[:, None]  # of a word's pieces; [CLS] is never hidden
-        drawn = (batch.labels("b_sent")[owner, :k] * regions.packing.lengths[owner, None]).long()
-        even = first.expand_as(links.shares).float() / k
-        for goal, share, slot in (("b_tok", links.shares * first, links.slots), ("b_sent", even, drawn)):
-            rows = (regions.packing.first[owner, None] + slot).clamp(max=regions.packing.rows - 1).flatten()
-            found[goal] = granular.name_words(self._words_of(showing[rows]), picks.labels, share)
-        of_words = (stays, links.mixes, batch.picks("b_tok").labels)
-        of_pairs = (packing.first[other], links.means[other], other)
-        for goal, (rows, wanted, kinds) in (("b_tok", of_words), ("b_sent", of_pairs)):
-            predicted = F.normalize(self.picture_head(said[rows]).float(), dim=-1)
-            found[goal] = found[goal] + granular.picture_words(predicted, wanted, kinds, links.whole)
+        first = text.words[masked] != text.words[masked - 1]  # of a word's pieces; [CLS] is never hidden
+        ids, draws = batch.picks("b_tok").labels, batch.labels("b_sent")
+        for name, x in granular.addresses(links, packing, regions.packing, masked, first, stays, ids, draws).items():
+            predicted = F.normalize(self.picture_head(said[x.rows]).float(), dim=-1)
+            found[f"b_{name}"] = granular.name_words(self._words_of(showing[x.slots]), picks.labels, x.shares)
+            found[f"b_{name}"] += granular.picture_words(predicted, x.wanted, x.kinds, links.whole)
         return found
 
     @torch.no_grad()
@@ -380,7 +330,7 @@ class Inlay(System):
         slots, here = self.slow.slots(self.slow.vectors(self.slow.look(regions)), regions.packing)
         scores = pad(self.slow.read(text)[1], text.packing) @ slots.transpose(1, 2)
         alpha = align.shares(scores, here, "softmax", True, self.slow.log_temperature.exp())
-        counts = self.content[text.ids[masked]] > 0
+        counts = self.word_weights.content[text.ids[masked]] > 0
         return granular.link(alpha, slots, text.packing, masked, stays, counts, self.config.named, self.config.linked)
 
     def _matching(self, encoded: Aligned, batch: Batch, text: Packing, true: Tensor) -> dict[str, Tensor]:
@@ -390,9 +340,9 @@ class Inlay(System):
         following = (torch.arange(count, device=true.device) + 1) % count
         index, visual = taken(batch.regions.packing, following, batch.regions.packing.rows)
         seen = self.encode_visual(batch.regions)[index]
-        said, _ = self._fuse(self._split(encoded.told)[0][true], text, seen, visual)
+        said, _ = self.fusion(self._split(encoded.told)[0][true], text, seen, visual)
         strange = self.support(said).squeeze(-1)  # logits of words with another picture
-        apart, content = labels[:, 0] != labels[following, 0], self.content[batch.text.ids] > 0
+        apart, content = labels[:, 0] != labels[following, 0], self.word_weights.content[batch.text.ids] > 0
         known = torch.cat([torch.ones_like(labels[:, :1]), labels[:, 1:]], 1) > 0  # (B, 1 + K)
         of_words = granular.word_labels(batch.text.ids, content, cut, known)
         log_all = granular.all_supported(torch.where(content[true], strange, 30.0), text.doc, count)
