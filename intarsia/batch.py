@@ -402,7 +402,6 @@ def pack(examples: Sequence[Example]) -> Batch:
         if (
             (x.text is None) != (first.text is None)
             or (x.regions is None) != (first.regions is None)
-            or bool(x.images) != bool(first.images)
             or x.targets.keys() != first.targets.keys()
         ):
             raise ValueError(
@@ -422,7 +421,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         sample=torch.tensor([numbers.setdefault(x.sample or x.key, len(numbers)) for x in examples]),
         text=text,
         regions=regions,
-        images=_pack_images([x.images for x in examples]) if first.images else None,
+        images=_pack_images([x.images for x in examples]) if any(x.images for x in examples) else None,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
         read={stream: _read(examples, stream, cu) for stream, cu in start.items()},

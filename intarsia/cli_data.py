@@ -53,7 +53,7 @@ class Scenes:
 
 @dataclass
 class Stamps:
-    """Builds a picture-caption set from fetched stamps: alone and composed into scenes, split by stamp."""
+    """Builds a picture-caption set from fetched cut-outs: alone and composed into scenes, split by cut-out."""
 
     out: tyro.conf.Positional[Path]
     scenes: int = 3000
@@ -61,14 +61,20 @@ class Stamps:
     seed: int = 0
 
 
+@dataclass
+class Emoji(Stamps):
+    """The same from fetched emoji, whose labels are complete in English (en) and Chinese (zh, zh-hant)."""
+
+
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, scenes, stamps."""
+    """Data sets: fetch, inspect, check, scenes, stamps, emoji."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
         "check": (Check, _check),
         "scenes": (Scenes, _scenes),
         "stamps": (Stamps, _stamps),
+        "emoji": (Emoji, _emoji),
     }
     if not args or args[0] not in kinds:
         wanted = args[0] if args else ""
@@ -109,12 +115,26 @@ def _scenes(options: Scenes) -> None:
 
 def _stamps(options: Stamps) -> None:
     from intarsia.data.fetch import fetched
+    from intarsia.data.stamps import NOTICE, read_stamps
+
+    _compose(read_stamps(fetched("stamps", "stamps"), options.languages), options, NOTICE)
+
+
+def _emoji(options: Emoji) -> None:
+    from intarsia.data.emoji import NOTICE, read_emoji
+    from intarsia.data.fetch import fetched
+
+    _compose(read_emoji(fetched("emoji", "pictures").parent, options.languages), options, NOTICE)
+
+
+def _compose(cut_outs: Any, options: Stamps, notice: str) -> None:
     from intarsia.data.stamps import compose
 
-    compose(
-        fetched("stamps", "stamps"), options.out, languages=options.languages, scenes=options.scenes, seed=options.seed
+    made = compose(cut_outs, options.out, options.languages, options.scenes, options.seed, notice)
+    captions = ", ".join(f"{count} {language}" for language, count in made.captions.items())
+    out.print(
+        f"{made.stamps} alone ({made.held_out} held out), {options.scenes} scenes, captions: {captions}: {options.out}"
     )
-    out.print(f"stamps: {options.out}")
 
 
 @dataclass

@@ -99,6 +99,7 @@ class Model:
             found.probs,
             found.labels,
             name,
+            pixels=lambda: pixels,
         )
         return Sample(name, (text,), (picture,))
 

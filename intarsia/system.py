@@ -223,6 +223,14 @@ class Task(Protocol):
         """A scalar."""
 
 
+@runtime_checkable
+class Regularised(Protocol):
+    """A task with a second loss, on other outputs than its scores read."""
+
+    def beside(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """A scalar, added to the task's loss in training."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """One published fine-tuning run of one size."""
@@ -250,6 +258,8 @@ class Finetune:
     """Pre-training heads that the authors' fine-tuned weights still hold."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that differ from pre-training."""
+    fresh: tuple[str, ...] = ()
+    """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
@@ -283,8 +293,10 @@ class FineTuned(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The task's loss, a scalar, and its logits."""
-        scores = self.scores(batch)
-        return self.finetune.task.loss(scores, batch), scores
+        task, encoded = self.finetune.task, self.system.encode(batch)
+        scores = task.score(self.head, encoded, batch)
+        loss = task.loss(scores, batch)
+        return loss + task.beside(self.head, encoded, batch) if isinstance(task, Regularised) else loss, scores
 
 
 def begin(system: System, finetune: Finetune) -> FineTuned:
@@ -301,7 +313,8 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         changes[name] = getattr(config, name) + len(rows)
     tuned = FineTuned(type(system)(replace(config, **changes), system.vocab), finetune)
     kept = tuned.system.state_dict()
-    fill(tuned.system, {key: value for key, value in state.items() if key in kept}, system.card.name)
+    known = {key: value for key, value in state.items() if key in kept}
+    fill(tuned.system, known, system.card.name, finetune.fresh)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from intarsia.data.corpora import Joined
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
@@ -23,7 +24,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
     Args:
         spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar`
-            file, or "worlds:COUNT[:SEED]", generated worlds.
+            file, "worlds:COUNT[:SEED]", generated worlds, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -32,6 +33,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         BadInput: no such path, or nothing in it that can be opened (lists what can be), or what the format's reader
             raises.
     """
+    if "," in str(spec) and not Path(spec).exists():
+        return _join(str(spec).split(","), split, on_error)
     world = WORLDS.fullmatch(str(spec))
     if world is not None:
         return _open_world(int(world["count"]), int(world["seed"] or 0), split)
@@ -53,6 +56,16 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     if path.suffix == ".tar":
         return TarSource(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def _join(specs: list[str], split: str | None, on_error: OnError) -> Source:
+    sources: dict[str, Source] = {}
+    for part in specs:
+        name = Path(part).name
+        if name in sources:
+            raise BadInput(f"{','.join(specs)}: two data sets are called {name!r}")
+        sources[name] = open_source(part, split, on_error)
+    return Joined(sources)
 
 
 def open_texts(spec: str | Path) -> Source:

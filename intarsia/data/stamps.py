@@ -134,25 +134,27 @@ def phrase(caption: str, language: str) -> str:
 
 
 def compose(
-    stamps_root: str | Path,
+    stamps: Sequence[Stamp],
     out: str | Path,
     languages: Sequence[str] = ("en", "zh"),
     scenes: int = 4000,
     seed: int = 0,
+    notice: str = NOTICE,
     show: Callable[[int, int], None] | None = None,
 ) -> Composed:
     """Writes the data folder, whole or not at all. The same arguments and stamps give the same pictures and lines.
 
     Args:
-        stamps_root: see `read_stamps`.
+        stamps: see `read_stamps`, or `emoji.read_emoji`.
         out: the folder; it must not be there.
         languages: of the captions; a scene has every one of them that all its stamps have, and always the first.
         scenes: how many, a fifth of them for the test split.
         seed: of the split and the scenes.
+        notice: said in the folder: whose the pictures are.
         show: called with pictures done and pictures in all, for a progress bar.
 
     Raises:
-        BadInput: no or broken stamps, too few of them for scenes, or `out` is there.
+        BadInput: too few stamps for scenes, one that cannot be decoded, or `out` is there.
     """
     out = Path(out)
     if out.exists():
@@ -161,7 +163,6 @@ def compose(
         raise BadInput(
             f"stamps: languages {list(languages)}, scenes {scenes}, seed {seed}: expected a language, and no number below 0"
         )
-    stamps = read_stamps(stamps_root, languages)
     tested = held_out(stamps, seed)
     able = {
         split: [x for x in stamps if languages[0] in x.phrases and (x.digest in tested) == (split == "test")]
@@ -169,7 +170,7 @@ def compose(
     }
     if scenes and min(len({x.phrases[languages[0]] for x in pool}) for pool in able.values()) < 4:
         raise BadInput(
-            f"{stamps_root}: {sum(map(len, able.values()))} stamps can take part in scenes, too few for {scenes} scenes"
+            f"{out}: {sum(map(len, able.values()))} stamps can take part in scenes, too few for {scenes} scenes"
         )
     of_test = round(scenes * TESTED)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def compose(
             records.append(_scene(number, able[split], languages, made, rng, split))
             _tell(show, len(records), len(stamps) + scenes)
         write_pairs(made / LINES, records)
-        (made / "NOTICE").write_text(NOTICE, encoding="utf-8")
+        (made / "NOTICE").write_text(notice, encoding="utf-8")
         made.rename(out)
     return Composed(
         stamps=len(stamps),

@@ -173,8 +173,10 @@ def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float
     return out.permute(0, 3, 2, 1)
 
 
-def roi_align_unshifted(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float) -> Tensor:
-    """The first RoIAlign: no half-pixel shift, boxes at least one cell wide, and as many reads a bin as it has cells.
+def roi_align_unshifted(
+    maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int = 0
+) -> Tensor:
+    """The first RoIAlign: no half-pixel shift, boxes at least one cell wide.
 
     Args:
         maps: (I, C, h, w) float feature maps.
@@ -182,23 +184,24 @@ def roi_align_unshifted(maps: Tensor, boxes: Tensor, image: Tensor, size: int, s
         image: (R) int64, the map each box lies in.
         size: bins a side.
         scale: cells a pixel.
+        samples: reads a side of a bin; 0 = as many as it has cells.
 
     Returns:
         (R, C, size, size); reads more than a cell outside the map count as 0.
 
-    Source: maskrcnn-benchmark's ROIAlign with sampling_ratio 0. A read is linear along each axis alone, so a bin is a product of two weightings.
+    Source: maskrcnn-benchmark's ROIAlign, whose sampling_ratio is `samples`. A read is linear along each axis alone, so a bin is a product of two weightings.
     """
     start, extent = boxes[:, :2] * scale, ((boxes[:, 2:] - boxes[:, :2]) * scale).clamp(min=1)
-    across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3]).to(maps.dtype)
-    down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2]).to(maps.dtype)
+    across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3], samples).to(maps.dtype)
+    down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2], samples).to(maps.dtype)
     rows = torch.einsum("rih,rchw->rciw", down, maps[image])
     return torch.einsum("rjw,rciw->rcij", across, rows)
 
 
-def _read_weights(start: Tensor, extent: Tensor, size: int, length: int) -> Tensor:
+def _read_weights(start: Tensor, extent: Tensor, size: int, length: int, samples: int) -> Tensor:
     """(R, size, length): what each cell along one axis counts for in each bin."""
-    reads = (extent / size).ceil()  # (R)
-    most = int(reads.max()) if len(reads) else 0
+    reads = torch.full_like(extent, samples) if samples else (extent / size).ceil()  # (R)
+    most = samples or (int(reads.max()) if len(reads) else 0)
     number = torch.arange(most, device=start.device)
     part = (number + 0.5) / reads[:, None]  # (R, most)
     bins = torch.arange(size, device=start.device)

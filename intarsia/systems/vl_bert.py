@@ -4,21 +4,23 @@ New: every element has a word part and a picture part, added. Words carry the wh
 trained beside the pairs. Nothing tells whether text and picture belong together.
 Unusual: the whole picture is one more region, the mean of those that are not hidden. All regions share one position, [END] takes the next. Geometry is
 sines and cosines, fused into the feature. The picture part's norm starts with a gain of 0: at the first step the system is BERT. Whole words are hidden.
-Weight decay spares nothing. Only region features made beforehand are read here, not the authors' variant that trains its detector.
+Weight decay spares nothing. Region features are made beforehand, or read off the pixels by a Fast R-CNN that trains along (`trunk`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia import boxes
-from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text, TextRows
+from intarsia.batch import Array, Batch, Encoded, Example, Pixels, Sample, TextRows
+from intarsia.features.fast_rcnn import RESNET101, framed
+from intarsia.features.resnet import ResNetConfig
 from intarsia.layout import (
     bare_text,
     before_last_sep,
@@ -31,7 +33,7 @@ from intarsia.layout import (
     with_whole_picture,
 )
 from intarsia.objectives import itm, mlm, mrm
-from intarsia.parts.dropout import Dropout
+from intarsia.parts.elements import Elements, Sight
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, Pooler, TiedHead
@@ -39,9 +41,9 @@ from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks import from_end
-from intarsia.tasks.refer import ReferEach, two_linear
-from intarsia.tasks.vcr import VCREach
+from intarsia.tasks import from_end, two_linear
+from intarsia.tasks.refer import ReferEach
+from intarsia.tasks.vcr import VCRAndObjects
 from intarsia.tasks.vqa import VQA, transformed
 from intarsia.text import Vocab
 from intarsia.weights import bert
@@ -58,6 +60,12 @@ class VLBERTConfig(BertNumbers):
     """Gain of the picture part's norms at the start."""
     feature_size: int = 2048
     """Numbers of a region feature."""
+    trunk: ResNetConfig | None = None
+    """The Fast R-CNN that reads regions off the pixels; None = features are made beforehand."""
+    short_side: int = 600
+    """With `trunk`: pixels of a picture's shorter side .."""
+    long_side: int = 1000
+    """.. and the most of its longer one."""
     geometry_waves: int = 256
     """Sines a box number, and as many cosines."""
     classes: int = 1601
@@ -76,55 +84,6 @@ class VLBERTConfig(BertNumbers):
     """Losses are averaged in each document first."""
 
 
-class Elements(nn.Module):
-    """Word part plus picture part of words, regions and [END], normalised together. Source: sec. 3.2."""
-
-    def __init__(self, config: VLBERTConfig) -> None:
-        super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
-        self.waves = config.geometry_waves
-        self.downsample = nn.Linear(8 * config.geometry_waves + config.feature_size, width)
-        self.region_word = nn.Embedding(1, width)
-        self.masked_word = nn.Embedding(1, width)
-        self.masked_feature = nn.Embedding(1, config.feature_size)
-        self.no_picture = nn.Embedding(1, width)
-        self.end = nn.Embedding(1, width)
-        self.text_norm = nn.LayerNorm(width, eps)
-        self.region_norm = nn.LayerNorm(width, eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def seen(self, regions: Regions) -> Tensor:
-        """(R, H) what is seen of regions: geometry and feature, fused."""
-        dtype = self.downsample.weight.dtype
-        feats = regions.feats.to(dtype) + regions.masked[:, None] * self.masked_feature.weight[0]  # (R, F)
-        codes = boxes.sine(regions.boxes.float(), self.waves).to(dtype)
-        return F.relu(self.downsample(self.dropout(torch.cat([codes, feats], -1))))
-
-    def forward(self, words: Words, text: Text, regions: Regions, links: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embeds words and [END] (T, H) and regions (R, H).
-
-        Args:
-            words: the tables of words, positions and segments, and the norm of all elements.
-            text: packed text rows; [END] is the one in segment 2.
-            regions: packed regions, the last of each document the whole picture; documents may have none.
-            links: (P, 2) text row, region row: these words carry that region in place of the whole picture.
-        """
-        seen, packing = self.seen(regions), regions.packing
-        last = torch.where(packing.lengths > 0, packing.cu_seqlens[1:].long() - 1, len(seen))
-        carried = torch.cat([seen, self.no_picture.weight])[last].index_select(0, text.packing.doc)  # (T, H)
-        if links is not None and len(links):
-            carried = carried.index_copy(0, links[:, 0], seen[links[:, 1]])
-        said = words.word(text.ids) + self.text_norm(carried)
-        said = torch.where(text.segment_ids[:, None] == 2, self.end.weight, said)
-        shown = torch.where(regions.masked[:, None], self.masked_word.weight, self.region_word.weight)
-        shown = shown + self.region_norm(seen)
-        x, y = (
-            words.dropout(words.norm(part + words.position(rows.position_ids) + words.segment(rows.segment_ids)))
-            for part, rows in ((said, text), (shown, regions))
-        )
-        return x, y
-
-
 def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
     """The authors' configs on features made beforehand, and a tiny one."""
     base = Recipe(
@@ -136,13 +95,21 @@ def _recipes() -> dict[str, Recipe[VLBERTConfig]]:
         note="cfgs/pretrain/base_prec_4x16G_fp32.yaml: Conceptual Captions beside books and Wikipedia (--text), 10 epochs, 4 GPUs with 32 pairs and 32 texts each.",
     )
     large = replace(base, config=VLBERTConfig(**LARGE), precision="bf16", note="large_prec_4x16G_fp16.yaml, as base.")
+    e2e = replace(
+        base,
+        config=VLBERTConfig(trunk=RESNET101),
+        batching=Batching(rows=10_000, window=8192),
+        precision="bf16",
+        note="base_e2e_16x16G_fp16.yaml: as base with the trunk of bottom-up attention (--trunk) in the loop, 16 GPUs with 8 pairs and 8 texts each.",
+    )
+    e2e_large = replace(e2e, config=VLBERTConfig(**LARGE, trunk=RESNET101), note="large_e2e_16x16G_fp16.yaml, as e2e.")
     tiny = replace(
         base,
         config=VLBERTConfig(**TINY, visual_scale=1.0, geometry_waves=16, mlm_rate=0.25),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; with or without --text.",
     )
-    return {"tiny": tiny, "base": base, "large": large}
+    return {"tiny": tiny, "base": base, "large": large, "e2e": e2e, "e2e_large": e2e_large}
 
 
 def _adam(lr: float, max_norm: float) -> Optim:
@@ -150,23 +117,32 @@ def _adam(lr: float, max_norm: float) -> Optim:
 
 
 def _finetune() -> dict[str, Finetune]:
-    """The downstream tasks; the authors train the detector along for VCR and RefCOCO+, which is not done here."""
+    """The downstream tasks. VQA was tuned on features made beforehand, the others with the trunk; the heads start from pre-trained ones."""
 
-    def tuning(optim: Optim, steps: int, warmup: int, samples: int, note: str) -> dict[str, Tuning]:
-        return {"base": Tuning(optim, Schedule(steps, warmup), Batching(rows=64 * samples), samples=samples, note=note)}
+    def tunings(optim: Optim, steps: int, warmup: int, samples: int, note: str, *sizes: str) -> dict[str, Tuning]:
+        schedule, batching = Schedule(steps, warmup), Batching(rows=64 * samples)
+        return dict.fromkeys(("base", *sizes), Tuning(optim, schedule, batching, samples=samples, note=note))
 
-    scorer = "final_mlp.0.dense."
+    scorer, choice, objects = "final_mlp.0.dense.", "final_mlp.1.", "cnn_loss_reg."
     answers = KeyMap((scorer, "head.0.dense."), ("final_mlp.0.LayerNorm.", "head.0.norm."), ("final_mlp.2.", "head.2."))
-    vqa = tuning(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014")
-    vcr = tuning(_adam(4.48e-3, 10.0), 66_000, 1000, 4, "20 epochs of SGD with momentum .9, a tenth at 14 and 18")
-    re = tuning(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate")
-    long = {"max_rows": 200, "with_pooler": True}
+    words = {
+        f"0.{x}": (f"word_head.transform.{x}", None) for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")
+    }
+    regions = {f"0.{x}": (f"class_head.0.{x}", None) for x in ("weight", "bias")}
+    vqa = tunings(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014")
+    vcr = tunings(
+        _adam(4.48e-3, 10.0), 66_000, 1000, 4, "20 epochs of SGD with momentum .9, a tenth at 14 and 18", "e2e"
+    )
+    re = tunings(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate", "e2e")
+    long: dict[str, Any] = {"config": {"max_rows": 200, "with_pooler": True}, "fresh": ("pooler.",)}
+    of_vcr = KeyMap(
+        (choice, "head.choice.1."), (objects + "0.dense.", "head.objects.0."), (objects + "2.", "head.objects.3.")
+    )
+    of_re = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.3."))
     return {
-        "vqa": Finetune(VQA(reads=from_end(3), scorer=transformed), vqa, answers, config=long),
-        "vcr": Finetune(VCREach(), vcr, KeyMap(("final_mlp.1.", "head.1.")), config=long),
-        "re": Finetune(
-            ReferEach(two_linear), re, KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.3.")), config=long
-        ),
+        "vqa": Finetune(VQA(reads=from_end(3), scorer=transformed), vqa, answers, head_from=words, **long),
+        "vcr": Finetune(VCRAndObjects(), vcr, of_vcr, **long),
+        "re": Finetune(ReferEach(two_linear), re, of_re, head_from=regions, **long),
     }
 
 
@@ -186,9 +162,10 @@ class VLBERT(System):
         new="every element has a word part and a picture part; text without pictures is trained along",
         objectives=("mlm", "mvrc", "mlm_text", "itm (optional)"),
         tasks=("vqa", "vcr", "re"),
-        weights=("jackroos/VL-BERT .model, precomputed-feature variants",),
+        weights=("jackroos/VL-BERT .model, both variants",),
         unverified=(
-            "the end-to-end variant is not built",
+            "which pixels of a hidden region's edge become 0",
+            "masks of objects in VCR are not read",
             "250,000 steps (of the paper)",
             "steps of fine-tuning",
             "published scores",
@@ -200,7 +177,9 @@ class VLBERT(System):
         self.config, self.vocab = config, vocab
         width = config.hidden_size
         self.words = Words(config)
-        self.elements = Elements(config)
+        dropout = config.hidden_dropout_prob
+        self.sight = Sight(width, config.geometry_waves, config.feature_size, config.trunk, dropout)
+        self.elements = Elements(width, config.layer_norm_eps)
         self.encoder = Encoder(config)
         self.pooler = Pooler(width) if config.with_pooler or config.relation else FirstRow()
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
@@ -208,9 +187,14 @@ class VLBERT(System):
         if config.relation:
             self.match_head = nn.Linear(width, 2)
         initialise(self, config.initializer_range)
-        nn.init.zeros_(self.elements.masked_feature.weight)
+        if self.sight.masked_feature is not None:
+            nn.init.zeros_(self.sight.masked_feature.weight)
         for norm in (self.elements.text_norm, self.elements.region_norm):
             nn.init.constant_(norm.weight, config.visual_scale)
+
+    def fill_trunk(self, path: Path) -> None:
+        """The Fast R-CNN starts from a ResNet's weights."""
+        self.sight.trunk.fill(path) if self.sight.trunk else super().fill_trunk(path)
 
     # 1 -- inputs: [CLS] words [SEP], the whole picture, regions, [END] -------------------------------------------------
 
@@ -232,11 +216,13 @@ class VLBERT(System):
         if task == "vqa":
             text = before_last_sep(before_last_sep(text, self.vocab.sep), self.vocab.mask)
             text.segment_ids[-2:] = 1
-        rows = region_rows(sample.key, sample.pictures[0], self.config.feature_size, 2).first(count - 1)
+        picture, trunk = sample.pictures[0], self.config.trunk
+        width = picture.features.shape[1] if trunk else self.config.feature_size
+        rows = region_rows(sample.key, picture, width, 2).first(count - 1)
         rows.position_ids += len(text)
-        example = Example(
-            sample.key, self._ended(text), with_whole_picture(rows, sample.pictures[0]), sample=sample.key
-        )
+        rows.feats = rows.feats[:, : 0 if trunk else width]
+        example = Example(sample.key, self._ended(text), with_whole_picture(rows, picture), sample=sample.key)
+        example.images = self._images(sample)
         if task == "vcr":
             example.key = f"{sample.key}@{form}"
             links = choice_links(sample, pieces, form)
@@ -245,7 +231,13 @@ class VLBERT(System):
 
     def _text_alone(self, sample: Sample) -> Example:
         text = self._ended(bare_text(self.vocab, sample.key, sample.texts[0], self.config.max_rows))
-        return Example(sample.key, text, no_regions(self.config.feature_size, self.config.classes), sample=sample.key)
+        width = 0 if self.config.trunk else self.config.feature_size
+        return Example(sample.key, text, no_regions(width, self.config.classes), sample=sample.key)
+
+    def _images(self, sample: Sample, hidden: Sequence[Array] | Array = ()) -> tuple[Pixels, ...]:
+        """What the trunk reads, black in the boxes (4) that are hidden."""
+        config, pictures = self.config, sample.pictures[: self.config.trunk is not None]
+        return tuple(framed(sample.key, x, config.short_side, config.long_side, hidden) for x in pictures)
 
     def _ended(self, text: TextRows) -> TextRows:
         """With [END], whose id does not count; its position is one past the regions'."""
@@ -257,8 +249,9 @@ class VLBERT(System):
         """Embeds, joins and encodes. Without a pooler `pooled` is the first row as it is."""
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VL-BERT needs text and regions"
-        words, seen = self.elements(self.words, text, regions, batch.links)
-        return encode_joined(self.encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
+        seen = self.sight(regions, batch.images)
+        words, shown = self.elements(self.words, text, regions, seen, batch.links)
+        return encode_joined(self.encoder, self.pooler, words, text.packing, shown, regions.packing, self.read(batch))
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
@@ -276,6 +269,7 @@ class VLBERT(System):
         if "mvrc" in goals:
             mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1)
             example.regions.feats[-1:] = whole_feature(example.regions.feats[:-1], example.regions.masked[:-1])
+            example.images = self._images(sample, example.regions.boxes[example.regions.masked])
         if "itm" in goals:
             example.targets["itm"] = np.array(-1 if alone else label)
         return example
@@ -324,7 +318,7 @@ class VLBERT(System):
 
     # 6 -- checkpoint: a "module." in front of all keys goes when a file is read ---------------------------------------------------------
 
-    sizes = bert.SIZES | {"feature_size": ("elements.masked_feature.weight", 1), "classes": ("class_head.2.weight", 0)}
+    sizes = bert.SIZES | {"feature_size": ("sight.masked_feature.weight", 1), "classes": ("class_head.2.weight", 0)}
     flags = {"with_pooler": "pooler.dense.weight", "relation": "match_head.weight"}  # noqa: RUF012
     keys = KeyMap(
         ("vlbert.word_embeddings.", "words.word."),
@@ -334,10 +328,13 @@ class VLBERT(System):
         ("vlbert.end_embedding.", "elements.end."),
         ("vlbert.visual_ln_text.", "elements.text_norm."),
         ("vlbert.visual_ln_object.", "elements.region_norm."),
-        ("image_feature_extractor.obj_downsample.1.", "elements.downsample."),
+        ("image_feature_extractor.obj_downsample.1.", "sight.downsample."),
+        ("image_feature_extractor.backbone.", "sight.trunk.backbone."),
+        ("image_feature_extractor.roi_head_feature_extractor.", "sight.trunk.head."),
+        Tied("image_feature_extractor.head.0.", "image_feature_extractor.roi_head_feature_extractor."),
         ("object_linguistic_embeddings.", "elements.region_word."),
         ("object_mask_word_embedding.", "elements.masked_word."),
-        ("object_mask_visual_embedding.", "elements.masked_feature."),
+        ("object_mask_visual_embedding.", "sight.masked_feature."),
         ("aux_text_visual_embedding.", "elements.no_picture."),
         *bert.layers("vlbert.encoder.layer.{i}.", "encoder.layers.{i}."),
         ("vlbert.pooler.dense.", "pooler.dense."),

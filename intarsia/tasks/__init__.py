@@ -42,6 +42,14 @@ def linear(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def two_linear(config: HeadConfig, outputs: int = 1) -> nn.Module:
+    """Linear, GELU, dropout, Linear on the output of a region: what VL-BERT uses."""
+    width = config.visual_size
+    return nn.Sequential(
+        nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, outputs)
+    )
+
+
 def groups(sample: Tensor, size: int) -> Tensor:
     """The documents of each sample.
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded
 from intarsia.packed import pad
-from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import ClassHead
 from intarsia.tasks import HeadConfig
@@ -24,12 +23,6 @@ def one_layer(config: HeadConfig) -> nn.Module:
 def two_layers(config: HeadConfig) -> nn.Module:
     """Linear, GELU, LayerNorm, Linear: what UNITER uses for RefCOCO+."""
     return ClassHead(config.visual_size, 1, config.layer_norm_eps)
-
-
-def two_linear(config: HeadConfig) -> nn.Module:
-    """Linear, GELU, dropout, Linear: what VL-BERT uses."""
-    width = config.visual_size
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, 1))
 
 
 @dataclass(frozen=True)

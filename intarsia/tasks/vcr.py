@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig, Scorer, groups, linear
+from intarsia.tasks import HeadConfig, Scorer, groups, linear, two_linear
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,33 @@ class VCREach(VCROneOf):
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean binary cross entropy over choices."""
         return F.binary_cross_entropy_with_logits(scores.float(), batch.labels("vcr").float())
+
+
+@dataclass(frozen=True)
+class VCRAndObjects(VCREach):
+    """And each region's output names its object. Batch.targets["objects"]: Picks of region rows with labels (M) int64, background for the whole picture.
+
+    Source: VL-BERT, sec. 4.2, and its code, vcr/modules/resnet_vlbert_for_vcr.py.
+    """
+
+    classes: int = 81
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One number from the pooled vector; two layers from each region to its class."""
+        objects = two_linear(config, self.classes)
+        initialise(objects, config.initializer_range)
+        return nn.ModuleDict({"choice": super().head(config), "objects": objects})
+
+    def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """(B) logits."""
+        return super().score(head.get_submodule("choice"), encoded, batch)
+
+    def beside(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
+        """Mean cross entropy of the objects' classes."""
+        picks = batch.picks("objects")
+        assert encoded.visual is not None, "names objects by their regions"
+        logits = head.get_submodule("objects")(encoded.visual.index_select(0, picks.rows))
+        return F.cross_entropy(logits.float(), picks.labels)
 
 
 @dataclass(frozen=True)

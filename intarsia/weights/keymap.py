@@ -31,10 +31,20 @@ class Move:
 
 @dataclass(frozen=True)
 class Tied:
-    """A key of theirs that holds the same tensor as another key of theirs."""
+    """A key of theirs that holds the same tensor as another key of theirs; with a dot at the end, all keys that begin so."""
 
     theirs: str
     same_as: str
+
+    def twin(self, key: str) -> str | None:
+        """The key that this one is the same as, if the rule is about it."""
+        whole = key.startswith(self.theirs) if self.theirs.endswith(".") else key == self.theirs
+        return self.same_as + key[len(self.theirs) :] if whole else None
+
+    def back(self, key: str) -> str | None:
+        """The other key that holds the same as this one, if the rule is about it."""
+        whole = key.startswith(self.same_as) if self.theirs.endswith(".") else key == self.same_as
+        return self.theirs + key[len(self.same_as) :] if whole else None
 
 
 @dataclass(frozen=True)
@@ -101,11 +111,10 @@ class KeyMap:
 
     def knows(self, theirs: Mapping[str, Tensor]) -> bool:
         """Whether some rule matches every key, and what should be tied is."""
-        for rule in self.tied:
-            one, other = theirs.get(rule.theirs), theirs.get(rule.same_as)
-            if one is not None and other is not None and not torch.equal(one, other):
-                return False
-        known = {rule.theirs for rule in self.tied} | {rule.theirs for rule in self.dropped}
+        twins = {key: twin for rule in self.tied for key in theirs if (twin := rule.twin(key))}
+        if any(twin in theirs and not torch.equal(theirs[key], theirs[twin]) for key, twin in twins.items()):
+            return False
+        known = twins.keys() | {rule.theirs for rule in self.dropped}
         return all(key in known or any(_forward(move, key) for move in self.moves) for key in map(self._spell, theirs))
 
     def to_ours(self, theirs: Mapping[str, Tensor], where: str = "weights") -> State:
@@ -162,8 +171,7 @@ class KeyMap:
         if unknown:
             raise BadInput(f"no rule writes {len(unknown)} of our keys, e.g. {_some(unknown)}")
         for rule in self.tied:
-            if rule.same_as in theirs:
-                theirs[rule.theirs] = theirs[rule.same_as]
+            theirs |= {twin: value for key, value in theirs.items() if (twin := rule.back(key))}
         return {key: value.contiguous() for key, value in theirs.items()}
 
     def _spell(self, key: str) -> str:
@@ -173,12 +181,12 @@ class KeyMap:
         return key
 
     def _check_tied(self, key: str, value: Tensor, theirs: Mapping[str, Tensor], where: str) -> bool:
-        rule = next((rule for rule in self.tied if rule.theirs == key), None)
-        if rule is None:
+        twin = next((twin for rule in self.tied if (twin := rule.twin(key))), None)
+        if twin is None:
             return False
-        other = theirs.get(rule.same_as)
+        other = theirs.get(twin)
         if other is None or not torch.equal(other, value):
-            raise BadInput(f"{where}: {key} should be the same tensor as {rule.same_as}, and is not")
+            raise BadInput(f"{where}: {key} should be the same tensor as {twin}, and is not")
         return True
 
 

@@ -47,6 +47,18 @@ def test_every_layout_is_recognised(tmp_path: Path) -> None:
     assert [len(open_source(root, split)) for split in (None, "train", "val", "test")] == [2, 1, 1, 0]
 
 
+def test_data_sets_with_commas_between_are_one(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pairs", line(), line(split="val"))
+    both = f"{root},{tar(tmp_path / 'tars' / '0.tar')}"
+    source = open_source(both)
+    assert [source[i].key.split("/")[0] for i in range(len(source))] == ["pairs", "pairs", "0.tar", "0.tar", "0.tar"]
+    assert len(open_source(both, "val")) == 1
+    with pytest.raises(BadInput, match="two data sets are called 'pairs'"):
+        open_source(f"{root},{root}")
+    with pytest.raises(BadInput, match="nowhere: no such file"):
+        open_source(f"{root},{tmp_path}/nowhere")
+
+
 def test_generated_worlds() -> None:
     source = open_source("worlds:12:3")
     assert isinstance(source, WorldSource)

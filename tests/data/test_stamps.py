@@ -85,7 +85,7 @@ def test_only_short_names_of_objects_join_scenes(caption, language, expected):
 
 def test_pictures_and_lines_agree(root, tmp_path):
     out = tmp_path / "out"
-    made = compose(root, out, scenes=40, seed=1)
+    made = compose(read_stamps(root), out, scenes=40, seed=1)
     assert (made.stamps, made.in_scenes) == (26, 25)
     assert made.held_out == 5
     assert made.lines == {"train": 21 + 32, "test": 5 + 8}
@@ -113,7 +113,7 @@ def overlapped(boxes):
 
 
 def test_boxes_are_exact(root, tmp_path):
-    compose(root, tmp_path / "out", scenes=30)
+    compose(read_stamps(root), tmp_path / "out", scenes=30)
     checked = 0
     for line in lines_of(tmp_path / "out"):
         image = decode_image(tmp_path / "out" / line["image"]).astype(int)
@@ -134,7 +134,7 @@ def test_boxes_are_exact(root, tmp_path):
 
 
 def test_scenes_hardly_overlap_and_name_what_they_show(root, tmp_path):
-    compose(root, tmp_path / "out", scenes=60)
+    compose(read_stamps(root), tmp_path / "out", scenes=60)
     scenes = [x for x in lines_of(tmp_path / "out") if x["key"].startswith("scene")]
     assert {len(x["boxes"]) for x in scenes} == {2, 3, 4}
     for line in scenes:
@@ -156,7 +156,7 @@ def test_scenes_hardly_overlap_and_name_what_they_show(root, tmp_path):
 
 
 def test_no_test_stamp_is_in_a_training_picture(root, tmp_path):
-    compose(root, tmp_path / "out", scenes=80, seed=3)
+    compose(read_stamps(root), tmp_path / "out", scenes=80, seed=3)
     seen = {"train": set(), "test": set()}
     for line in lines_of(tmp_path / "out"):
         for text, start, end, _ in line["links"]:
@@ -180,7 +180,7 @@ def test_copies_of_a_picture_stay_together(root):
 
 def test_the_same_seed_gives_the_same_folder(root, tmp_path):
     for name, seed in (("a", 4), ("b", 4), ("c", 5)):
-        compose(root, tmp_path / name, scenes=12, seed=seed)
+        compose(read_stamps(root), tmp_path / name, scenes=12, seed=seed)
     files = {
         name: {x.relative_to(tmp_path / name): x.read_bytes() for x in (tmp_path / name).rglob("*") if x.is_file()}
         for name in "abc"
@@ -191,7 +191,7 @@ def test_the_same_seed_gives_the_same_folder(root, tmp_path):
 
 
 def test_languages_are_chosen(root, tmp_path):
-    made = compose(root, tmp_path / "out", languages=("zh",), scenes=10)
+    made = compose(read_stamps(root, ("zh",)), tmp_path / "out", languages=("zh",), scenes=10)
     assert made.captions == {"zh": 25 + 10}
     assert "、" in "".join(x["captions"][0]["text"] for x in lines_of(tmp_path / "out"))
 
@@ -200,18 +200,18 @@ def test_what_cannot_be_used_is_named(root, tmp_path):
     (tmp_path / "empty").mkdir()
     for call, said in (
         (lambda: read_stamps(tmp_path / "empty"), "no captioned stamps"),
-        (lambda: compose(root, tmp_path / "empty"), "is already there"),
-        (lambda: compose(root, tmp_path / "out", languages=("xx",)), "no captioned stamps"),
-        (lambda: compose(root, tmp_path / "out", scenes=-1), "scenes -1"),
+        (lambda: compose(read_stamps(root), tmp_path / "empty"), "is already there"),
+        (lambda: compose(read_stamps(root, ("xx",)), tmp_path / "out", languages=("xx",)), "no captioned stamps"),
+        (lambda: compose(read_stamps(root), tmp_path / "out", scenes=-1), "scenes -1"),
     ):
         with pytest.raises(Exception, match=said):
             call()
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(root / "animals/birds/t07.png")
     with pytest.raises(Exception, match=r"t07\.png: has no visible pixel"):
-        compose(root, tmp_path / "out", scenes=4)
+        compose(read_stamps(root), tmp_path / "out", scenes=4)
     (root / "animals/birds/t07.png").write_bytes(b"not a picture")
     with pytest.raises(Exception, match=r"t07\.png: cannot be decoded"):
-        compose(root, tmp_path / "out", scenes=4)
+        compose(read_stamps(root), tmp_path / "out", scenes=4)
     assert not (tmp_path / "out").exists()
     assert {x.name for x in tmp_path.iterdir()} == {"stamps", "empty"}
 

@@ -177,7 +177,7 @@ def test_roi_pool_is_the_loop(size):
     assert roi_pool(torch.ones(1, 3, 4, 4), torch.zeros(0, 4), torch.zeros(0).long(), size, 1).shape[0] == 0
 
 
-def slow_unshifted(maps, boxes, image, size, scale):
+def slow_unshifted(maps, boxes, image, size, scale, samples=0):
     out = np.zeros((len(boxes), maps.shape[1], size, size))
     high, wide = maps.shape[2:]
 
@@ -193,7 +193,7 @@ def slow_unshifted(maps, boxes, image, size, scale):
 
     for r, (x1, y1, x2, y2) in enumerate(boxes * scale):
         high_bin, wide_bin = max(y2 - y1, 1) / size, max(x2 - x1, 1) / size
-        rows, columns = int(np.ceil(high_bin)), int(np.ceil(wide_bin))
+        rows, columns = samples or int(np.ceil(high_bin)), samples or int(np.ceil(wide_bin))
         for c in range(maps.shape[1]):
             for i in range(size):
                 for j in range(size):
@@ -206,15 +206,17 @@ def slow_unshifted(maps, boxes, image, size, scale):
     return out
 
 
+@pytest.mark.parametrize("samples", [0, 1, 2])
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_unshifted_roi_align_is_the_loop(size):
+def test_unshifted_roi_align_is_the_loop(size, samples):
     rng = np.random.default_rng(size)
     maps = rng.standard_normal((2, 2, 9, 13))
     boxes = np.concatenate([pixel_boxes(rng, 6, 144, 208).astype(np.float64), [[0, 0, 208, 144], [5, 5, 5, 5]]])
     boxes = np.concatenate([boxes, [[-40, 10, 300, 60.5], [190, 130, 207, 143]]])
     image = rng.integers(0, 2, len(boxes))
-    got = roi_align_unshifted(torch.from_numpy(maps), torch.from_numpy(boxes), torch.from_numpy(image), size, 1 / 16)
-    np.testing.assert_allclose(got.numpy(), slow_unshifted(maps, boxes, image, size, 1 / 16), atol=1e-9)
+    given = torch.from_numpy(maps), torch.from_numpy(boxes), torch.from_numpy(image)
+    got = roi_align_unshifted(*given, size, 1 / 16, samples)
+    np.testing.assert_allclose(got.numpy(), slow_unshifted(maps, boxes, image, size, 1 / 16, samples), atol=1e-9)
     none = torch.zeros(0, 4)
     assert roi_align_unshifted(torch.ones(1, 3, 4, 4), none, torch.zeros(0).long(), size, 1).shape == (0, 3, size, size)
 

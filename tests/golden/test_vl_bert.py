@@ -101,12 +101,12 @@ def compare_rows(batch: Batch, text: Tensor, visual: Tensor, theirs: Tensor, wha
 @each_case
 def test_elements(golden: Golden) -> None:
     system, batch = build(golden), batch_of(golden)
-    seen = system.elements.seen(batch.regions)
+    seen = system.sight(batch.regions, None)
     theirs = golden.output("obj_reps")
     for i in range(len(theirs)):
         first, count = int(batch.regions.packing.first[i]), int(batch.regions.packing.lengths[i])
         assert_near(seen[first : first + count].roll(1, 0), theirs[i, :count], f"regions {i}")
-    text, visual = system.elements(system.words, batch.text, batch.regions, None)
+    text, visual = system.elements(system.words, batch.text, batch.regions, seen, None)
     compare_rows(batch, text, visual, golden.output("embedding_output"), "elements")
 
 
