@@ -381,7 +381,7 @@ def main(args: Sequence[str] | None = None) -> None:
     ]
     for seed, arm in product(options.seeds, dict.fromkeys(arms)) if options.make else ():
         perform(Run(arm=arm, seed=seed, **same), options.out)
-    results = gather(options.out, **same)
+    results = gather(options.out, **same, noise=0.0)
     if not results:
         raise BadInput(f"{options.out}: holds no runs of {same}")
     told = f"{table(results)}\nPaired by seed:\n\n{differences(results)}\n{verdicts(results)}"

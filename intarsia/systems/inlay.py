@@ -399,11 +399,11 @@ class Inlay(System):
         return self.word_head(rows, self.tower.words.word.weight)  # type: ignore[no-any-return]
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """S = u . v, (B, Lt, Lr), which orders tokens as softmax alignments do."""
-        assert isinstance(encoded, Aligned)
-        assert batch.text is not None and batch.regions is not None
-        u = pad(self._split(encoded.told)[1], batch.text.packing)
-        return {"alignment": u @ pad(encoded.slots, batch.regions.packing).transpose(1, 2)}
+        """Softmax alignment, (B, Lt, Lr): a row sums to what does not lie on the null."""
+        assert isinstance(encoded, Aligned) and batch.text is not None and batch.regions is not None
+        slots, here = self.tower.slots(encoded.slots, batch.regions.packing)
+        scores = pad(self._split(encoded.told)[1], batch.text.packing) @ slots.transpose(1, 2)
+        return {"alignment": align.shares(scores, here, "softmax", True, self.tower.log_temperature.exp())[..., 1:]}
 
     # 5 -- recipes and checkpoint ----------------------------------------------------------------------------------------------
 
