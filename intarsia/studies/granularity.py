@@ -84,7 +84,8 @@ class Bags:
     """A source whose scenes are bags of pictures of one object each."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.provenance = source, source.provenance
+        self.source = source
+        self.provenance = source.provenance
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,14 +93,6 @@ class Bags:
     def __getitem__(self, index: int) -> Sample:
         """The scene as several pictures."""
         return bag(self.source[index])
-
-    def key(self, index: int) -> str:
-        """Its key."""
-        return self.source.key(index)
-
-    def language(self, index: int) -> str:
-        """Its language."""
-        return self.source.language(index)
 
 
 def world(run: Run, split: str, count: int) -> WorldSource:
@@ -169,9 +162,9 @@ def best(where: str, key: str | None, split: str = "test") -> Value:
     def value(found: dict[str, Any]) -> float:
         if where == "pointing":
             maps = found[split]["pointing"]
-            return max(maps[x] for x in ("dot", "attention", "attention back"))
+            return max(float(maps[x]) for x in ("dot", "attention", "attention back"))
         table = found[split][where] if key is None else {k: v for k, v in found[split][where].items() if k in READ_OUTS}
-        return max(x[key] if key is not None else x for x in table.values())
+        return max(float(x[key] if key is not None else x) for x in table.values())
 
     return value
 

@@ -14,7 +14,8 @@ from intarsia.batch import Array, Batch, Example, Sample, pack
 from intarsia.evaluate.matching import rank
 from intarsia.packed import Packing, pad, taken
 from intarsia.parts import align
-from intarsia.systems.inlay import Aligned, Inlay
+from intarsia.parts.aligned import Aligned
+from intarsia.systems.inlay import Inlay
 from intarsia.worlds import WorldSource, candidate_sets
 
 READ_OUTS = ("sentence", "token", "cls", "words")

@@ -94,7 +94,7 @@ def _recipes() -> dict[str, Recipe[InlayConfig]]:
     )
     fresh: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05}
     fresh |= {"max_position_embeddings": 64, "num_attention_heads": 4}
-    layers = dict.fromkeys(("num_hidden_layers", "v_layers", "x_layers"), 3)
+    layers: dict[str, Any] = dict.fromkeys(("num_hidden_layers", "v_layers", "x_layers"), 3)
     small = replace(
         base,
         config=InlayConfig(**fresh, **layers, hidden_size=256, intermediate_size=1024, align_size=128, linked=2),
@@ -257,10 +257,10 @@ class Inlay(System):
         if not batch.targets:
             return {}
         true = batch.picks("a_tok").rows
-        text = Text(
-            *(getattr(batch.text, x)[true] for x in ("ids", "segment_ids", "position_ids", "words")),
-            subset(batch.text.packing, true),
+        ids, segments, positions, words = (
+            x[true] for x in (batch.text.ids, batch.text.segment_ids, batch.text.position_ids, batch.text.words)
         )
+        text = Text(ids, segments, positions, words, subset(batch.text.packing, true))
         if self.training:
             follow(self.tower, self.slow, self.config.momentum)
             self.word_weights.count(text)
@@ -377,13 +377,9 @@ class Inlay(System):
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) by the configured read-out."""
         found, (a, _, c) = self.scores(encoded), self.config.shares
-        match self.config.read_out:
-            case "trained":
-                return (1 - a) * found["sentence"] + a * found["token"]
-            case "fusion":
-                return (1 - c) * found["cls"] + c * found["words"]
-            case other:
-                return found[other]
+        found["trained"] = (1 - a) * found["sentence"] + a * found["token"]
+        found["fusion"] = (1 - c) * found["cls"] + c * found["words"]
+        return found[self.config.read_out]
 
     @property
     def predicts_words(self) -> bool:

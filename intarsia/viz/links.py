@@ -129,10 +129,10 @@ def draw_links(links: Links, pixels: Array, boxes: Array, title: str, out: Path 
             }
             part.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **look))
         y = 0.5 + high * scale + 0.42
-        for line in lines:
+        for number, line in enumerate(lines):
             x = (width - sum(widths[i] for i in line) - 0.08 * (len(line) - 1)) / 2
             for i in line:
-                _tile(figure, axes, part, links, i, pixels, boxes, (x, y, widths[i]), (width, tall))
+                _tile(figure, axes, part, links, i, pixels, boxes, (x, y, widths[i]), (width, tall), number == 0)
                 x += widths[i] + 0.08
             y += _TILE + 0.62
         style.save(figure, out)
@@ -151,9 +151,9 @@ def _lines(widths: Sequence[float], room: float) -> list[list[int]]:
 
 
 def _tile(
-    figure: Any, axes: Any, part: Any, links: Links, i: int, pixels: Array, boxes: Array, at: Any, size: Any
+    figure: Any, axes: Any, part: Any, links: Links, i: int, pixels: Array, boxes: Array, at: Any, size: Any, tied: bool
 ) -> None:
-    """One word: its region's pixels, the word under them, and a line to where they lie."""
+    """One word: its region's pixels, the word under them, and, if tied, a line to where they lie."""
     (x, y, width), (wide, tall), region, colour = at, size, links.region[i], links.colour(i)
     edge = FancyBboxPatch(
         (x + 0.04, y + 0.04),
@@ -173,6 +173,8 @@ def _tile(
     inlay = figure.add_axes(((x + (width - side) / 2) / wide, 1 - (y + 0.06 + side) / tall, side / wide, side / tall))
     inlay.imshow(crop)
     inlay.axis("off")
+    if not tied:
+        return
     x1, _, x2, y2 = boxes[region]
     foot = ((x1 + x2) / 2 * pixels.shape[1], y2 * pixels.shape[0])
     line = ConnectionPatch(
