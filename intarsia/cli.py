@@ -97,9 +97,14 @@ def _recipe_facts(recipe: Recipe[Any]) -> str:
     """Its numbers and its note."""
     optim, schedule, batching = recipe.optim, recipe.schedule, recipe.batching
     shares = ", ".join(f"{goal} {share:g}" for goal, share in recipe.mix.share.items())
+    second = (
+        f"SGD for {recipe.sgd.only} at rate {recipe.sgd.lr:g}, decay {recipe.sgd.weight_decay:g}. "
+        if recipe.sgd
+        else ""
+    )
     return (
         f"rate {optim.lr:g}, {schedule.steps:,} steps, {schedule.warmup:,} of warm-up, {batching.rows:,} rows a batch x {batching.accumulate}, "
-        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {recipe.note}"
+        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {second}{recipe.note}"
     )
 
 
@@ -163,6 +168,7 @@ def pretrain(args: Sequence[str]) -> None:
         args=rest,
         default=Pretrain(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe),
         prog=f"intarsia pretrain {name}",
+        config=(tyro.conf.AvoidSubcommands,),
         description=f"Pre-trains {cls.card.title}. --size {'|'.join(cls.recipes)} picks the recipe ({size}); --config RUN/recipe.json replays one.",
     )
     _pretrain(name, size, cls, options)
@@ -183,6 +189,8 @@ def _take(args: list[str], flag: str) -> str | None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
+    from intarsia.data.source import must_be_alike
+    from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
     from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
@@ -198,6 +206,10 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
         )
+    begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
+    for folder in (options.out, begun):
+        if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
+            must_be_alike(options.data, provenance, read_provenance(folder))
     if options.text:
         if not cls.reads_text_alone:
             raise BadInput(f"--text {options.text}: {name} does not learn from text alone")

@@ -145,7 +145,9 @@ class Extract:
     """Folder with pairs.jsonl, a folder of pictures, or tars."""
     out: Path
     extractor: str = "light"
-    """light, grid, pixels or patches."""
+    """light, grid, pixels, patches, or with --weights butd (bottom-up attention) or vinvl."""
+    weights: str = ""
+    """The detector's published file, for butd and vinvl."""
     options: dict[str, str] = field(default_factory=dict)
     """Of the extractor, name and value in turn: such as `--options cells 8`."""
     batch: int = 8
@@ -160,7 +162,7 @@ def extract(args: Sequence[str]) -> None:
     from intarsia.features.extractor import open_extractor, parameters, typed
 
     chosen: dict[str, Any] = {"device": options.device} if "device" in parameters(options.extractor) else {}
-    chosen |= typed(options.extractor, options.options)
+    chosen |= typed(options.extractor, options.options | ({"weights": options.weights} if options.weights else {}))
     run(
         Path(options.source),
         options.out,

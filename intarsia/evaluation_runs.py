@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intarsia.data.opening import open_source
-from intarsia.data.source import Provenance
+from intarsia.data.source import must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate import Evaluation, baseline_retrieval
 from intarsia.evaluate import evaluate as measure
@@ -60,7 +60,7 @@ def evaluate_pairs(model: Model, spec: str, split: str, train: str | None, langu
     """
     source = open_source(spec, split)
     if model.provenance is not None and "regions" in model.system.needs:
-        _same_features(spec, source.provenance, model.provenance)
+        must_be_alike(spec, source.provenance, model.provenance)
     samples = [x for i in range(len(source)) if (x := source[i]) and language in (None, x.language)]
     if not samples:
         raise BadInput(f"{spec}: no pair of split {split!r}" + (f" in language {language!r}" if language else ""))
@@ -72,13 +72,3 @@ def evaluate_pairs(model: Model, spec: str, split: str, train: str | None, langu
             found, baselines=baseline_retrieval((known[i] for i in range(len(known))), *pairs(samples, chosen))
         )
     return found
-
-
-def _same_features(spec: str, found: Provenance | None, known: Provenance) -> None:
-    """Raises unless the same extractor made both; whether soft labels came along does not matter to a trained system."""
-    if found is None:
-        raise BadInput(f"{spec}: has no region features; run `intarsia extract {spec} --extractor {known.extractor}`")
-    for field in ("extractor", "width", "weights", "settings"):
-        here, there = getattr(found, field), getattr(known, field)
-        if here != there:
-            raise BadInput(f"{spec}: features with {field} {here!r}, the weights were trained on {there!r}")

@@ -233,7 +233,17 @@ def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
     high, wide = pixels.shape[:2]
     return Picture(
-        picture.name, found.features, found.boxes, wide, high, found.scores, found.probs, found.labels, picture.path
+        picture.name,
+        found.features,
+        found.boxes,
+        wide,
+        high,
+        found.scores,
+        found.probs,
+        found.labels,
+        picture.path,
+        attributes=found.attributes,
+        attribute_scores=found.attribute_scores,
     )
 
 

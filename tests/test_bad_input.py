@@ -136,7 +136,9 @@ def test_nan_in_features(capsys: Caught, photos: Path, tmp_path: Path) -> None:
 def test_wrong_feature_width(capsys: Caught, run: Path, tmp_path: Path) -> None:
     data = shards(tmp_path / "narrow", 5)
     out = tmp_path / "out"
-    order = ["pretrain", "uniter", "--data", data, "--out", out, "--weights", run / "model.safetensors"]
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(run / "model.safetensors", alone)
+    order = ["pretrain", "uniter", "--data", data, "--out", out, "--weights", alone]
     said = refused(capsys, *order, "--vocab", run / "vocab.txt")
     assert str(data) in said
     assert "width 5" in said
@@ -145,6 +147,16 @@ def test_wrong_feature_width(capsys: Caught, run: Path, tmp_path: Path) -> None:
     said = refused(capsys, "evaluate", "uniter", "--weights", run, "--data", data, "--split", "train")
     assert "other" in said
     assert "pixels" in said
+
+
+def test_features_of_another_extractor(capsys: Caught, run: Path, tmp_path: Path) -> None:
+    data = shards(tmp_path / "others", 192)
+    weights = run / "model.safetensors"
+    for more in (["--out", run], ["--out", tmp_path / "new", "--weights", weights, "--vocab", run / "vocab.txt"]):
+        said = refused(capsys, "pretrain", "uniter", "--data", data, *more)
+        assert said.startswith(f"{data}: features with extractor 'other', the weights were trained on 'pixels'; run `")
+        assert f"intarsia extract {data} --extractor pixels" in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_of_another_system(capsys: Caught, tmp_path: Path) -> None:

@@ -81,22 +81,10 @@ def layout_of(state: Mapping[str, Tensor], where: str = "weights") -> Layout:
     return "milvlg" if len(boxes) == 4 * len(score) else "d2"
 
 
-def rules(layout: Layout, blocks: int = 3, attributes: bool = True) -> KeyMap:
-    """The rules of a layout; VinVL's files hold layer 4 twice when they have attributes.
-
-    Args:
-        layout: whose names.
-        blocks: of layer 4.
-        attributes: whether the detector has them.
-    """
+def rules(layout: Layout, attributes: bool = True) -> KeyMap:
+    """The rules of a layout; VinVL's files hold layer 4 twice when they have attributes."""
     found = LAYOUTS[layout]
-    if layout != "maskrcnn" or not attributes:
-        return found
-    parts = [f"conv{n}.weight" for n in (1, 2, 3)]
-    parts += [f"bn{n}.{x}" for n in (1, 2, 3) for x in ("weight", "bias", "running_mean", "running_var")]
-    extra = ["downsample.0.weight", *(f"downsample.1.{x}" for x in ("weight", "bias", "running_mean", "running_var"))]
-    names = [f"{i}.{x}" for i in range(blocks) for x in parts] + [f"0.{x}" for x in extra]
-    return found + KeyMap(*(Tied(_AGAIN + x, _BOX + x) for x in names))
+    return found + KeyMap(Tied(_AGAIN, _BOX)) if layout == "maskrcnn" and attributes else found
 
 
 def detector_state(state: Mapping[str, Tensor], where: str = "weights") -> tuple[dict[str, Tensor], DetectorConfig]:
@@ -109,8 +97,7 @@ def detector_state(state: Mapping[str, Tensor], where: str = "weights") -> tuple
     """
     layout = layout_of(state, where)
     plain = {key: value.float() for key, value in state.items() if not key.endswith(".num_batches_tracked")}
-    depth = _count(plain, _BOX if layout == "maskrcnn" else "roi_heads.res5.")
-    ours = rules(layout, depth).to_ours(plain, where)
+    ours = rules(layout).to_ours(plain, where)
     form: Form = "caffe" if layout == "milvlg" else layout
     try:
         config = _config(ours, form)
@@ -180,5 +167,5 @@ def load_detector(path: Path | str, **changes: object) -> Detector:
 def published(detector: Detector) -> dict[str, Tensor]:
     """The detector's weights under the names of its code base."""
     layout: Layout = {"caffe": "milvlg", "milvlg": "milvlg", "d2": "d2", "maskrcnn": "maskrcnn"}[detector.config.form]  # type: ignore[assignment]
-    whole = rules(layout, detector.config.trunk.depths[3], bool(detector.config.attributes))
+    whole = rules(layout, bool(detector.config.attributes))
     return whole.to_theirs({key: torch.clone(value) for key, value in detector.state_dict().items()})

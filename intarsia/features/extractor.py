@@ -6,12 +6,15 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from intarsia.data.fetch import cache_root
+from intarsia.data.formats.files import sha256_of, write_whole
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 
@@ -22,7 +25,10 @@ WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 
 @dataclass(frozen=True)
 class Found:
-    """The regions of one picture. An extractor that chooses the boxes gives at least one region a picture: the whole picture comes first (of blobs: only when there is none)."""
+    """The regions of one picture.
+
+    An extractor that chooses the boxes gives at least one region a picture: the whole picture comes first (of blobs, butd and vinvl: only when there is none).
+    """
 
     boxes: Array
     """(R, 4) float32, xyxy fractions."""
@@ -34,6 +40,10 @@ class Found:
     """(R, C) float32 soft labels, background first."""
     labels: Array | None = None
     """(R) int64, the likeliest class but the background."""
+    attributes: Array | None = None
+    """(R) int64, the likeliest attribute; 0 says nothing."""
+    attribute_scores: Array | None = None
+    """(R) float32, the detector's confidence in it."""
 
 
 @runtime_checkable
@@ -59,6 +69,8 @@ EXTRACTORS = {
     "pixels": "intarsia.features.blob_regions:BlobRegions",
     "patches": "intarsia.features.patches:Patches",
     "light": "intarsia.features.light:Light",
+    "butd": "intarsia.features.frcnn:BottomUp",
+    "vinvl": "intarsia.features.frcnn:VinVL",
 }
 """Name -> "module:class"."""
 
@@ -133,12 +145,34 @@ def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Ext
     known = parameters(provenance.extractor)
     options: dict[str, Any] = {"device": device, "cache": cache}
     options |= typed(provenance.extractor, {k: v for k, v in provenance.settings.items() if k in known})
+    if "weights" in known:
+        options["weights"] = str(_remembered(provenance))
     extractor = open_extractor(provenance.extractor, **{k: v for k, v in options.items() if k in known})
     for field in ("width", "weights", "settings"):
         then, now = getattr(provenance, field), getattr(extractor.provenance, field)
         if then != now:
             raise BadInput(f"features were made by {provenance.extractor} with {field} {then!r}, here it has {now!r}")
     return extractor
+
+
+def remember_weights(path: Path) -> str:
+    """The sha256 of a user's weight file, and a note in the cache where that file lies, so that `reopen` finds it."""
+    checksum = sha256_of(path)
+    with write_whole(cache_root() / "weights" / checksum) as note:
+        note.write_text(str(path.resolve()), encoding="utf-8")
+    return checksum
+
+
+def _remembered(provenance: Provenance) -> Path:
+    note = cache_root() / "weights" / provenance.weights
+    path = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
+    if path is None or not path.is_file():
+        where = "" if path is None else f" (they lay at {path})"
+        raise BadInput(
+            f"features were made by {provenance.extractor} with weights {provenance.weights[:12]}, which were not seen here{where}: "
+            f"run `intarsia extract` with --extractor {provenance.extractor} --weights FILE once"
+        )
+    return path
 
 
 def given_boxes(boxes: Array, place: int) -> Array:

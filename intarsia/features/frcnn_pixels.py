@@ -35,13 +35,16 @@ def caffe(image: Array, mean: tuple[float, ...] = MEAN_BUTD, short: int = 600, l
     Returns:
         (3, H', W') float32.
     """
-    high, wide = image.shape[:2]
-    scale = short / min(high, wide)
-    if round(scale * max(high, wide)) > longest:
-        scale = longest / max(high, wide)
+    scale = caffe_scale(image.shape[0], image.shape[1], short, longest)
     pixels = image.astype(np.float32) - np.array(mean, np.float32)
     pixels = _read(_read(pixels, scale, 0), scale, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def caffe_scale(high: int, wide: int, short: int = 600, longest: int = 1000) -> float:
+    """By how much `caffe` resizes a picture."""
+    scale = short / min(high, wide)
+    return longest / max(high, wide) if round(scale * max(high, wide)) > longest else scale
 
 
 def _read(pixels: Array, scale: float, axis: int) -> Array:

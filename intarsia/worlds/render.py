@@ -15,7 +15,7 @@ from intarsia.worlds.scene import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, S
 WIDTH = 32
 """Numbers a level-0 feature has."""
 
-_INKS = (
+INKS = (
     (214, 40, 45),
     (134, 84, 44),
     (244, 200, 30),
@@ -73,20 +73,20 @@ def render(rng: np.random.Generator, scene: Scene, side: int) -> Array:
     paper = np.array(_PAPERS[scene.background]) + rng.normal(0, _TINT, 3)
     picture = np.empty((3, side, side), np.float32)  # a plane a channel: numpy works fastest on long rows
     picture[:] = paper[:, None, None]
-    inks = np.array(_INKS)[[x.colour for x in scene.objects]] + rng.normal(0, _JITTER, (len(scene.objects), 3))
+    inks = np.array(INKS)[[x.colour for x in scene.objects]] + rng.normal(0, _JITTER, (len(scene.objects), 3))
     for thing, ink in zip(scene.objects, inks.astype(np.float32)[:, :, None, None], strict=True):
         x, y, cover = _cover(thing, side)
         patch = picture[:, y : y + cover.shape[0], x : x + cover.shape[1]]
         fill = ink if thing.texture == 0 else _textured(thing, ink, side, x, y, cover.shape)
         patch += (fill - patch) * cover
-    picture += _grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
+    picture += grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
     np.rint(picture, out=picture)
     np.clip(picture, 0, 255, out=picture)
     return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
 
 
 @cache
-def _grain() -> Array:
+def grain() -> Array:
     """(256) float32 equally likely values of the pixel noise: a normal distribution in 256 steps, faster to draw."""
     normal = NormalDist(0, _NOISE)
     return np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)

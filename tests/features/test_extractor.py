@@ -152,5 +152,5 @@ def test_an_extractor_opens_again_as_its_provenance_says(name, options):
     np.testing.assert_array_equal(again([halves()])[0].features, first([halves()])[0].features)
     with pytest.raises(BadInput, match="with width 7, here it has"):
         reopen(replace(first.provenance, width=7))
-    with pytest.raises(BadInput, match="made by 'butd'"):
-        reopen(replace(first.provenance, extractor="butd"))
+    with pytest.raises(BadInput, match="made by 'of others'"):
+        reopen(replace(first.provenance, extractor="of others"))
