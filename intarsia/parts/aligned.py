@@ -69,7 +69,7 @@ class Pool(nn.Module):
         """(N, H) to (B, D)."""
         count = torch.arange(packing.documents + 1, device=x.device)
         ones = Packing(count.int(), 16, count[:-1], torch.zeros_like(count[:-1]))
-        k, v = self.key_value(x).view(len(x), 2, 4, -1).unbind(1)
+        k, v = self.key_value(x).view(len(x), 2, 4, x.shape[1] // 4).unbind(1)
         q = self.query.to(k.dtype).expand(packing.documents, -1) * (not self.mean)  # equal shares where the query is 0
         return F.normalize(self.out(attend(q.reshape(len(q), 4, -1), k, v, ones, packing).flatten(1)).float(), dim=-1)
 
