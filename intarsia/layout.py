@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
-from intarsia.data.decode import image_size, pixels_of
+from intarsia.data.decode import pixels_of, size_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
@@ -337,12 +337,7 @@ def bounded_pixels(key: str, picture: Picture, short: int, long: int, normal: tu
         long: pixels, at most.
         normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
     """
-    width, height = picture.width, picture.height
-    if not (width and height):
-        if picture.pixels is None and picture.path:
-            width, height = image_size(picture.path, f"sample {key}: {picture.path}")
-        else:
-            height, width = pixels_of(picture, key).shape[:2]
+    width, height = size_of(picture, key)
     scale = min(short / min(width, height), long / max(width, height))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     return Pixels(partial(_bounded, key, picture, (height, width), size, normal), *size)
