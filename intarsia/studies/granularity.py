@@ -23,7 +23,7 @@ import tyro
 from intarsia.batch import Example, Sample
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
-from intarsia.studies.family import without_picture
+from intarsia.studies.family import without_picture, write_section
 from intarsia.studies.numbers import Interval, interval, paired, verdict
 from intarsia.studies.tying import READ_OUTS, bag, measure
 from intarsia.systems.inlay import Inlay
@@ -330,20 +330,6 @@ def draw(results: Results, out: Path) -> None:
         style.save(figure, out)
 
 
-def write_section(page: Path, name: str, text: str) -> None:
-    """Writes what stands between the two marks of a section anew.
-
-    Raises:
-        BadInput: the page has no such section.
-    """
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise BadInput(f"{page}: has no section {name!r}; it stands between {begin} and {end}")
-    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
-
-
 @dataclass
 class Granularity:
     """The runs to make, and the page of all that are there."""
@@ -385,7 +371,7 @@ def main(args: Sequence[str] | None = None) -> None:
         draw(results, figure)
         about = f"{options.pairs} pairs, {options.steps} steps of {options.batch}, level {options.level}, visual unit {options.unit}"
         seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))
-        write_section(options.page, name, f"{about}; seeds {seeds}.\n\n![arms]({figure.name})\n\n{told}")
+        write_section(options.page, name, f"{about}; seeds {seeds}.\n\n![arms]({figure.name})\n\n{told}", "granularity")
 
 
 if __name__ == "__main__":

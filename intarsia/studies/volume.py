@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 
 from intarsia.errors import BadInput
-from intarsia.studies.granularity import MEASURES, Run, gather, perform, write_section
+from intarsia.studies.family import write_section
+from intarsia.studies.granularity import MEASURES, Run, gather, perform
 from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, verdict
 from intarsia.viz import style
 
@@ -234,7 +235,7 @@ def main(args: Sequence[str] | None = None) -> None:
         much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
         counts = ", ".join(f"{n}: {max(len(x) for x in clean[n].values())} seeds" for n in sorted(clean))
         about = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
-        write_section(options.page, name, f"{about}\n\n![learning curves]({figure.name})\n\n{told}")
+        write_section(options.page, name, f"{about}\n\n![learning curves]({figure.name})\n\n{told}", "volume")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from intarsia.batch import pack
 from intarsia.errors import BadInput
-from intarsia.studies import granularity, volume
+from intarsia.studies import family, granularity, volume
 from intarsia.studies.granularity import ARMS, MEASURES, Blind, Run
 from intarsia.studies.tying import _auc, bag
 from intarsia.systems.inlay import EVERY, Inlay
@@ -75,7 +75,7 @@ def test_pages_are_written_from_files(made: tuple[Path, dict[str, Any]], tmp_pat
     assert next(x for x in curves.splitlines() if x.startswith("| H1")).endswith("| held |")
     assert (tmp_path / "volume-fixed-steps.svg").stat().st_size > 5000
     with pytest.raises(BadInput, match="no section"):
-        granularity.write_section(tmp_path / "volume.md", "nothing", "")
+        family.write_section(tmp_path / "volume.md", "nothing", "")
 
 
 def test_arms_are_the_factorial_and_more() -> None:
