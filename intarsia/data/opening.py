@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.films import INDEX as FILMS
+from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
@@ -19,7 +21,8 @@ from intarsia.errors import BadInput
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {LINES} or *.tar; a .jsonl file; a .tar file; worlds:COUNT[:SEED] or products:COUNT[:SEED]"
+    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; "
+    "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
 )
 
 
@@ -27,8 +30,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar`
-            file, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
+            or `.tar` file, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
             "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
@@ -53,6 +56,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     if path.is_dir():
         if (path / INDEX).exists():
             return ShardSource(path, split, on_error=on_error)
+        if (path / FILMS).exists():
+            return FilmSource(path, split)
         if (path / LINES).exists():
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
