@@ -96,15 +96,13 @@ def fit(sizes: Array, errors: Array) -> Fit:
     """
     errors = np.maximum(errors, 1e-4)
     x = np.log(sizes)
-    best: tuple[float, Fit] | None = None
-    for floor in errors.min() * np.linspace(0, 0.99, 34):
-        slope, start = np.polyfit(x, np.log(errors - floor), 1)
-        found = Fit(float(floor), float(np.exp(start)), float(-slope))
-        left = float(np.square(np.log(found.at(sizes)) - np.log(errors)).sum())
-        if best is None or left < best[0] - 1e-12:
-            best = left, found
-    assert best is not None
-    return best[1]
+    floors = errors.min() * np.linspace(0, 0.99, 34)
+    logs = np.log(errors - floors[:, None])  # (floors, N)
+    slopes = (logs - logs.mean(1, keepdims=True)) @ (x - x.mean()) / np.square(x - x.mean()).sum()
+    starts = logs.mean(1) - slopes * x.mean()
+    foretold = floors[:, None] + np.exp(starts[:, None] + slopes[:, None] * x)
+    best = int(np.square(np.log(foretold) - np.log(errors)).sum(1).argmin())
+    return Fit(float(floors[best]), float(np.exp(starts[best])), float(-slopes[best]))
 
 
 @dataclass(frozen=True, slots=True)
