@@ -18,6 +18,7 @@ from rich.table import Table
 
 from intarsia.cli_data import data, extract
 from intarsia.cli_finetune import compare, finetune, score, submit, twin
+from intarsia.cli_links import show_links
 from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
@@ -395,7 +396,10 @@ class Show:
 
 
 def show(args: Sequence[str]) -> None:
-    """Draws a system: streams, packed rows, who sees whom, what each objective hides."""
+    """Draws a system; or, `show links`, every word of a caption on its region."""
+    if list(args[:1]) == ["links"]:
+        out.print(show_links(args[1:]), highlight=False)
+        return
     options = tyro.cli(Show, args=args, prog="intarsia show")
     from intarsia.systems import find
     from intarsia.viz.packing import draw_system

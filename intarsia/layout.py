@@ -232,6 +232,13 @@ def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, 
     return RegionRows(**{name: column(name) for name in RegionRows.__slots__})
 
 
+def one_row(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
+    """A whole picture as one row, the mean of its regions, without labels; else as `region_rows`."""
+    rows, one = region_rows(key, picture, width, segment, image), np.ones(1, np.int64)
+    feature = whole_feature(rows.feats, rows.masked)[None]
+    return RegionRows(feature, np.array([[0, 0, 1, 1]], np.float32), one * segment, 0 * one, one * image, one == 0)
+
+
 def whole_feature(feats: Array, hidden: Array) -> Array:
     """(F) the feature of the whole picture: the mean of the regions (R, F) that are not hidden (R), so that it tells nothing of those that are.
 

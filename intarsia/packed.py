@@ -155,6 +155,43 @@ def subset(packing: Packing, rows: Tensor) -> Packing:
     return Packing(cu, packing.max_seqlen, doc, pos, None if packing.level is None else packing.level[rows])
 
 
+def restarts(packing: Packing, first: Tensor, parts: int) -> Packing:
+    """Every document cut into as many parts, which then do not see each other.
+
+    Args:
+        packing: of B documents, without levels.
+        first: (N) bool, True at the first row of each part; `parts` of them a document.
+        parts: known to the host.
+
+    Returns:
+        The packing of parts * B documents over the same rows.
+    """
+    doc = first.long().cumsum(0) - 1  # (N)
+    starts = torch.arange(packing.documents * parts + 1, device=doc.device)
+    cu = torch.searchsorted(doc, starts).int()
+    rows = torch.arange(packing.rows, device=doc.device)
+    return Packing(cu, packing.max_seqlen, doc, rows - cu[doc])
+
+
+def taken(packing: Packing, documents: Tensor, rows: int) -> tuple[Tensor, Packing]:
+    """Some documents of a stream, repeats allowed, behind one another.
+
+    Args:
+        packing: of the stream, without levels.
+        documents: (C) int64, which.
+        rows: how many rows they have in all, known to the host.
+
+    Returns:
+        (rows) int64 rows of the stream, and the packing of C documents over them.
+    """
+    lengths = packing.lengths[documents]
+    cu = torch.cat([lengths.new_zeros(1), lengths.cumsum(0).int()])
+    place = torch.arange(rows, device=documents.device)
+    doc = torch.searchsorted(cu[1:].long(), place, right=True)
+    pos = place - cu[doc]
+    return packing.first[documents][doc] + pos, Packing(cu, packing.max_seqlen, doc, pos)
+
+
 def joined_rows(joined: Joined, a: Tensor, b: Tensor) -> Tensor:
     """Lays the rows of two streams (Na, ..) and (Nb, ..) into one tensor (Na + Nb, ..)."""
     return _place(a, joined.rows_a, b, joined.rows_b)

@@ -170,13 +170,13 @@ def main(args: Sequence[str] | None = None) -> None:
         write_section(options.page, options.section, f"`{about} --dropout {options.dropout:g}`\n\n{table(results)}")
 
 
-def write_section(page: Path, name: str, text: str) -> None:
+def write_section(page: Path, name: str, text: str, by: str = "family") -> None:
     """Writes what stands between the marks of a section anew and leaves the rest of the page alone.
 
     Raises:
         BadInput: the page has no such section.
     """
-    begin, end = f"<!-- {name}: written by python -m intarsia.studies.family -->", f"<!-- {name}: end -->"
+    begin, end = f"<!-- {name}: written by python -m intarsia.studies.{by} -->", f"<!-- {name}: end -->"
     before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

@@ -28,6 +28,7 @@ SYSTEMS = {
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
     "wenlan": "wenlan:WenLan",
+    "inlay": "inlay:Inlay",
 }
 
 

@@ -258,9 +258,12 @@ class _Plate:
             names = [name for name, _ in goal.losses]
             wide = 1.14 * natural_width(" + ".join(names), 8.5)  # bold is wider
             lines = [names] if wide < left - 0.35 else [names[:2], names[2:]]
-            for line, at in zip(lines, (0.10,) if len(lines) == 1 else (-0.03, 0.12), strict=True):
+            if len(names) > 5:
+                lines = [names[:2], names[2:5], names[5:]]
+            places = {1: (0.10,), 2: (-0.03, 0.12), 3: (-0.10, 0.03, 0.16)}[len(lines)]
+            for line, at in zip(lines, places, strict=True):
                 said = " + ".join(line) + (" +" if line is not lines[-1] else "")
-                size = 8.5 if len(lines) == 1 else 7.8
+                size = {1: 8.5, 2: 7.8, 3: 7.2}[len(lines)]
                 self.axes.text(0.3, y + at, said, fontsize=size, fontweight="bold", color=style.INK, va="center")
             self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
             widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]

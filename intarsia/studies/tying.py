@@ -1,0 +1,313 @@
+"""How well an Inlay ties words to regions and texts to pictures, measured on a generated world with its gold links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.batch import Array, Batch, Example, Sample, pack
+from intarsia.evaluate.matching import rank
+from intarsia.packed import Packing, pad, taken
+from intarsia.parts import align
+from intarsia.parts.aligned import Aligned
+from intarsia.systems.inlay import Inlay
+from intarsia.worlds import WorldSource, candidate_sets
+
+READ_OUTS = ("sentence", "token", "cls", "words")
+"""S_sent, S_tok, matching by [CLS] and by the words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A test scene as the system reads it."""
+
+    number: int
+    sample: Sample
+    example: Example
+    words: tuple[tuple[str, Array], ...]
+    """Kind and text rows of each colour and shape word."""
+
+
+def bag(sample: Sample) -> Sample:
+    """The scene as several pictures of one region each, links and all: a whole picture is then one token."""
+    picture = sample.pictures[0]
+    pictures = tuple(
+        replace(
+            picture,
+            name=f"{picture.name}/{i}",
+            features=picture.features[i : i + 1],
+            boxes=picture.boxes[i : i + 1],
+            scores=None,
+            probs=None,
+            labels=None,
+            attributes=None,
+            tags=(),
+        )
+        for i in range(len(picture.boxes))
+    )
+    links = tuple(replace(x, picture=x.region, region=0) for x in sample.links)
+    return replace(sample, pictures=pictures, links=links)
+
+
+def scenes(system: Inlay, source: WorldSource, count: int) -> list[Scene]:
+    """The first scenes of a source, laid out."""
+    found = []
+    for i in range(count):
+        sample = source[i] if system.config.visual_unit == "region" else bag(source[i])
+        pieces = system.vocab.encode(sample.texts[0])
+        words = tuple(
+            (x.kind, 1 + np.flatnonzero((pieces.spans[:, 0] < x.end) & (pieces.spans[:, 1] > x.start)))
+            for x in source.written(i).words
+            if x.kind in ("colour", "shape")
+        )
+        found.append(Scene(i, sample, system.lay_out(sample), words))
+    return found
+
+
+@torch.inference_mode()
+def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 50) -> dict[str, Any]:
+    """All of it, as JSON values.
+
+    Args:
+        system: trained.
+        source: test scenes with gold links.
+        count: scenes for pointing, choices and random retrieval.
+        fused: candidates of the retrieval in which no caption is true of another picture, on which every read-out is tried.
+    """
+    system.eval()
+    known = scenes(system, source, count)
+    batch = pack([x.example for x in known])
+    encoded = system.encode(batch)
+    found: dict[str, Any] = {
+        "scenes": count,
+        "pointing": _pointing(system, known, batch, encoded),
+        "alignment": _alignment(system, known, batch, encoded),
+        "choices": _choices(system, source, known, encoded),
+        "retrieval": _retrieval(system, encoded, batch),
+        "unambiguous": _unambiguous(system, source, known, fused),
+        "ablation": _ablation(system, known),
+    }
+    shuffled = _exchange(batch)
+    again = system.encode(shuffled)
+    found["exchanged"] = {
+        "pointing": _pointing(system, known, shuffled, again),
+        "retrieval": _retrieval(system, again, shuffled, batch),
+        "choices": _choices(system, source, known, again, shift=1),
+    }
+    return found
+
+
+def _exchange(batch: Batch) -> Batch:
+    """The batch in which every document has the picture of the next."""
+    assert batch.regions is not None
+    following = (torch.arange(len(batch.keys)) + 1) % len(batch.keys)
+    rows, packing = taken(batch.regions.packing, following, batch.regions.packing.rows)
+    names = ("feats", "boxes", "segment_ids", "position_ids", "image", "masked")
+    moved = {name: getattr(batch.regions, name)[rows] for name in names}
+    return replace(
+        batch, regions=replace(batch.regions, packing=packing, probs=None, labels=None, scores=None, **moved)
+    )
+
+
+def _gold(scene: Scene, rows: Array) -> set[int]:
+    return {int(r) for t, r in scene.example.links if t in rows}
+
+
+def _pointing(system: Inlay, known: Sequence[Scene], batch: Batch, encoded: Aligned) -> dict[str, float]:
+    """Shares of colour and shape words whose most aligned visual token is the gold one, by every read-out; "chance" is 1 / P."""
+    dot = system.alignments(encoded, batch)["alignment"].numpy()
+    assert batch.text is not None and batch.regions is not None
+    maps = {"dot": list(dot)}
+    from intarsia.attend import watch
+    from intarsia.evaluate.grounding import maps_of
+
+    with watch() as seen:
+        system.encode(batch)
+    layers = maps_of(seen, batch)
+    maps["attention"] = [x.words.mean((0, 1)) for x in layers]
+    maps["attention back"] = [x.regions.mean((0, 1)) for x in layers]
+    hits: dict[str, list[bool]] = {name: [] for name in maps}
+    kinds: dict[str, list[bool]] = {}
+    chance = []
+    for scene, *seens in zip(known, *maps.values(), strict=True):
+        assert scene.example.regions is not None
+        size = len(scene.example.regions)
+        for kind, rows in scene.words:
+            gold = _gold(scene, rows)
+            if not gold:
+                continue
+            chance.append(len(gold) / size)
+            for name, where in zip(maps, seens, strict=True):
+                hit = int(where[rows, :size].mean(0).argmax()) in gold
+                hits[name].append(hit)
+                if name == "dot":
+                    kinds.setdefault(kind, []).append(hit)
+    shares = {name: float(np.mean(x)) for name, x in hits.items()}
+    return (
+        shares | {f"dot, {k}": float(np.mean(x)) for k, x in sorted(kinds.items())} | {"chance": float(np.mean(chance))}
+    )
+
+
+def _alignment(system: Inlay, known: Sequence[Scene], batch: Batch, encoded: Aligned) -> dict[str, float]:
+    """Of softmax alignments: AUC of linked against other pairs, soft IoU with the gold, share on the null for content and other words."""
+    assert batch.text is not None and batch.regions is not None
+    slots, here = system.tower.slots(encoded.slots, batch.regions.packing)
+    u = pad(system._split(encoded.told)[1], batch.text.packing)
+    temperature = system.tower.log_temperature.exp()
+    alpha = align.shares(u @ slots.transpose(1, 2), here, "softmax", True, temperature).numpy()
+    right, wrong, overlap = [], [], []
+    null: dict[bool, list[float]] = {True: [], False: []}
+    for scene, shares in zip(known, alpha, strict=True):
+        assert scene.example.text is not None and scene.example.regions is not None
+        text, size = scene.example.text, len(scene.example.regions)
+        for row in np.flatnonzero(text.words >= 0):
+            null[not bool(system.stops[text.ids[row]])].append(float(shares[row, 0]))
+        for _, rows in scene.words:
+            gold = _gold(scene, rows)
+            if gold:
+                mine = shares[rows, 1 : 1 + size].mean(0)
+                hot = np.isin(np.arange(size), list(gold))
+                right += mine[hot].tolist()
+                wrong += mine[~hot].tolist()
+                overlap.append(float(np.minimum(mine, hot).sum() / np.maximum(mine, hot).sum()))
+    found = {"auc": _auc(np.array(right), np.array(wrong)), "soft iou": float(np.mean(overlap))}
+    return found | {"null, content": float(np.mean(null[True])), "null, other": float(np.mean(null[False]))}
+
+
+def _auc(right: Array, wrong: Array) -> float:
+    """How often a value of `right` is above one of `wrong`; ties count half."""
+    if not len(right) or not len(wrong):
+        return float("nan")
+    ordered = np.sort(wrong)
+    below = np.searchsorted(ordered, right, "left") + np.searchsorted(ordered, right, "right")
+    return float(below.mean() / 2 / len(wrong))
+
+
+def _choices(
+    system: Inlay, source: WorldSource, known: Sequence[Scene], encoded: Aligned, shift: int = 0
+) -> dict[str, Any]:
+    """The true caption against the one with two colours exchanged (binding) and against all false ones; and which word is wrong.
+
+    Args:
+        system: trained.
+        source: of the scenes.
+        known: the scenes.
+        encoded: true captions with their pictures, or with those `shift` further on.
+        shift: see above; false captions get the same pictures.
+    """
+    true = {name: x.numpy() for name, x in system.scores(encoded).items()}
+    owners, examples, swaps = [], [], []
+    for k, scene in enumerate(known):
+        picture = known[(k + shift) % len(known)].sample
+        swapped = source.swapped(scene.number)
+        for text in dict.fromkeys([*([swapped] if swapped else []), *scene.sample.false_texts]):
+            owners.append(k)
+            swaps.append(text == swapped)
+            examples.append(system.lay_out(replace(scene.sample, texts=(text,), pictures=picture.pictures, links=())))
+    owner, swap = np.array(owners), np.array(swaps)
+    parts = [system.encode(pack(examples[i : i + 512])) for i in range(0, len(examples), 512)]
+    false = {name: np.concatenate([system.scores(x)[name].numpy() for x in parts]) for name in READ_OUTS}
+    wins = {name: true[name][owner] > false[name] for name in READ_OUTS}
+    found: dict[str, Any] = {
+        "swap": {name: float(x[swap].mean()) for name, x in wins.items()},
+        "replace": {name: float(x[~swap].mean()) for name, x in wins.items()},
+        "best of all": {
+            name: float(np.mean([x[owner == k].all() for k in np.unique(owner)])) for name, x in wins.items()
+        },
+        "swaps": int(swap.sum()),
+    }
+    if not shift:
+        found["fault"], found["fault, chance"] = _faults(system, known, examples, owners, parts)
+    return found
+
+
+def _faults(
+    system: Inlay, known: Sequence[Scene], examples: Sequence[Example], owners: Sequence[int], parts: Sequence[Aligned]
+) -> tuple[float, float]:
+    """How often the least supported content word of a false caption is one that was changed, and by chance."""
+    support = np.concatenate([x.support.numpy() for x in parts])
+    start, hits, chances = 0, [], []
+    for k, example in zip(owners, examples, strict=True):
+        text, plain = example.text, known[k].example.text
+        assert text is not None and plain is not None
+        mine = support[start : start + len(text)]
+        start += len(text)
+        if len(text) != len(plain):
+            continue
+        content = np.flatnonzero((text.words >= 0) & ~system.stops[text.ids])
+        changed = text.ids[content] != plain.ids[content]
+        hits.append(bool(changed[mine[content].argmin()]))
+        chances.append(float(changed.mean()))
+    return float(np.mean(hits)), float(np.mean(chances))
+
+
+def _pairs(system: Inlay, encoded: Aligned, text: Packing, visual: Packing) -> dict[str, Array]:
+    """(N, N) S_sent and S_tok of all texts with all pictures."""
+    assert encoded.pooled_text is not None and encoded.pooled_visual is not None
+    _, vectors, weights = system._split(encoded.told)
+    slots, here = system.tower.slots(encoded.slots, visual)
+    temperature = system.tower.log_temperature.exp()
+    tokens: Tensor = align.all_scores(
+        pad(vectors, text), slots, here, pad(weights, text), system.config.align_norm, temperature
+    )
+    return {"sentence": (encoded.pooled_text @ encoded.pooled_visual.T).numpy(), "token": tokens.numpy()}
+
+
+def _retrieval(system: Inlay, encoded: Aligned, batch: Batch, original: Batch | None = None) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 among random pairs, both ways; captions may be true of several pictures."""
+    assert batch.text is not None and batch.regions is not None
+    scores = _pairs(system, encoded, batch.text.packing, batch.regions.packing)
+    return {name: _recalls(x) for name, x in scores.items()}
+
+
+def _recalls(scores: Array) -> dict[str, float]:
+    found = rank(scores, np.arange(len(scores)))
+    ways = (("t2i", found.text_to_image), ("i2t", found.image_to_text))
+    return {f"{way} R@{k}": x.at[k] for way, x in ways for k in (1, 5, 10)}
+
+
+def _unambiguous(system: Inlay, source: WorldSource, known: Sequence[Scene], size: int) -> dict[str, Any]:
+    """Recall among pairs of which no caption is true of another's picture, by every read-out."""
+    chosen = [i for i in candidate_sets(source, size)[0]]
+    own = scenes(system, source, 1 + max(chosen)) if max(chosen) >= len(known) else known
+    picked = [own[i] for i in chosen]
+    scores = {name: np.zeros((size, size), np.float32) for name in READ_OUTS}
+    for i, text in enumerate(picked):
+        row = [replace(x.example, text=text.example.text, targets={}) for x in picked]
+        for name, values in system.scores(system.encode(pack(row))).items():
+            scores[name][i] = values.numpy()
+    return {name: _recalls(x) for name, x in scores.items()} | {"candidates": size}
+
+
+def _ablation(system: Inlay, known: Sequence[Scene]) -> dict[str, float]:
+    """Cross entropy of hidden colour and shape words with all regions, and with the gold ones, as many random others, or all of them hidden."""
+    rng = np.random.default_rng(0)
+    sets: dict[str, list[Example]] = {name: [] for name in ("none", "linked", "random", "all")}
+    rows, labels = [], []
+    for scene in known:
+        text, regions = scene.example.text, scene.example.regions
+        assert text is not None and regions is not None
+        _, mine = scene.words[int(rng.integers(len(scene.words)))]
+        gold = np.isin(np.arange(len(regions)), list(_gold(scene, mine)))
+        others = np.flatnonzero(~gold)
+        drawn = np.isin(np.arange(len(regions)), rng.permutation(others)[: gold.sum()])
+        ids = text.ids.copy()
+        ids[mine] = system.vocab.mask
+        rows.append(int(mine[0]))
+        labels.append(int(text.ids[mine[0]]))
+        for name, hidden in (("none", gold & ~gold), ("linked", gold), ("random", drawn), ("all", gold | ~gold)):
+            masked = replace(regions, masked=hidden)
+            sets[name].append(replace(scene.example, text=replace(text, ids=ids), regions=masked))
+    found = {}
+    for name, examples in sets.items():
+        batch = pack(examples)
+        assert batch.text is not None
+        asked = batch.text.packing.first + torch.tensor(rows)
+        logits = system.word_logits(system.encode(batch), asked).float()
+        found[name] = float(torch.nn.functional.cross_entropy(logits, torch.tensor(labels)))
+    return found

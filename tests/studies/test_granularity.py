@@ -1,0 +1,111 @@
+"""The granularity study: a run is made once, says everything, and the page is written from files alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intarsia.batch import pack
+from intarsia.errors import BadInput
+from intarsia.studies import family, granularity, volume
+from intarsia.studies.granularity import ARMS, MEASURES, Blind, Run
+from intarsia.studies.tying import _auc, bag
+from intarsia.systems.inlay import EVERY, Inlay
+from intarsia.train.start import captions, fresh
+from intarsia.worlds import WorldConfig, WorldSource
+
+PAGES = Path(__file__).parents[2] / "docs/studies"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, granularity.perform(Run(pairs=40, steps=2, batch=8, seed=1), folder, scenes=24, fused=6)
+
+
+def test_a_run_says_every_measure_and_is_made_once(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = made
+    for name, value in MEASURES.items():
+        assert np.isfinite(value(found)), name
+    assert found["test"]["pointing"]["chance"] == pytest.approx(1 / 12)
+    file = next(folder.glob("*.json"))
+    file.write_text(json.dumps({**found, "parameters": 7}))
+    again = granularity.perform(Run(pairs=40, steps=2, batch=8, seed=1), folder)
+    assert again["parameters"] == 7
+
+
+def copies(found: dict[str, Any], folder: Path) -> None:
+    """Files of made-up runs: the token arm points better by .2, more pairs lower every error."""
+    folder.mkdir()
+    for arm in ("sentence", "token", "both"):
+        for seed in (101, 102, 103, 104, 105):
+            for n in (125, 250, 500, 1000, 2000):
+                one = copy.deepcopy(found)
+                one["run"] |= {"arm": arm, "seed": seed, "pairs": n, "steps": 400, "batch": 32}
+                right = 1 - (0.5 + seed / 1e4) * (n / 125) ** -0.3 - (0.2 if arm == "sentence" else 0.0)
+                one["test"]["pointing"] |= dict.fromkeys(("dot", "attention", "attention back"), right)
+                one["test"]["choices"]["swap"] = dict.fromkeys(
+                    one["test"]["choices"]["swap"], 0.5 + seed / 1e4 if arm == "sentence" else 0.99 + (seed - 101) / 1e3
+                )
+                (folder / f"{arm}-{seed}-{n}.json").write_text(json.dumps(one))
+
+
+def test_pages_are_written_from_files(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    copies(made[1], tmp_path / "runs")
+    for name in ("granularity.md", "volume.md"):
+        (tmp_path / name).write_text((PAGES / name).read_text())
+    common = ["--out", str(tmp_path / "runs"), "--no-make"]
+    granularity.main([*common, "--page", str(tmp_path / "granularity.md")])
+    volume.main([*common, "--sizes", "125", "250", "500", "1000", "2000", "--page", str(tmp_path / "volume.md")])
+    page = (tmp_path / "granularity.md").read_text()
+    row = next(x for x in page.splitlines() if x.startswith("| H1"))
+    assert "0.200 ± 0.000" in row and row.endswith("| held |")
+    assert next(x for x in page.splitlines() if x.startswith("| H3")).endswith("| held |")
+    assert (tmp_path / "granularity-level0-region.svg").stat().st_size > 5000
+    curves = (tmp_path / "volume.md").read_text()
+    token = next(x for x in curves.splitlines() if x.startswith("| pointing | token"))
+    assert "b 0.30" in token
+    assert "not reached" in curves
+    assert next(x for x in curves.splitlines() if x.startswith("| H1")).endswith("| held |")
+    assert (tmp_path / "volume-fixed-steps.svg").stat().st_size > 5000
+    with pytest.raises(BadInput, match="no section"):
+        family.write_section(tmp_path / "volume.md", "nothing", "")
+
+
+def test_arms_are_the_factorial_and_more() -> None:
+    settings = {tuple(ARMS[x].get(g) for g in ("g_a", "g_b", "g_c")) for x in ARMS if x.startswith("A")}
+    assert len(settings) == 6
+    for changes in ARMS.values():
+        Inlay.Config(**changes)
+    with pytest.raises(BadInput, match="no arm"):
+        granularity.perform(Run(arm="words"), Path("nowhere"))
+
+
+def test_a_blind_run_sees_nothing() -> None:
+    world = WorldSource(WorldConfig(level=0, objects=(3, 5)), count=6)
+    system, _ = fresh(Blind, Inlay.recipes["tiny"], captions(world), world.provenance)  # type: ignore[arg-type]
+    one, other = world[0], world[1]
+    shown = system.hide(one, EVERY, np.random.default_rng(0), lambda: one)
+    assert shown.regions is not None and shown.regions.masked.all()
+    exchanged = system.lay_out(type(one)(one.key, one.texts, other.pictures))
+    plain = system.lay_out(one)
+    for a, b in ((plain, exchanged),):
+        scores = [system.match_scores(system.eval().encode(pack([x]))) for x in (a, b)]  # type: ignore[attr-defined]
+        torch.testing.assert_close(scores[0], scores[1], atol=1e-6, rtol=0)
+
+
+def test_a_bag_keeps_features_and_links() -> None:
+    sample = WorldSource(WorldConfig(level=0), count=1)[0]
+    found = bag(sample)
+    assert len(found.pictures) == len(sample.pictures[0].boxes)
+    assert [(x.start, x.picture) for x in found.links] == [(x.start, x.region) for x in sample.links]
+
+
+def test_auc_by_hand() -> None:
+    assert _auc(np.array([3.0, 1.0]), np.array([0.0, 1.0, 2.0])) == pytest.approx((3 + 1.5) / 6)
