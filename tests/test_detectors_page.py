@@ -90,7 +90,7 @@ def test_a_raw_picture_goes_into_every_system_that_reads_regions(files: Path, na
         encoded = model.system.encode(pack([model.system.lay_out(sample)]))
     assert torch.isfinite(encoded.text).all()
     if model.system.matches:
-        assert model.match("photo.jpg", WORDS).score == pytest.approx(float(model.system.match_scores(encoded)[0]))
+        assert model.match("photo.jpg", WORDS).score == pytest.approx(model.system.match_scores(encoded)[0].item())
 
 
 def test_an_extractor_that_does_not_fit_is_refused(files: Path) -> None:
