@@ -320,7 +320,8 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     known = {key: value for key, value in state.items() if key in kept}
     fill(tuned.system, known, system.card.name, finetune.fresh)
     for name, parameter in tuned.system.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and not name.startswith(finetune.frozen or ("\0",)))
+        if name.startswith(finetune.frozen):
+            parameter.requires_grad_(False)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
