@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
@@ -433,6 +434,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "extract": extract,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "finetune": finetune,
+    "score": score,
+    "submit": submit,
+    "compare": compare,
+    "twin": twin,
     "predict": predict,
     "index": index,
     "search": search,
