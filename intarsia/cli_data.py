@@ -198,19 +198,23 @@ class Extract:
 
 
 def extract(args: Sequence[str]) -> None:
-    """Pictures to region shards; `extract video`: videos to film shards."""
+    """Pictures to region shards, shared out over the processes of torchrun; `extract video`: videos to film shards."""
     if args and args[0] == "video":
         return extract_video(args[1:])
     options = tyro.cli(Extract, args=args, prog="intarsia extract")
     from intarsia.extract import extract as run
     from intarsia.features.extractor import open_extractor, parameters, typed
+    from intarsia.train.parallel import enter_world
 
-    chosen: dict[str, Any] = {"device": options.device} if "device" in parameters(options.extractor) else {}
-    chosen |= typed(options.extractor, options.options | ({"weights": options.weights} if options.weights else {}))
-    run(
-        Path(options.source),
-        options.out,
-        open_extractor(options.extractor, **chosen),
-        batch=options.batch,
-        on_error=options.on_error,
-    )
+    with enter_world(options.device) as world:
+        device = str(world.device) if world.size > 1 else options.device
+        chosen: dict[str, Any] = {"device": device} if "device" in parameters(options.extractor) else {}
+        chosen |= typed(options.extractor, options.options | ({"weights": options.weights} if options.weights else {}))
+        run(
+            Path(options.source),
+            options.out,
+            open_extractor(options.extractor, **chosen),
+            batch=options.batch,
+            on_error=options.on_error,
+            ranks=world,
+        )

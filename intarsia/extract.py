@@ -1,7 +1,8 @@
 """Runs a region extractor over a data folder once and writes region shards, which is what training reads.
 
 A few threads decode pictures ahead of the network. Batches are cut by a picture's number, not by what is left to do, so a run that was killed and
-started again writes the same shards as one that was not.
+started again writes the same shards as one that was not. Of several processes each takes every n-th batch into a folder of its own, `part-0`, `part-1`, ..;
+the first one makes one data set of them in the end, or at the next start.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from os.path import relpath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,22 +28,27 @@ from safetensors import safe_open
 
 from intarsia.batch import Picture
 from intarsia.boxes import iou
-from intarsia.data.decode import decode_image
+from intarsia.data.decode import decode_image, image_size
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.formats.tar import TarSource
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.features.extractor import Extractor, Found
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Boxes = Literal["found", "given"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SKIPPED = "skipped.txt"
 AHEAD = 3
 """Batches decoded before they are needed."""
+WINDOW = 64
+"""Batches whose pictures are sorted by shape at once, for an extractor that runs pictures of one shape together."""
+PART = "part-"
 SAME = 0.5
 """A gold link moves to the region that overlaps its box most, if by at least this (IoU)."""
 
@@ -66,6 +72,38 @@ class Report:
     seconds: float
 
 
+class Ranks(Protocol):
+    """The processes of a run, seen from one of them; `train.parallel.World` is one."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in order of rank. All must call it."""
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Does something in the first process only and gives its result, or its BadInput, to all. All must call it."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        """Its own value."""
+        return [value]
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Does it."""
+        return work()
+
+
 def extract(
     source: str | Path,
     out: str | Path,
@@ -76,8 +114,9 @@ def extract(
     workers: int = 2,
     pictures_per_shard: int = 256,
     show: bool = True,
+    ranks: Ranks | None = None,
 ) -> Report:
-    """Extracts the regions of all pictures of a data set; run again after a kill, it goes on where whole shards end.
+    """Extracts the regions of all pictures of a data set; run again after a kill, it goes on where whole shards end, with as many processes as you like.
 
     Args:
         source: a folder with `pairs.jsonl`, a tar or folder of tars, or a folder with nothing but pictures (in folders or not).
@@ -89,6 +128,7 @@ def extract(
         workers: threads that decode.
         pictures_per_shard: pictures a file; what a kill may cost.
         show: draws a progress bar on standard error.
+        ranks: the processes that share the work; all call this, with the same arguments, and get the same report.
 
     Raises:
         BadInput: no pictures, one that cannot be used ("stop"), no boxes ("given"), or `out` was begun with another extractor or other settings.
@@ -101,23 +141,48 @@ def extract(
     if pictures.picture_count == 0:
         raise BadInput(f"{source}: no picture in it")
     images = relpath(pictures.root, out) if isinstance(pictures, PairsFolder | PictureFolder) else ""
-    writer = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
-    done = writer.done()
-    skipped, stored, regions = _store(pictures, writer, extractor, (batch, workers, boxes), on_error, show)
+    ranks = ranks or Alone()
+    done = ranks.on_first(partial(_whole, out, extractor.provenance, images))
+    folder = out if ranks.size == 1 else out / f"{PART}{ranks.rank}"
+    writer = ShardWriter(folder, extractor.provenance, images, pictures_per_shard)
+    mine = _store(pictures, writer, extractor, (batch, workers, boxes), on_error, show, done, ranks)
+    if ranks.size > 1:
+        writer.close()
+    shares = ranks.gather(mine)
+    skipped = [*pictures.skipped, *(x for share in shares for x in share[0])]
+    stored, regions = sum(x[1] for x in shares), sum(x[2] for x in shares)
     if not done and not stored:
         raise BadInput(f"{source}: none of its {pictures.picture_count} pictures can be used; the first: {skipped[0]}")
-    lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
-    left_out = writer.finish(iter(lines) if lines else (), on_missing=on_error)
-    note(out / SKIPPED, skipped)
+
+    def finish() -> tuple[int, int]:
+        """Lines left out, links lost."""
+        last = writer
+        if folder != out:
+            _whole(out, extractor.provenance, images)
+            last = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
+        lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
+        left_out = last.finish(iter(lines) if lines else (), on_missing=on_error)
+        note(out / SKIPPED, skipped)
+        return left_out, lines.lost if lines else 0
+
+    left_out, links_lost = ranks.on_first(finish)
     return Report(
         pictures=len(done) + stored,
         resumed=len(done),
         regions=regions,
         skipped=tuple(skipped),
         lines_left_out=left_out,
-        links_lost=lines.lost if lines else 0,
+        links_lost=links_lost,
         seconds=time.monotonic() - began,
     )
+
+
+def _whole(out: Path, provenance: Provenance, images: str) -> frozenset[str]:
+    """Names of the pictures that are stored, once the shards of all parts have been taken over."""
+    writer = ShardWriter(out, provenance, images)
+    for part in sorted(out.glob(f"{PART}*")):
+        writer.take_over(part)
+    return writer.done()
 
 
 def _store(
@@ -127,12 +192,17 @@ def _store(
     how: tuple[int, int, Boxes],
     on_error: OnError,
     show: bool,
+    done: frozenset[str],
+    ranks: Ranks,
 ) -> tuple[list[str], int, int]:
-    """Hands the regions of all pictures still to do to the writer: messages of those left out, pictures, regions."""
+    """Hands the regions of this process's pictures still to do to the writer: messages of those left out, pictures, regions."""
     batch, workers, boxes = how
-    done, skipped, stored, regions = writer.done(), list(pictures.skipped), 0, 0
-    with Bar("extract", pictures.picture_count - len(done), show) as bar:
-        for members, failed in _decoded(pictures, done, batch, workers, boxes):
+    skipped: list[str] = []
+    stored = regions = 0
+    batches = _batches(pictures, batch, getattr(extractor, "by_shape", False))
+    mine = (numbers for place, numbers in enumerate(batches) if place % ranks.size == ranks.rank)
+    with Bar("extract", (pictures.picture_count - len(done)) // ranks.size, show and ranks.rank == 0) as bar:
+        for members, failed in _decoded(pictures, done, mine, workers, boxes):
             if failed and on_error == "stop":
                 raise failed[0]
             skipped += map(str, failed)
@@ -182,8 +252,29 @@ def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | PictureF
 Member = tuple[Picture, Array]
 
 
+def _batches(pictures: PairsFolder | TarSource | PictureFolder, batch: int, by_shape: bool) -> Iterator[Sequence[int]]:
+    """Numbers of pictures, so many at once; `by_shape`: sorted by width / height within a window, so that most batches hold one shape."""
+
+    def shape(number: int) -> float:
+        try:
+            wide, high = image_size(pictures.picture(number).path)
+        except BadInput:
+            return 0.0  # whoever decodes it will say what is wrong
+        return wide / high
+
+    window = batch * (WINDOW if by_shape else 1)
+    for start in range(0, pictures.picture_count, window):
+        numbers = range(start, min(start + window, pictures.picture_count))
+        ordered = sorted(numbers, key=shape) if by_shape else numbers
+        yield from (ordered[i : i + batch] for i in range(0, len(ordered), batch))
+
+
 def _decoded(
-    pictures: PairsFolder | TarSource | PictureFolder, done: frozenset[str], batch: int, workers: int, boxes: Boxes
+    pictures: PairsFolder | TarSource | PictureFolder,
+    done: frozenset[str],
+    batches: Iterator[Sequence[int]],
+    workers: int,
+    boxes: Boxes,
 ) -> Iterator[tuple[list[Member], list[BadInput]]]:
     """The batches with a picture still to do, decoded ahead by threads: (picture, pixels) of the good ones, errors of the others."""
 
@@ -209,8 +300,7 @@ def _decoded(
     waiting: deque[list[Future[Member | BadInput]]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            for start in range(0, pictures.picture_count, batch):
-                numbers = range(start, min(start + batch, pictures.picture_count))
+            for numbers in batches:
                 if done and all(finished(x) for x in numbers):
                     continue
                 waiting.append([pool.submit(load, x) for x in numbers])

@@ -24,12 +24,12 @@ from torch import Tensor
 from intarsia.attend import watch
 from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
-from intarsia.data.source import Provenance
+from intarsia.data.source import Provenance, must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import maps_of
 from intarsia.features.extractor import Extractor, reopen
 from intarsia.recipe import Recipe, from_json, to_json
-from intarsia.system import System
+from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights import paddle
@@ -63,10 +63,26 @@ class Model:
         system: the system, on its device, in evaluation mode.
         provenance: where its region features came from; None = unknown, then only `Sample`s can be given.
         device: where it runs.
+        extractor: what raw pictures go through; None = the one that the provenance names, opened when it is first needed.
+
+    Raises:
+        BadInput: the extractor makes other features than the system takes or was trained on.
     """
 
-    def __init__(self, system: System, provenance: Provenance | None, device: str = "cpu") -> None:
+    def __init__(
+        self, system: System, provenance: Provenance | None, device: str = "cpu", extractor: Extractor | None = None
+    ) -> None:
         self.system, self.provenance, self.device = system.to(device).eval(), provenance, torch.device(device)
+        if extractor is not None:
+            here = extractor.provenance
+            if "regions" not in system.needs:
+                raise BadInput(f"{system.card.name} reads pixels: it takes no extractor of regions")
+            width = getattr(system.config, "feature_size", here.width)
+            if here.width != width:
+                raise BadInput(f"extractor {extractor.name}: features of width {here.width}, the weights take {width}")
+            if provenance is not None:
+                must_be_alike(f"extractor {extractor.name}", here, provenance)
+            self.provenance, self.extractor = here, extractor
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -77,7 +93,8 @@ class Model:
         """
         if self.provenance is None:
             raise BadInput(
-                "the weights do not say which extractor their region features came from; give regions, not pictures"
+                "the weights do not say which extractor their region features came from; "
+                "give regions, not pictures, or open with extractor=open_extractor(NAME, ..)"
             )
         return reopen(self.provenance, str(self.device))
 
@@ -88,7 +105,8 @@ class Model:
         if "regions" not in self.system.needs:
             bare = Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), *pixels.shape[1::-1])
             return Sample(name, (text,), (replace(bare, path=name, pixels=lambda: pixels),))
-        found = self.extractor([pixels])[0]
+        found, classes = self.extractor([pixels])[0], self.extractor.provenance.classes
+        named = found.labels is not None and len(classes) > 0
         picture = Picture(
             name,
             found.features,
@@ -99,6 +117,9 @@ class Model:
             found.probs,
             found.labels,
             name,
+            tuple(classes[i] for i in found.labels.tolist() if i > 0) if named and found.labels is not None else (),
+            found.attributes,
+            found.attribute_scores,
             pixels=lambda: pixels,
         )
         return Sample(name, (text,), (picture,))
@@ -135,6 +156,7 @@ def open(  # the name users type: intarsia.open
     weights: Path | str | None = None,
     vocab: Path | str | None = None,
     device: str = "cpu",
+    extractor: Extractor | None = None,
 ) -> Model:
     """Opens a system.
 
@@ -144,6 +166,7 @@ def open(  # the name users type: intarsia.open
         weights: a run folder, our .safetensors, or the authors' file or folder; None = random.
         vocab: a vocab.txt; needed unless `weights` is a run folder.
         device: "cpu", "cuda", ..
+        extractor: what raw pictures go through, where `weights` is no run folder; run folders remember theirs.
 
     Raises:
         BadInput: anything missing, of another system, or that does not fit together.
@@ -151,27 +174,31 @@ def open(  # the name users type: intarsia.open
     cls = find(name)
     path = None if weights is None else Path(weights)
     if path is not None and path.is_dir() and not paddle.is_folder(path):
-        return _open_run(cls, name, path, device)
+        return _open_run(cls, name, path, device, extractor)
     if vocab is None:
         raise BadInput(f"{name}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
     words = Vocab.read(vocab)
     if path is None:
         config = dataclasses.replace(_recipe(cls, name, size).config, vocab_size=len(words))
-        return Model(cls(config, words), None, device)
+        if extractor is not None:
+            about = extractor.provenance
+            config = fit_config(config, len(words), about.width, max(len(about.classes), 2), len(about.attributes))
+        return Model(cls(config, words), None, device, extractor)
     state, config = read_ours(cls, name, path, size)
     if len(words) != config.vocab_size:
         raise BadInput(
             f"{vocab}: {len(words)} pieces, the weights {path} have {config.vocab_size}: not the vocabulary they were trained with"
         )
-    return Model(build(cls, config, words, state, str(path)), None, device)
+    return Model(build(cls, config, words, state, str(path)), None, device, extractor)
 
 
-def _open_run(cls: type[System], name: str, run: Path, device: str) -> Model:
+def _open_run(cls: type[System], name: str, run: Path, device: str, extractor: Extractor | None) -> Model:
     recipe = read_recipe(cls, name, run)
     vocab = Vocab.read(run / "vocab.txt")
     state = read_weights(run / "model.safetensors")
     provenance = read_provenance(run) if (run / "provenance.json").is_file() else None
-    return Model(build(cls, recipe.config, vocab, state, str(run / "model.safetensors")), provenance, device)
+    system = build(cls, recipe.config, vocab, state, str(run / "model.safetensors"))
+    return Model(system, provenance, device, extractor)
 
 
 def read_provenance(run: Path) -> Provenance:

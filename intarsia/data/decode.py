@@ -77,7 +77,8 @@ def decode_image(source: str | Path | bytes, name: str = "") -> Pixels:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
-        raise BadInput(f"{name}: cannot be decoded: {error}") from None
+        unknown = isinstance(error, UnidentifiedImageError)  # its own text names an object, not the picture
+        raise BadInput(f"{name}: cannot be decoded: {'not a picture' if unknown else error}") from None
 
 
 def pixels_of(picture: Picture, key: str) -> Pixels:

@@ -38,6 +38,8 @@ class BottomUp:
     """
 
     name = "butd"
+    by_shape = True
+    """Pictures of one shape are run together."""
     forms: tuple[str, ...] = ("caffe", "milvlg", "d2")
 
     def __init__(

@@ -169,7 +169,7 @@ class VisualBERT(System):
     """VisualBERT; see the module's docstring."""
 
     Config = VisualBERTConfig
-    needs = ("text",)
+    needs = ("text", "regions")
     card = Card(
         name="visualbert",
         title="VisualBERT: A Simple and Performant Baseline for Vision and Language",

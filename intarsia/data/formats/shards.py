@@ -15,6 +15,8 @@ Readers map the shards into memory and slice: a picture's features are never cop
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -70,12 +72,7 @@ class ShardWriter:
         if (self.root / INDEX).exists():
             self._index = ShardIndex.read(self.root)
             self._written = (self.root / INDEX).read_bytes()
-        for field in fields(Provenance):
-            before, now = getattr(self._index.provenance, field.name), getattr(provenance, field.name)
-            if before != now:
-                raise BadInput(
-                    f"{self.root}: begun with {field.name} {_brief(before)}, now {_brief(now)}; use another folder"
-                )
+        _must_equal(self.root, self._index.provenance, provenance)
         listed = {x.name for x in self._index.shards}
         for path in [*self.root.glob("shard-*.*"), *self.root.glob(".*.tmp")]:
             if path.stem not in listed:
@@ -147,6 +144,43 @@ class ShardWriter:
         self._save(replace(self._index, finished=True, left_out=left_out))
         return left_out
 
+    def close(self) -> None:
+        """Writes the last shard and no captions: for a folder that another one will take over."""
+        self._flush()
+
+    def take_over(self, part: Path) -> None:
+        """Makes the shards of another folder of the same extractor part of this one, and removes that folder.
+
+        Killed at any moment, a second call ends the work: no shard is lost and none comes twice.
+
+        Raises:
+            BadInput: the folder was made by another extractor or with other settings.
+        """
+        index = ShardIndex.read(part) if (part / INDEX).exists() else None
+        if index is not None:
+            _must_equal(part, index.provenance, self._index.provenance)
+            known = {x.names_sha256 for x in self._index.shards}
+            for shard in index.shards:
+                if shard.names_sha256 not in known:
+                    self._take(part, shard, index.extras)
+        shutil.rmtree(part)
+
+    def _take(self, part: Path, shard: Shard, extras: tuple[str, ...]) -> None:
+        if not self._index.shards:
+            self._index = replace(self._index, extras=extras)
+        if extras != self._index.extras:
+            raise BadInput(f"{part}: has {_list(extras)}, the shards of {self.root} have {_list(self._index.extras)}")
+        name = f"shard-{len(self._index.shards):05d}"
+        for suffix in (".safetensors", ".json"):
+            there, here = part / f"{shard.name}{suffix}", self.root / f"{name}{suffix}"
+            try:
+                os.link(there, here)
+            except OSError:  # a file system without links
+                with write_whole(here) as temporary:
+                    shutil.copyfile(there, temporary)
+        self._save(replace(self._index, shards=(*self._index.shards, replace(shard, name=name)), finished=False))
+        self._done |= set(read_names(part, shard))
+
     def _flush(self) -> None:
         if not self._held:
             return
@@ -178,6 +212,13 @@ class ShardWriter:
         with write_whole(path) as temporary:
             temporary.write_bytes(self._written)
         self._index = index
+
+
+def _must_equal(folder: Path, before: Provenance, now: Provenance) -> None:
+    for field in fields(Provenance):
+        then, today = getattr(before, field.name), getattr(now, field.name)
+        if then != today:
+            raise BadInput(f"{folder}: begun with {field.name} {_brief(then)}, now {_brief(today)}; use another folder")
 
 
 def _brief(value: Any) -> str:
