@@ -23,6 +23,7 @@ SYSTEMS = {
     "fashionbert": "fashionbert:FashionBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "m6": "m6:M6",
     "vilbert": "vilbert:ViLBERT",
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
