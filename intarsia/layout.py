@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
-from intarsia.data.decode import pixels_of
+from intarsia.data.decode import pixels_of, size_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
@@ -271,6 +271,22 @@ def cells(boxes: Array, count: int) -> Array:
     return np.asarray(down * side + across)
 
 
+def cell_rows(height: int, width: int, cell: int, image: int = 0) -> RegionRows:
+    """The cells of a picture's last map as region rows without features, row by row: positions count them from 0, boxes are the pixels below them.
+
+    Args:
+        height: of the picture, in pixels.
+        width: the same.
+        cell: pixels a side of a cell; those at the right and lower edge may be cut.
+        image: which picture of the document this is.
+    """
+    down, across = -(-height // cell), -(-width // cell)
+    y, x = np.divmod(np.arange(down * across), across)
+    edges = np.stack([x, y, x + 1, y + 1], 1) * cell / np.array([width, height, width, height])
+    rows = bare_rows(edges.clip(0, 1))
+    return replace(rows, position_ids=np.arange(len(rows)), image=np.full(len(rows), image))
+
+
 def filled(text: Text, length: int, filler: int) -> Text:
     """Packed text with every document filled up to one length by a piece in segment 0; positions go on. For systems whose encoder sees padding."""
     ids = pad(text.ids, text.packing, length, filler).flatten()
@@ -304,6 +320,40 @@ def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], 
     whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
     x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
     x = x if change is None else change(x)
+    return _normal(x, normal)
+
+
+def _normal(pixels: Tensor, normal: tuple[Three, Three]) -> Array:
     mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
-    found: Array = ((x - mean) / spread).numpy()
+    found: Array = ((pixels - mean) / spread).numpy()
     return found
+
+
+def bounded_pixels(key: str, picture: Picture, short: int, long: int, normal: tuple[Three, Three]) -> Pixels:
+    """A picture in its own proportions: its shorter side is resized to `short`, or less where the longer one would pass `long`; bilinear, antialiased.
+
+    Args:
+        key: of the sample, for errors.
+        picture: decoded only when it is packed, unless nothing else says how large it is.
+        short: pixels.
+        long: pixels, at most.
+        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
+    """
+    width, height = size_of(picture, key)
+    scale = min(short / min(width, height), long / max(width, height))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return Pixels(partial(_bounded, key, picture, (height, width), size, normal), *size)
+
+
+def _bounded(
+    key: str, picture: Picture, known: tuple[int, int], size: tuple[int, int], normal: tuple[Three, Three]
+) -> Array:
+    pixels = np.ascontiguousarray(pixels_of(picture, key))
+    if pixels.shape[:2] != known:
+        raise BadInput(
+            f"sample {key}: picture {picture.name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its data say {known[1]} x {known[0]}"
+        )
+    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    if size != known:
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    return _normal(x[0].float() / 255, normal)

@@ -46,7 +46,7 @@ class Match:
     words: tuple[str, ...]
     """T pieces of the text, special tokens left out."""
     boxes: Array
-    """(R, 4) float32, xyxy fractions."""
+    """(R, 4) float32, xyxy fractions; of systems that read pixels the cells or boxes that they lay out."""
     attention: Array
     """(T, R) float32, mean over layers and heads of the attention from each piece to each region, rows sum to 1; 0 where words see no regions (B2T2, WenLan)."""
 
@@ -113,12 +113,18 @@ class Model:
             encoded = self.system.encode(batch)
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
-        layers = maps_of(seen, batch)[0].of_picture(sample).words  # (layers, heads, T, R)
+        maps = maps_of(seen, batch)[0]
+        if "regions" in self.system.needs:
+            maps, boxes = maps.of_picture(sample), sample.pictures[0].boxes
+        else:
+            assert example.regions is not None
+            boxes = example.regions.boxes
+        layers = maps.words  # (layers, heads, T, R)
         weights = layers.mean((0, 1))[rows] if len(layers) else np.zeros((len(rows), layers.shape[-1]), np.float32)
         return Match(
             score=float(self.system.match_scores(encoded)[0]),
             words=tuple(self.system.vocab.tokens[i] for i in example.text.ids[rows]),
-            boxes=sample.pictures[0].boxes,
+            boxes=boxes,
             attention=weights / np.maximum(weights.sum(1, keepdims=True), 1e-9),
         )
 

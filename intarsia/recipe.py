@@ -62,17 +62,34 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class SGD:
+    """A second optimizer, for some of the parameters: SGD with momentum, whose decay is part of the gradient. Clipping is AdamW's, of all together."""
+
+    only: str = r"(^|\.)backbone\."
+    """It steps the parameters whose name matches this regular expression (anywhere), AdamW the others."""
+    lr: float = 1e-2
+    """Peak learning rate; it follows the same schedule."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    no_decay: tuple[str, ...] = ()
+    """As in `Optim`."""
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then linear decay."""
+    """Linear warm-up from 0, then linear decay, or falls at milestones."""
 
     steps: int = 200_000
     """Optimizer steps in all."""
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "zero", "product"] = "peak"
+    shape: Literal["peak", "bert", "zero", "product", "milestones"] = "peak"
     """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
-    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer)."""
+    then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer); milestones = warms
+    up as peak does, then falls to a tenth at each milestone."""
+    milestones: tuple[float, ...] = ()
+    """Fractions of the run, for that shape."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
@@ -80,6 +97,9 @@ class Schedule:
             return max(self.floor, (1 - step / self.steps) * (step / self.warmup if step < self.warmup else 1))
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
+        if self.shape == "milestones":
+            fallen = 0.1 ** sum(step >= round(milestone * self.steps) for milestone in self.milestones)
+            return max(self.floor, fallen * min(1.0, (step + 1) / max(1, self.warmup)))
         if step < self.warmup:
             return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))
@@ -137,6 +157,8 @@ class Recipe(Generic[C]):
     """The system's own numbers."""
     mix: Mix = field(default_factory=Mix)
     optim: Optim = field(default_factory=Optim)
+    sgd: SGD | None = None
+    """A second optimizer beside it, where the paper has one."""
     schedule: Schedule = field(default_factory=Schedule)
     batching: Batching = field(default_factory=Batching)
     precision: Literal["fp32", "bf16"] = "fp32"

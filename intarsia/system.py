@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
+from intarsia.batch import Batch, Encoded, Example, Images, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
-from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import SGD, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.text import Vocab
 from intarsia.weights.bert import FromBert
 from intarsia.weights.files import fill
@@ -177,8 +177,8 @@ class Crossing(Protocol):
     def encode_text(self, text: Text) -> Tensor:
         """(T, H) the words of each document, before they meet a picture."""
 
-    def encode_visual(self, regions: Regions) -> Tensor:
-        """(R, H') the regions of each document, before they meet a text."""
+    def encode_visual(self, regions: Regions, images: Images | None = None) -> Tensor:
+        """(R, H') the regions of each document, before they meet a text; `images` are the pixels that they are read off, where they have no features."""
 
     def cross(
         self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
@@ -240,6 +240,8 @@ class Tuning:
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
+    sgd: SGD | None = None
+    """A second optimizer, where the paper has one."""
     samples: int = 0
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     note: str = ""
@@ -258,6 +260,8 @@ class Finetune:
     """Pre-training heads that the authors' fine-tuned weights still hold."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that differ from pre-training."""
+    frozen: tuple[str, ...] = ()
+    """Parameters of the system whose names begin so do not train."""
     fresh: tuple[str, ...] = ()
     """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
@@ -315,6 +319,8 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     kept = tuned.system.state_dict()
     known = {key: value for key, value in state.items() if key in kept}
     fill(tuned.system, known, system.card.name, finetune.fresh)
+    for name, parameter in tuned.system.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and not name.startswith(finetune.frozen or ("\0",)))
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])

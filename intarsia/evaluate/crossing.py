@@ -23,7 +23,7 @@ def score_crossed(system: System, said: Sequence[Example], shown: Sequence[Examp
     """
     assert isinstance(system, Crossing), "a system that reads texts and pictures apart"
     words, spoken = _read_apart(system, said, "text", lambda batch: system.encode_text(batch.text), how)
-    seen, looked = _read_apart(system, shown, "regions", lambda batch: system.encode_visual(batch.regions), how)
+    seen, looked = _read_apart(system, shown, "regions", lambda batch: _look(system, batch), how)
     scores = np.full(len(said) * len(shown), np.nan, np.float32)
 
     def read(numbers: Array) -> None:
@@ -52,6 +52,13 @@ class _Kept:
         return rows.to(device), packing.to(device)
 
 
+def _look(system: Crossing, batch: Batch) -> Tensor:
+    assert batch.regions is not None
+    if batch.images is None:
+        return system.encode_visual(batch.regions)
+    return system.encode_visual(batch.regions, batch.images)
+
+
 def _read_apart(
     system: System, examples: Sequence[Example], stream: str, encode: Callable[[Any], Tensor], how: Inference
 ) -> tuple[Tensor, _Kept]:
@@ -66,7 +73,8 @@ def _read_apart(
         order.append(kept.of(numbers, torch.device("cpu"))[0].numpy())
 
     def alone(i: int) -> Example:
-        return Example(key=examples[i].key, **{stream: getattr(examples[i], stream)})
+        images = examples[i].images if stream == "regions" else ()
+        return Example(key=examples[i].key, images=images, **{stream: getattr(examples[i], stream)})
 
     run(system, lengths, alone, read, f"{len(examples)} {stream}", how)
     whole = torch.cat(parts)

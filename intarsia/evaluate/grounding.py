@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -60,10 +60,17 @@ class WordRegionMaps:
     """(layers, heads, T, R) float32, attention of regions to text rows."""
     own: dict[str, Array]
     """Named (T, R) maps of the system's own, such as its transport plan."""
+    cells: Array | None = None
+    """(R, 4) boxes of the regions, where they are cells of the system's own instead of the sample's regions."""
 
     def of_picture(self, sample: Sample) -> WordRegionMaps:
-        """The same less the regions that a system adds to those of the sample's first picture, such as the whole picture."""
-        count = len(first_picture(sample).boxes)
+        """The same for the regions of the sample's first picture: less those that a system adds, such as the whole picture; of cells the mean over each region."""
+        boxes = first_picture(sample).boxes
+        if self.cells is not None:
+            share = overlap_shares(boxes, self.cells).T
+            own = {name: x @ share for name, x in self.own.items()}
+            return WordRegionMaps(self.words @ share, self.regions @ share, own)
+        count = len(boxes)
         own = {name: x[:, :count] for name, x in self.own.items()}
         return WordRegionMaps(self.words[..., :count], self.regions[..., :count], own)
 
@@ -106,10 +113,17 @@ def word_region_maps(
             encoded = system.encode(batch)
         own = {name: x.float().cpu().numpy() for name, x in system.alignments(encoded, batch).items()}
         for i, maps in zip(numbers, maps_of(seen, batch, own), strict=True):
-            found[i] = maps
+            found[i] = maps if "regions" in system.needs else replace(maps, cells=examples[i].regions.boxes)
 
     run(system, np.array([x.rows for x in examples]), lambda i: examples[i], read, what, how)
     return [x for x in found if x is not None]
+
+
+def overlap_shares(boxes: Array, cells: Array) -> Array:
+    """(P, R) float32 how much of what the cells (R, 4) cover of a box (P, 4) lies in each of them; rows sum to 1, or 0 where none touches the box."""
+    low, high = np.maximum(boxes[:, None, :2], cells[None, :, :2]), np.minimum(boxes[:, None, 2:], cells[None, :, 2:])
+    areas = (high - low).clip(0).prod(-1)
+    return np.asarray(areas / np.maximum(areas.sum(1, keepdims=True), 1e-12), np.float32)
 
 
 def maps_of(seen: Seen, batch: Batch, own: Mapping[str, Array] | None = None) -> list[WordRegionMaps]:
@@ -292,7 +306,7 @@ def pointing(
     """Scores word-to-region pointing against the gold links of the samples.
 
     Args:
-        system: the system; occlusion is left out when it predicts no words.
+        system: the system; occlusion is left out when it predicts no words, or reads pixels, from which no region can be taken away.
         samples: captions with pictures and gold links.
         validation: other samples with links, on which the attention map is chosen from all heads, layers and means; the samples never choose.
         chosen: for each sample the words to ask for; None = every word that has a link.
@@ -315,7 +329,7 @@ def pointing(
             ways["attention, mean of all"] = _score(words, [x.seen(Look()) for x in maps])
     for name in maps[0].own:
         ways[name] = _score(words, [x.own[name] for x in maps])
-    if system.predicts_words:
+    if system.predicts_words and "regions" in system.needs:
         hurt = occlusion(system, kept, examples, words, how)
         ways["occlusion"] = Share.count([int(h.argmax()) in x.gold for h, x in zip(hurt, words, strict=True)])
     chance, objects = _chances(kept, words)

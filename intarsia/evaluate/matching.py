@@ -128,7 +128,7 @@ def score_pairs(
         i, j = divmod(number, len(shown))
         if build is not None:
             return build(i, j)
-        return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions)
+        return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions, images=shown[j].images)
 
     def read(numbers: Array, batch: Batch) -> None:
         scores[numbers] = system.match_scores(system.encode(batch)).float().cpu().numpy()

@@ -85,25 +85,36 @@ def open_extractor(name: str, **options: Any) -> Extractor:
     Raises:
         BadInput: no such extractor or option, or its weights are missing.
     """
-    if name not in EXTRACTORS:
-        raise BadInput(f"no extractor {name!r} (known: {', '.join(EXTRACTORS)})")
-    module, _, kind = EXTRACTORS[name].partition(":")
-    made = getattr(importlib.import_module(module), kind)
-    known = inspect.signature(made).parameters
-    for option in options:
-        if option not in known:
-            raise BadInput(f"extractor {name} has no option {option!r} (known: {', '.join(known)})")
-    extractor: Extractor = made(**options)
+    extractor: Extractor = make(name, options, EXTRACTORS)
     return extractor
 
 
-def typed(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+def make(name: str, options: Mapping[str, Any], among: Mapping[str, str]) -> Any:
+    """An object by name.
+
+    Args:
+        name: of its class.
+        options: arguments of its class.
+        among: name -> "module:class".
+
+    Raises:
+        BadInput: no such name or option, or its weights are missing.
+    """
+    known = parameters(name, among)
+    for option in options:
+        if option not in known:
+            raise BadInput(f"extractor {name} has no option {option!r} (known: {', '.join(known)})")
+    module, _, kind = among[name].partition(":")
+    return getattr(importlib.import_module(module), kind)(**options)
+
+
+def typed(name: str, options: Mapping[str, str], among: Mapping[str, str] = EXTRACTORS) -> dict[str, Any]:
     """Options of an extractor that were given as texts, of the types that its class takes.
 
     Raises:
         BadInput: no such extractor or option, or a text that does not say a number where one is needed.
     """
-    known = parameters(name)
+    known = parameters(name, among)
     found: dict[str, Any] = {}
     for option, text in options.items():
         if option not in known:
@@ -115,15 +126,15 @@ def typed(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+def parameters(name: str, among: Mapping[str, str] = EXTRACTORS) -> Mapping[str, inspect.Parameter]:
     """What the class of an extractor takes.
 
     Raises:
         BadInput: no such extractor.
     """
-    if name not in EXTRACTORS:
-        raise BadInput(f"no extractor {name!r} (known: {', '.join(EXTRACTORS)})")
-    module, _, kind = EXTRACTORS[name].partition(":")
+    if name not in among:
+        raise BadInput(f"no extractor {name!r} (known: {', '.join(among)})")
+    module, _, kind = among[name].partition(":")
     return inspect.signature(getattr(importlib.import_module(module), kind)).parameters
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.batch import Array, Images, Picture, Pixels, Regions
-from intarsia.data.decode import image_size, pixels_of
+from intarsia.data.decode import pixels_of, size_of
 from intarsia.features import frcnn_pixels
 from intarsia.features.resnet import ResNet, ResNetConfig, layer, resnet_state
 from intarsia.features.roi import roi_align_unshifted
@@ -92,12 +92,7 @@ def framed(key: str, picture: Picture, short: int, long: int, blank: Sequence[Ar
         long: pixels.
         blank: boxes (4) as fractions; the pixels inside become 0, which is the mean.
     """
-    width, height = picture.width, picture.height
-    if not (width and height):
-        if picture.pixels is None and picture.path:
-            width, height = image_size(picture.path, f"sample {key}: {picture.path}")
-        else:
-            height, width = pixels_of(picture, key).shape[:2]
+    width, height = size_of(picture, key)
     size = frcnn_pixels.shortest_edge(height, width, short, long)
     return Pixels(partial(_read, key, picture, short, long, tuple(blank)), *size)
 

@@ -128,7 +128,7 @@ class Mixture(nn.Module):
         size, room, width = self.group.size(), *laid.shape[1:]
         arrived = _Exchange.apply(laid.reshape(size, -1, room, width), self.group)  # type: ignore[no-untyped-call]
         own = arrived.transpose(0, 1).flatten(1, 2)  # (E / size, size * room, H)
-        out = self._feed(own).unflatten(1, (size, room)).transpose(0, 1)
+        out = self._feed(own).view(len(own), size, room, width).transpose(0, 1)
         returned: Tensor = _Exchange.apply(out, self.group)  # type: ignore[no-untyped-call]
         return returned.flatten(0, 1)
 
@@ -137,7 +137,8 @@ class Mixture(nn.Module):
         return torch.bmm(inner, self.down.to(inner.dtype)) + self.down_bias[:, None]
 
     def spread(self, group: dist.ProcessGroup) -> None:
-        """Keeps this process's share of the experts; from now on all processes of the group must call together.
+        """Keeps this process's share of the experts; from now on all processes of the group must call together, and
+        each call waits once for the device, to agree on the room.
 
         The gradients of experts are then those of the mean of the processes' losses, as data parallelism averages those of everything else; they must not
         be averaged again.
@@ -150,7 +151,7 @@ class Mixture(nn.Module):
             raise ValueError(f"{self.experts} experts cannot be shared out over {size} processes")
         for name in ("up", "up_bias", "down", "down_bias"):
             share = nn.Parameter(getattr(self, name).detach().chunk(size)[rank].clone())
-            share.register_hook(lambda grad: grad / size)
+            share.register_hook(lambda grad: grad / size)  # type: ignore[no-untyped-call]
             setattr(self, name, share)
         self.group = group
 

@@ -2,7 +2,7 @@
 
     python -m intarsia.studies.family --data worlds:6000 --valid worlds:300:1 --out runs/family --page docs/family.md
 
-A run is one system, seeing or blind. Blind means: all regions hidden, their boxes and soft labels made alike, no tags; what is asked for stays. A blind
+A run is one system, seeing or blind. Blind means: all regions hidden, their boxes and soft labels made alike, pixels all 0, no tags; what is asked for stays. A blind
 model knows the texts and how common each class and feature is, so an objective whose held-out loss is lower with the picture has used it. Each run
 leaves `result.json` in its folder; runs that are there are not made again, and a run that was killed goes on.
 """
@@ -13,13 +13,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
-from intarsia.batch import Example, Sample
+from intarsia.batch import Example, Pixels, Sample
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.evaluate.evaluation import pairs
@@ -30,7 +31,7 @@ from intarsia.train import Pace, pretrain
 from intarsia.train.start import captions, fresh, without_classes
 
 FAMILY = ("visualbert", "vl_bert", "unicoder_vl", "b2t2", "uniter", "vlp", "oscar", "imagebert")
-"""The single streams of a detector's regions; others may be named as far as they read regions."""
+"""The single streams of a detector's regions; others may be named as far as they read regions or pixels."""
 
 
 @dataclass
@@ -72,12 +73,13 @@ def _untagged(sample: Sample) -> Sample:
 
 
 def without_picture(example: Example) -> Example:
-    """The example with all regions hidden and alike; its targets stay."""
+    """The example with all regions hidden and alike, and all pixels 0; its targets stay."""
     regions = example.regions
     if regions is None:
         return example
     return dataclasses.replace(
         example,
+        images=tuple(_black(x) for x in example.images),
         regions=dataclasses.replace(
             regions,
             masked=np.ones(len(regions), np.bool_),
@@ -88,6 +90,10 @@ def without_picture(example: Example) -> Example:
             attributes=None if regions.attributes is None else np.zeros_like(regions.attributes),
         ),
     )
+
+
+def _black(image: Pixels) -> Pixels:
+    return Pixels(partial(np.zeros, (3, image.height, image.width), np.float32), image.height, image.width)
 
 
 def run(options: Family, name: str, sees: bool) -> dict[str, Any]:

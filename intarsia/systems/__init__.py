@@ -21,6 +21,7 @@ SYSTEMS = {
     "uniter": "uniter:UNITER",
     "vlp": "vlp:VLP",
     "fashionbert": "fashionbert:FashionBERT",
+    "pixel_bert": "pixel_bert:PixelBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "m6": "m6:M6",

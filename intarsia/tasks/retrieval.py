@@ -112,3 +112,25 @@ class RetrievalCircle(RetrievalBinary):
         likely = torch.sigmoid(scores.float())[groups(batch.sample, 1 + self.broken)]  # (S, 1 + K)
         found = [circle_loss(likely[:, :1], x, self.margin, self.scale) for x in likely[:, 1:].chunk(self.parts, 1)]
         return torch.stack(found).mean().float()
+
+
+@dataclass(frozen=True)
+class RetrievalHardest(RetrievalBinary):
+    """The first document of a sample is its true pair and must win among all; of the broken ones only the hardest train. Source: Pixel-BERT, sec. 4.
+
+    The loss is the cross entropy over all documents of the sample; no gradient flows through the scores of the broken ones that are not among the hardest.
+    """
+
+    broken: int = 20
+    """Broken pairs of a sample."""
+    hardest: int = 5
+    """How many of them, those of the highest scores, get a gradient."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples. Needs no targets."""
+        by_sample = scores.float()[groups(batch.sample, 1 + self.broken)]  # (S, 1 + K)
+        true, broken = by_sample.split([1, self.broken], 1)  # type: ignore[no-untyped-call]
+        chosen = broken.detach().topk(min(self.hardest, self.broken), 1).indices
+        kept = torch.zeros_like(broken, dtype=torch.bool).scatter(1, chosen, True)
+        logits = torch.cat([true, torch.where(kept, broken, broken.detach())], 1)
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))

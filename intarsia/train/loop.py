@@ -23,7 +23,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from intarsia.batch import Batch, Sample
 from intarsia.data.formats.files import write_whole
@@ -135,7 +134,7 @@ def pretrain(
             else None
         )
         module = spread(system, world, sharding, compile)
-        optimizer = optim.adamw(system, recipe.optim, lr_factors)
+        optimizer = optim.Optimizers(system, recipe, lr_factors)
         identity = {
             "recipe": json.loads(to_json(recipe)),
             "data": data.lengths.fingerprint,
@@ -166,7 +165,7 @@ def pretrain(
         return Outcome(out, outcome.step, outcome.finished, outcome.stopped_by, data.lengths.left_out)
 
 
-def _resume(checkpoints: Checkpoints, system: nn.Module, optimizer: AdamW, resume: bool) -> Position:
+def _resume(checkpoints: Checkpoints, system: nn.Module, optimizer: optim.Optimizers, resume: bool) -> Position:
     latest = checkpoints.latest()
     if latest is None:
         return Position()
@@ -281,7 +280,7 @@ class _Run:
         self,
         system: System,
         module: nn.Module,
-        optimizer: AdamW,
+        optimizer: optim.Optimizers,
         recipe: Recipe[Any],
         world: World,
         log: Log,
@@ -299,7 +298,7 @@ class _Run:
             log,
         )
         self.checkpoints, self.pace, self.plan, self.held_out = checkpoints, pace, plan, held_out
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.parameters = optimizer.parameters
         self.bad = torch.zeros((), device=world.device)
         self.window = Window()
         self.began = time.perf_counter()
@@ -368,9 +367,7 @@ class _Run:
         bad = torch.maximum(bad, _not_finite(norm))
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        optim.set_lr(self.optimizer, recipe.optim, recipe.schedule, step)
-        optim.step_if(self.optimizer, bad, divide)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(step, bad, divide)
         self.bad = bad
         self.window.step(step, norm, bad)
 

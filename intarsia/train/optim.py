@@ -1,30 +1,39 @@
-"""AdamW, its groups, the learning rate of a step, and clipping; nothing here waits for the device."""
+"""AdamW, SGD beside it, their groups, the learning rate of a step, and clipping; nothing here waits for the device."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
+from torch.optim.sgd import sgd
 
-from intarsia.recipe import Optim, Schedule
+from intarsia import recipe as recipes
+from intarsia.errors import BadInput
+from intarsia.recipe import Optim, Recipe, Schedule
 
 
-def groups(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+def groups(
+    module: nn.Module,
+    recipe: Optim | recipes.SGD,
+    lr_factors: Mapping[str, float] | None = None,
+    mine: Callable[[str], bool] | None = None,
+) -> list[dict[str, Any]]:
     """The parameters that train, as an optimizer takes them: decayed ones first, apart from those that `no_decay` spares.
 
     Args:
         module: its parameters may be sharded.
         recipe: the numbers.
         lr_factors: factor on the learning rate of parameters whose name starts so; the longest start counts, 1 where none fits.
+        mine: which parameters to take, by name; None = all.
     """
     found: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (mine is None or mine(name)):
             spared = any(re.search(pattern, name) for pattern in recipe.no_decay)
             found.setdefault((spared, _factor(name, lr_factors or {})), []).append(parameter)
     return [
@@ -34,7 +43,12 @@ def groups(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | N
     ]
 
 
-def adamw(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | None = None) -> AdamW:
+def adamw(
+    module: nn.Module,
+    recipe: Optim,
+    lr_factors: Mapping[str, float] | None = None,
+    mine: Callable[[str], bool] | None = None,
+) -> AdamW:
     """Fused AdamW; a parameter without a gradient in a step is left alone. Arguments as for `groups`.
 
     Decay is applied before the step, where some authors apply it after: they differ by lr * decay * update.
@@ -42,7 +56,7 @@ def adamw(module: nn.Module, recipe: Optim, lr_factors: Mapping[str, float] | No
     Raises:
         ValueError: nothing trains.
     """
-    return AdamW(groups(module, recipe, lr_factors), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+    return AdamW(groups(module, recipe, lr_factors, mine), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def _factor(name: str, factors: Mapping[str, float]) -> float:
@@ -96,11 +110,12 @@ def _clip_each(grads: list[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def _local(grad: Tensor) -> Tensor:
-    return grad.to_local() if isinstance(grad, DTensor) else grad
+def _local(tensor: Any) -> Tensor:
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local
 
 
-def step_if(optimizer: AdamW, bad: Tensor, divide: Tensor | None = None) -> None:
+def step_if(optimizer: Optimizer, bad: Tensor, divide: Tensor | None = None) -> None:
     """Steps unless `bad` is 1 (a scalar float tensor on the device, 0 or 1), without the host looking at it; the step counts stay too.
 
     Args: divide, a scalar tensor that the gradients are divided by first (see `clip`).
@@ -108,3 +123,93 @@ def step_if(optimizer: AdamW, bad: Tensor, divide: Tensor | None = None) -> None
     optimizer.found_inf = bad  # type: ignore[attr-defined]  # what a gradient scaler tells the fused kernels
     optimizer.grad_scale = divide  # type: ignore[attr-defined]
     optimizer.step()
+
+
+class SGD(Optimizer):
+    """Torch's fused SGD with momentum, on the local part of sharded parameters. Momentum begins at 0, so a refused first step leaves no trace."""
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, parameters: list[dict[str, Any]], recipe: recipes.SGD) -> None:
+        super().__init__(parameters, {"lr": recipe.lr, "momentum": recipe.momentum})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Steps what has a gradient; see `step_if`. There is no closure."""
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            sgd(
+                [_local(parameter) for parameter in moved],
+                [_local(parameter.grad) for parameter in moved],
+                [_local(self.state[parameter]["momentum_buffer"]) for parameter in moved],
+                fused=True,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+
+
+class Optimizers:
+    """What a recipe steps with: AdamW and, where the recipe has one, SGD for the parameters that it names. Both follow one schedule.
+
+    Args:
+        module: its parameters may be sharded.
+        recipe: the numbers.
+        lr_factors: as for `groups`.
+
+    Raises:
+        BadInput: SGD is to step parameters that the module does not have.
+        ValueError: nothing trains.
+    """
+
+    state: dict[Any, Any]
+    """Of both: parameter -> its moments."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe[Any], lr_factors: Mapping[str, float] | None = None) -> None:
+        self.recipe, second = recipe, recipe.sgd
+        self.second: SGD | None = None
+        if second is None:
+            self.first = adamw(module, recipe.optim, lr_factors)
+            self.state = self.first.state
+            return
+
+        def named(name: str) -> bool:
+            return re.search(second.only, name) is not None
+
+        if not any(named(name) for name, _ in module.named_parameters()):
+            raise BadInput(f"sgd.only {second.only!r}: matches no parameter")
+        self.first = adamw(module, recipe.optim, lr_factors, lambda name: not named(name))
+        self.state = self.first.state
+        if found := groups(module, second, lr_factors, named):
+            self.second = SGD(found, second)
+            self.state.update(self.second.state)
+            self.second.state = self.first.state
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that train."""
+        return [parameter for part in self._parts for group in part.param_groups for parameter in group["params"]]
+
+    @property
+    def _parts(self) -> list[Optimizer]:
+        return [part for part in (self.first, self.second) if part is not None]
+
+    def step(self, step: int, bad: Tensor, divide: Tensor | None = None) -> None:
+        """Sets the learning rates of a step (0-based) and takes it, see `step_if`; then gradients are gone."""
+        recipe = self.recipe
+        set_lr(self.first, recipe.optim, recipe.schedule, step)
+        if self.second is not None and recipe.sgd is not None:
+            for group in self.second.param_groups:
+                group["lr"] = recipe.sgd.lr * recipe.schedule.scale(step) * group["lr_factor"]
+        for part in self._parts:
+            step_if(part, bad, divide)
+            part.zero_grad(set_to_none=True)

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
+from intarsia.train.optim import Optimizers
 from intarsia.train.parallel import World, refill, whole
 from intarsia.weights.files import read_weights, write_weights
 
@@ -75,7 +75,7 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------------------------------- writing
 
-    def save(self, system: nn.Module, optimizer: AdamW, position: Position) -> None:
+    def save(self, system: nn.Module, optimizer: Optimizers, position: Position) -> None:
         """Writes a checkpoint and moves `latest` to it, then removes those beyond `keep`. All processes must call it.
 
         Raises:
@@ -138,7 +138,7 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------------------------------- reading
 
-    def load(self, path: Path, system: nn.Module, optimizer: AdamW) -> Position:
+    def load(self, path: Path, system: nn.Module, optimizer: Optimizers) -> Position:
         """Puts a checkpoint back, each process its share. All processes must call it and see the file.
 
         Raises:
@@ -164,7 +164,7 @@ class Checkpoints:
         self._load_moments(path / "optimizer.safetensors", dict(system.named_parameters()), optimizer)
         return position
 
-    def _load_moments(self, path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> None:
+    def _load_moments(self, path: Path, parameters: dict[str, nn.Parameter], optimizer: Optimizers) -> None:
         optimizer.state.clear()
         for key, value in read_weights(path).items():
             name, _, kind = key.rpartition("/")

@@ -127,7 +127,10 @@ class _Plate:
         """The rows of the batch, behind one another."""
         count = self.batch.rows
         self._title(
-            0.3, y - 0.18, "One batch", f"{len(self.examples)} documents, {count} rows, no padding between them"
+            0.3,
+            y - 0.18,
+            "One batch",
+            f"{len(self.examples)} document{'s' * (len(self.examples) > 1)}, {count} rows, no padding between them",
         )
         gap = 0.09
         width = (WIDTH - 0.6 - gap * (len(self.examples) - 1)) / count
@@ -154,7 +157,8 @@ class _Plate:
             streams.draw(self.axes, self.stages, left, right, top + 0.72)
         else:
             self._title(0.3, y, "Streams")
-            self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry + segments", style.REGIONS)
+            read = "features + geometry + segments" if "regions" in self.system.needs else "cells of a CNN's last map"
+            self._box(right - 2.55, top, 2.55, 0.46, "regions", read, style.REGIONS)
             heads, width = self.seen.maps[0].shape[1], self.encoded.pooled.shape[-1]
             said = f"{len(self.calls)} attention layers  ·  {heads} heads  ·  width {width}  ·  {size}"
             self._box(left, top + 0.82, right - left, 0.52, "one encoder over words and regions", said, style.SOFT)
@@ -392,7 +396,10 @@ def _compare(
         and example.regions is not None
     )
     losses, _ = system(pack([example]))
-    new_picture = not np.array_equal(plain.regions.boxes, example.regions.boxes)
+    if plain.images:
+        new_picture = not np.array_equal(plain.images[0].read(), example.images[0].read())
+    else:
+        new_picture = not np.array_equal(plain.regions.boxes, example.regions.boxes)
     cells = cells_of(system.vocab, example, (drawn[-1] if new_picture and drawn else sample).pictures[0], images)
     words, regions = ([c for c in cells if (c.stream == "regions") == x] for x in (False, True))
     picks = {name: x for name, x in example.targets.items() if isinstance(x, Pick) and len(x.rows)}

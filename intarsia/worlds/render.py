@@ -15,7 +15,7 @@ from intarsia.worlds.scene import BACKGROUNDS, COLOURS, COLUMNS, ROWS, SHAPES, S
 WIDTH = 32
 """Numbers a level-0 feature has."""
 
-_INKS = (
+INKS = (
     (214, 40, 45),
     (134, 84, 44),
     (244, 200, 30),
@@ -25,7 +25,7 @@ _INKS = (
     (132, 52, 172),
     (246, 138, 190),
 )
-_PAPERS = ((240, 240, 242), (228, 236, 230), (240, 233, 222), (224, 232, 242))
+PAPERS = ((240, 240, 242), (228, 236, 230), (240, 233, 222), (224, 232, 242))
 _JITTER, _TINT, _NOISE = (
     14.0,
     4.0,
@@ -70,23 +70,23 @@ def render(rng: np.random.Generator, scene: Scene, side: int) -> Array:
     Returns:
         (side, side, 3) uint8 RGB.
     """
-    paper = np.array(_PAPERS[scene.background]) + rng.normal(0, _TINT, 3)
+    paper = np.array(PAPERS[scene.background]) + rng.normal(0, _TINT, 3)
     picture = np.empty((3, side, side), np.float32)  # a plane a channel: numpy works fastest on long rows
     picture[:] = paper[:, None, None]
-    inks = np.array(_INKS)[[x.colour for x in scene.objects]] + rng.normal(0, _JITTER, (len(scene.objects), 3))
+    inks = np.array(INKS)[[x.colour for x in scene.objects]] + rng.normal(0, _JITTER, (len(scene.objects), 3))
     for thing, ink in zip(scene.objects, inks.astype(np.float32)[:, :, None, None], strict=True):
         x, y, cover = _cover(thing, side)
         patch = picture[:, y : y + cover.shape[0], x : x + cover.shape[1]]
         fill = ink if thing.texture == 0 else _textured(thing, ink, side, x, y, cover.shape)
         patch += (fill - patch) * cover
-    picture += _grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
+    picture += grain()[np.frombuffer(rng.bytes(picture.size), dtype=np.uint8)].reshape(picture.shape)
     np.rint(picture, out=picture)
     np.clip(picture, 0, 255, out=picture)
     return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
 
 
 @cache
-def _grain() -> Array:
+def grain() -> Array:
     """(256) float32 equally likely values of the pixel noise: a normal distribution in 256 steps, faster to draw."""
     normal = NormalDist(0, _NOISE)
     return np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)
@@ -98,14 +98,14 @@ def _cover(thing: SceneObject, side: int) -> tuple[int, int, Array]:
     left, top = int(x1), int(y1)
     canvas = Image.new("L", ((int(x2) + 1 - left) * _FINE, (int(y2) + 1 - top) * _FINE))
     draw = ImageDraw.Draw(canvas)
-    for number, outline in enumerate(_outlines(thing.shape)):
+    for number, outline in enumerate(outlines(thing.shape)):
         points = (outline * (x2 - x1, y2 - y1) + (x1 - left, y1 - top)) * _FINE - 0.5
         draw.polygon(points.ravel().tolist(), fill=0 if number else 255)  # later outlines are holes
     return left, top, np.asarray(canvas.reduce(_FINE), dtype=np.float32) / 255
 
 
 @cache
-def _outlines(shape: int) -> tuple[Array, ...]:
+def outlines(shape: int) -> tuple[Array, ...]:
     """Polygons of a shape in its unit box, y downwards; each (points, 2)."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     disc = np.stack([np.cos(turn), np.sin(turn)], axis=1)

@@ -101,13 +101,14 @@ class _Plan(NamedTuple):
     """The object each phrase names."""
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """The values asked for last, made when missing; pickled without them."""
 
     def __init__(self) -> None:
         self.values: OrderedDict[int, T] = OrderedDict()
 
     def get(self, index: int, make: Callable[[int], T]) -> T:
+        """The value of a number."""
         if index in self.values:
             self.values.move_to_end(index)
         else:
@@ -116,7 +117,7 @@ class _Recent(Generic[T]):
                 self.values.popitem(last=False)
         return self.values[index]
 
-    def __reduce__(self) -> tuple[type[_Recent[T]], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Recent[T]], tuple[()]]:
         return type(self), ()
 
 
@@ -143,7 +144,7 @@ class WorldSource:
         self.config = WorldConfig() if config is None else config
         self.split: Split = split
         self.count, self.seed = count, seed
-        self._samples, self._plans = _Recent[Sample](), _Recent[_Plan]()
+        self._samples, self._plans = Recent[Sample](), Recent[_Plan]()
         drawn = self.config.level == 1
         self.provenance: Provenance | None = Provenance(
             extractor=pixels.NAME if drawn else "world0",

@@ -75,7 +75,7 @@ def test_what_cannot_be_opened_lists_what_can(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for name in "abcdefg":
         (tmp_path / "other" / f"{name}.csv").write_text("")
-    accepted = r"expected a folder with shards\.json, pairs\.jsonl or \*\.tar; a \.jsonl file; a \.tar file; or worlds:"
+    accepted = r"expected a folder with shards\.json, films\.json, pairs\.jsonl or \*\.tar; a \.jsonl file; a \.tar file; worlds:"
     for name, found in (
         ("none", "no such file or folder"),
         ("empty", "a folder that holds nothing"),

@@ -23,7 +23,7 @@ from intarsia.train.from_bert import from_bert
 from intarsia.weights.files import write_weights
 
 VOCAB = Vocab([*SPECIALS, "[IMAGE]", *(f"[OBJ-{i}]" for i in range(16)), *(f"w{i}" for i in range(40))])
-SINGLE = ("visualbert", "vl_bert", "unicoder_vl", "b2t2", "uniter", "vlp", "oscar", "imagebert")
+SINGLE = ("visualbert", "vl_bert", "unicoder_vl", "b2t2", "uniter", "vlp", "oscar", "imagebert", "pixel_bert")
 NUMBERS: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -72,7 +72,7 @@ def test_every_tensor_is_taken_or_named(name: str, file: Path) -> None:
     known = sum(value.numel() for key, value in ours.items() if key not in begun.drawn)
     assert known >= sum(theirs[key].numel() for key in begun.taken if "decoder" not in key and "token_type" not in key)
     assert ("cls.seq_relationship.bias" in begun.taken) == (name in ("visualbert", "oscar"))
-    assert ("bert.pooler.dense.bias" in begun.left) == (name == "vl_bert")
+    assert ("bert.pooler.dense.bias" in begun.left) == (name in ("vl_bert", "pixel_bert"))
 
 
 @pytest.mark.parametrize("name", [x for x in SINGLE if x not in ("b2t2", "vl_bert", "vlp")])

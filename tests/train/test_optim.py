@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 from toy import Pairs, recipe, toy
 
-from intarsia.recipe import Optim, Schedule
+from intarsia.errors import BadInput
+from intarsia.recipe import SGD, Optim, Schedule
 from intarsia.train import Pace, pretrain
-from intarsia.train.optim import adamw, clip, groups, set_lr, step_if
+from intarsia.train.optim import Optimizers, adamw, clip, groups, set_lr, step_if
 
 
 def test_groups_spare_what_the_patterns_name() -> None:
@@ -188,3 +189,73 @@ def test_accumulation_sums_or_averages(tmp_path: Path) -> None:
         moments = load_file(tmp_path / reduce / "checkpoints/step-00000001/optimizer.safetensors")
         norms[reduce] = torch.stack([x.norm() for name, x in moments.items() if name.endswith("exp_avg")]).norm().item()
     assert norms["sum"] == pytest.approx(3 * norms["mean"], rel=1e-5)
+
+
+def test_rates_fall_to_a_tenth_at_milestones() -> None:
+    schedule = Schedule(steps=10, warmup=2, shape="milestones", milestones=(0.5, 0.8))
+    assert [schedule.scale(step) for step in range(11)] == pytest.approx(
+        [0.5, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
+    )
+    paper = Schedule(steps=40, warmup=0, shape="milestones", milestones=(25 / 40, 35 / 40))
+    assert [paper.scale(step) for step in (0, 24, 25, 34, 35)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def two(no_decay: tuple[str, ...] = ()) -> tuple[nn.Module, Optimizers]:
+    module = nn.ModuleDict({"backbone": nn.Linear(1, 1), "rest": nn.Linear(1, 1)})
+    for parameter in module.parameters():
+        nn.init.ones_(parameter)
+    plan = dataclasses.replace(
+        recipe(),
+        optim=Optim(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2, no_decay=("bias",), max_norm=0.0),
+        sgd=SGD(lr=0.3, momentum=0.7, weight_decay=0.4, no_decay=no_decay),
+        schedule=Schedule(steps=4, warmup=0, shape="milestones", milestones=(0.5,)),
+    )
+    return module, Optimizers(module, plan)
+
+
+def test_two_optimizers_in_a_step_written_out() -> None:
+    module, optimizers = two(no_decay=("bias",))
+    assert len(optimizers.parameters) == 4
+    w = {"backbone.weight": 1.0, "backbone.bias": 1.0, "rest.weight": 1.0, "rest.bias": 1.0}
+    m, v, buffers = dict.fromkeys(w, 0.0), dict.fromkeys(w, 0.0), dict.fromkeys(w, 0.0)
+    for step in range(4):
+        scale = 1.0 if step < 2 else 0.1
+        for i, (name, parameter) in enumerate(module.named_parameters()):
+            g = (i + 1.0) * (step - 1.5)
+            parameter.grad = torch.full_like(parameter, 2 * g)  # halved by `divide`
+            decay = 0.0 if "bias" in name else 1.0
+            if "backbone" in name:
+                buffers[name] = 0.7 * buffers[name] + g + 0.4 * decay * w[name]
+                w[name] -= 0.3 * scale * buffers[name]
+            else:
+                m[name], v[name] = 0.8 * m[name] + 0.2 * g, 0.9 * v[name] + 0.1 * g * g
+                update = m[name] / (1 - 0.8 ** (step + 1)) / (math.sqrt(v[name] / (1 - 0.9 ** (step + 1))) + 1e-3)
+                w[name] = w[name] * (1 - 0.1 * scale * 0.2 * decay) - 0.1 * scale * update
+        optimizers.step(step, torch.zeros(()), torch.tensor(2.0))
+        for name, parameter in module.named_parameters():
+            assert parameter.item() == pytest.approx(w[name], rel=1e-5), (step, name)
+            assert parameter.grad is None
+
+
+def test_a_refused_first_step_of_two_leaves_no_trace() -> None:
+    module, optimizers = two()
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizers.step(0, torch.ones(()))
+    assert all(x.item() == 1.0 for x in module.parameters())
+    buffers = [x["momentum_buffer"] for x in optimizers.state.values() if "momentum_buffer" in x]
+    assert len(buffers) == 2
+    assert not any(x.any() for x in buffers)
+
+
+def test_parameters_without_a_gradient_stay_and_a_frozen_trunk_needs_no_second_optimizer() -> None:
+    module, optimizers = two()
+    module["backbone"].weight.grad = torch.ones(1, 1)
+    optimizers.step(0, torch.zeros(()))
+    assert [x.item() == 1.0 for x in module.parameters()] == [False, True, True, True]
+    frozen = nn.ModuleDict({"backbone": nn.Linear(1, 1).requires_grad_(False), "rest": nn.Linear(1, 1)})
+    found = Optimizers(frozen, dataclasses.replace(recipe(), sgd=SGD()))
+    assert found.second is None
+    assert len(found.parameters) == 2
+    with pytest.raises(BadInput, match=r"sgd.only 'trunk': matches no parameter"):
+        Optimizers(frozen, dataclasses.replace(recipe(), sgd=SGD(only="trunk")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from torch import nn
 from toy import Pairs, recipe, toy
 
 from intarsia.errors import BadInput
+from intarsia.recipe import SGD
 from intarsia.train import Pace, pretrain
 from intarsia.train.parallel import World, blocks, enter_world, weightless
 
+TWO = SGD(only="^regions", lr=0.3)
 PACE = Pace(log_every=2, save_every=3, valid_every=4, valid_batches=3, tensorboard=False)
 
 
 def run(out: Path, steps: int = 6, pace: Pace = PACE, source: Any = None, **more: Any) -> None:
     batching = {name: more.pop(name) for name in ("accumulate", "precision") if name in more}
-    plan = recipe(steps, accumulate=batching.get("accumulate", 1))
+    plan = replace(recipe(steps, accumulate=batching.get("accumulate", 1)), sgd=more.pop("sgd", None))
     pretrain(toy(), source or Pairs(), plan, out, device="cpu", valid=Pairs(40), pace=pace, **{"workers": 0, **more})
 
 
@@ -40,6 +43,8 @@ class StopsSecond(Pairs):
 def _rank(rank: int, folder: Path) -> None:
     run(folder / "ddp", sharding="ddp")
     run(folder / "fsdp", sharding="fsdp", workers=1 if rank else 0)
+    for how in ("ddp", "fsdp"):
+        run(folder / f"{how}-two", sharding=how, sgd=TWO)
     os.environ["STOP"] = "1"
     run(folder / "stopped", sharding="fsdp", source=StopsSecond())
     stopped = (folder / "stopped/checkpoints/latest").read_text()
@@ -56,6 +61,7 @@ def _rank(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = two_processes(_rank, tmp_path_factory.mktemp("ranks"))
     run(out / "one", accumulate=2)
+    run(out / "one-two", accumulate=2, sgd=TWO)
     return out
 
 
@@ -81,6 +87,22 @@ def test_losses_norms_and_held_out_losses_are_the_same(folder: Path, how: str) -
         for kind in ("loss", "valid"):
             assert b.get(kind, {}) == pytest.approx(a.get(kind, {}), abs=1e-6)
         assert b.get("norm") == pytest.approx(a.get("norm"), abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_optimizers_step_alike_in_one_process_and_in_two(folder: Path, how: str) -> None:
+    for file in ("model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+        plain, one, two = (load_file(folder / x / file) for x in ("one", "one-two", f"{how}-two"))
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=0)
+        if file == "model.safetensors":
+            assert (one["regions.weight"] - plain["regions.weight"]).abs().max() > 1e-3
+        else:
+            assert {name for name in one if name.endswith("momentum_buffer")} == {
+                "regions.weight/momentum_buffer",
+                "regions.bias/momentum_buffer",
+            }
 
 
 def test_moments_of_shards_are_saved_whole(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,27 @@ from intarsia.errors import BadInput
 Array = NDArray[Any]
 INDEX = "shards.json"
 VERSION = 1
-DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
+
+
+class Listed(Protocol):
+    """What an index says of the files NAME.safetensors and NAME.json of one shard, whatever it holds."""
+
+    @property
+    def name(self) -> str:
+        """Of both files, without suffix."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the .safetensors file."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the .safetensors file."""
+
+    @property
+    def names_sha256(self) -> str:
+        """Of the .json file."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +155,7 @@ class Mapped:
     """(n + 1) cumulative region counts, as plain numbers."""
 
 
-def check_shard(root: Path, shard: Shard, verify: bool) -> None:
+def check_shard(root: Path, shard: Listed, verify: bool, index: str = INDEX) -> None:
     """Checks the files of a shard against the index: their size, and with `verify` their sha256.
 
     Raises:
@@ -143,10 +163,10 @@ def check_shard(root: Path, shard: Shard, verify: bool) -> None:
     """
     path = root / f"{shard.name}.safetensors"
     if not path.is_file():
-        raise BadInput(f"{path}: no such file, but {INDEX} lists it")
+        raise BadInput(f"{path}: no such file, but {index} lists it")
     if path.stat().st_size != shard.size:
-        raise BadInput(f"{path}: {path.stat().st_size} bytes, {INDEX} says {shard.size}")
+        raise BadInput(f"{path}: {path.stat().st_size} bytes, {index} says {shard.size}")
     for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
         found = sha256_of(file) if file.is_file() else "absent"
         if found != expected:
-            raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {INDEX} says {expected[:16]}..")
+            raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {index} says {expected[:16]}..")

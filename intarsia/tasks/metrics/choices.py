@@ -36,6 +36,18 @@ def accuracy(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float((given == right).mean())
 
 
+def macro_f1(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean over the classes that occur, as label or as answer, of the F1 of (N, C) rows against (N) labels; as scikit-learn's f1_score, average "macro"."""
+    given, right = best(scores), np.asarray(labels)
+    if given.shape != right.shape:
+        raise BadInput(f"{len(given)} rows of scores, {len(right)} labels")
+    found = []
+    for name in np.union1d(given, right):
+        hits = int(((given == name) & (right == name)).sum())
+        found.append(2 * hits / int((given == name).sum() + (right == name).sum()))
+    return float(np.mean(found))
+
+
 # ------------------------------------------------------------------------------------------------------------------ VCR
 
 
