@@ -137,11 +137,10 @@ class Mixture(nn.Module):
         return torch.bmm(inner, self.down.to(inner.dtype)) + self.down_bias[:, None]
 
     def spread(self, group: dist.ProcessGroup) -> None:
-        """Keeps this process's share of the experts; from now on all processes of the group must call together, and
-        each call waits once for the device, to agree on the room.
+        """Keeps this process's share of the experts; from now on all processes of the group must call together.
 
-        The gradients of experts are then those of the mean of the processes' losses, as data parallelism averages those of everything else; they must not
-        be averaged again.
+        A call waits once for the device, to agree on the room. The gradients of experts are then those of the mean of the processes' losses, as data
+        parallelism averages those of everything else; they must not be averaged again.
 
         Raises:
             ValueError: the experts cannot be shared out evenly.

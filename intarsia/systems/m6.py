@@ -186,7 +186,11 @@ class M6(System):
             rows,
             feats=rows.feats.astype(np.float32, copy=False),
             position_ids=cells(rows.boxes, self.config.max_patches),
-            **dict.fromkeys(("probs", "labels", "scores", "attributes", "attribute_scores")),
+            probs=None,
+            labels=None,
+            scores=None,
+            attributes=None,
+            attribute_scores=None,
         )
 
     # 2 -- stream: one encoder over all ------------------------------------------------------------------------------------
