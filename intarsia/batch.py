@@ -92,6 +92,16 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Meant:
+    """The characters start..end of the first text mean what is in these boxes of the first picture, whether or not a region lies there."""
+
+    start: int
+    end: int
+    boxes: Array
+    """(G, 4) float, xyxy as fractions; any of them is right."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One item of a data set: its texts, its pictures and whatever else is known of them."""
 
@@ -107,6 +117,8 @@ class Sample:
     """Captions known to be false of the picture (hard negatives)."""
     answers: tuple[tuple[str, float], ...] = ()
     """Answers with their soft scores (VQA), or one label with score 1."""
+    meant: tuple[Meant, ...] = ()
+    """Gold boxes of its first text: all of it (referring expressions) or its phrases."""
     language: str = "en"
     film: Film | None = None
     """The clips of its video; `texts` are then the sentences said in it, in order of time."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intarsia.cli_data import data, extract
+from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
@@ -267,14 +268,14 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     from intarsia.train.start import fresh
     from intarsia.weights.files import fill
 
-    if options.start:
-        if options.weights:
-            raise BadInput("--start and --weights: a run begins from one of the two")
-        system, recipe, begun = from_bert(cls, recipe, vocab, provenance, options.start)
-        out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
-        return system, recipe
+    if options.weights and (options.start or options.trunk):
+        raise BadInput(f"--{'start' if options.start else 'trunk'} and --weights: a run begins from one of the two")
     if not options.weights:
-        system, recipe = fresh(cls, recipe, vocab, provenance)
+        if options.start:
+            system, recipe, begun = from_bert(cls, recipe, vocab, provenance, options.start)
+            out.print(f"{options.start}: {begun.told}", highlight=False, soft_wrap=True)
+        else:
+            system, recipe = fresh(cls, recipe, vocab, provenance)
         if options.trunk:
             light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
             system.fill_trunk(light)
@@ -433,6 +434,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "extract": extract,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "finetune": finetune,
+    "score": score,
+    "submit": submit,
+    "compare": compare,
+    "twin": twin,
     "predict": predict,
     "index": index,
     "search": search,

@@ -97,6 +97,16 @@ class System(nn.Module, ABC):
             draw: gives another sample of the data set, with another picture.
         """
 
+    def forms(self, sample: Sample) -> list[Example]:
+        """All documents of a sample, nothing hidden; one in pre-training."""
+        return [self.lay_out(sample)]
+
+    def documents(
+        self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """All documents of a sample with the targets of a goal, as `hide` gives one of them; they stay in one batch, in their order."""
+        return [self.hide(sample, goal, rng, draw)]
+
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
         """The streams."""
@@ -210,8 +220,30 @@ def fit_config(config: Any, pieces: int, width: int, classes: int, attributes: i
     return replace(config, **{name: value for name, value in found.items() if name in config.__dataclass_fields__})
 
 
+class Lay(Protocol):
+    """Lays a sample out as one document of the task at hand."""
+
+    @property
+    def vocab(self) -> Vocab:
+        """The system's."""
+
+    def __call__(self, sample: Sample, form: int = 0, name: str = "") -> Example:
+        """Args: sample; form, which of its documents; name, of the layout, where it is not the task's own."""
+
+
 class Task(Protocol):
-    """A benchmark's head, scores and loss; it meets a system only through Encoded and Batch."""
+    """A benchmark's documents, head, scores and loss; it meets a system only through Lay, Encoded and Batch."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The documents of a sample, without targets."""
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """The documents of a sample to train on, with targets; `draw` gives samples with another picture."""
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """For each sample of the batch, in order, what its choices score: (C); of each phrase, (M, C)."""
 
     def head(self, config: Any) -> nn.Module:
         """The module put on the system, freshly drawn from torch's default generator."""
@@ -320,7 +352,8 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
     known = {key: value for key, value in state.items() if key in kept}
     fill(tuned.system, known, system.card.name, finetune.fresh)
     for name, parameter in tuned.system.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and not name.startswith(finetune.frozen or ("\0",)))
+        if name.startswith(finetune.frozen):
+            parameter.requires_grad_(False)
     with torch.no_grad():
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])

@@ -41,11 +41,13 @@ Ints = NDArray[np.int64]
 class Layout(Protocol):
     """What the loader needs of a system: to lay samples out and to hide parts of them. It must pickle, and should be light."""
 
-    def lay_out(self, sample: Sample) -> Example:
-        """One sample as a document."""
+    def forms(self, sample: Sample) -> list[Example]:
+        """The documents of a sample with nothing hidden: what it costs."""
 
-    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """One sample as a document with targets."""
+    def documents(
+        self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """One sample as documents with targets, one in pre-training; they stay together, in their order."""
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- lengths
@@ -343,18 +345,18 @@ class Prepare:
         Raises:
             BadInput: a sample cannot be read or packed (names it).
         """
-        examples = [self._hide(self.source[int(i)], goal, epoch) for i in samples]
-        examples.sort(
-            key=lambda example: example.rows
+        documents = [self._documents(self.source[int(i)], goal, epoch) for i in samples]
+        documents.sort(
+            key=lambda examples: sum(x.rows for x in examples)
         )  # documents of a size side by side: attention takes them at once
         try:
-            return pack(examples)
+            return pack([x for examples in documents for x in examples])
         except ValueError as error:
             raise BadInput(f"goal {goal}: {error}") from error
 
-    def _hide(self, sample: Sample, goal: str, epoch: int) -> Example:
+    def _documents(self, sample: Sample, goal: str, epoch: int) -> list[Example]:
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample.key.encode())])
-        return self.layout.hide(sample, goal, rng, lambda: self.pool.draw(rng, sample))
+        return self.layout.documents(sample, goal, rng, lambda: self.pool.draw(rng, sample))
 
 
 class _Made(Dataset[Any]):

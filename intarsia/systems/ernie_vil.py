@@ -149,7 +149,9 @@ def _finetune() -> dict[str, Finetune]:
     return {
         "vqa": one(VQA(scorer=answers), fcs, 1e-4, (50_200, 3710), 16, 14, vqa),
         "vcr": one(Among(VCREach(), names[0], heads), both, 2e-5, (26_640, 6654), 64, 58, vcr),
-        "vcr_qar": one(Among(VCREach(), names[1], heads), both, 2e-5, (26_640, 6654), 64, 78, vcr),
+        "vcr_qar": one(
+            Among(VCREach(layouts=("", "vcr_qar")), names[1], heads), both, 2e-5, (26_640, 6654), 64, 78, vcr
+        ),
         "re": one(ReferMean(), row, 2e-5, (9400, 940), 128, 78, refer),
         "retrieval": one(RetrievalCircle(), paddle.fc("match_fc", "head."), 1e-5, (90_600, 9060), 4, 78, ranked),
     }

@@ -119,7 +119,9 @@ def _finetune() -> dict[str, Finetune]:
     vcr = replace(retrieval, note="not known")
     first = {"weight": ("match_head.weight", 0), "bias": ("match_head.bias", 0)}
     return {
-        "retrieval": Finetune(RetrievalBinary(), {"base": retrieval}, KeyMap(("head.", "head.")), head_from=first),
+        "retrieval": Finetune(
+            RetrievalBinary(broken_by=("ppp", "ttt")), {"base": retrieval}, KeyMap(("head.", "head.")), head_from=first
+        ),
         "vcr": Finetune(VCROneOf(), {"base": vcr}, KeyMap(("head.", "head."))),
     }
 

@@ -183,7 +183,7 @@ def _finetune() -> dict[str, Finetune]:
         "nlvr2": Finetune(NLVR2(), nlvr2, paired, grows=third),
         "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),
         "vcr": Finetune(
-            VCR(),
+            VCR(layouts=("vcr_qa", "vcr_qar")),
             {"base": vcr, "large": vcr},
             _answer_keys("vcr_output"),
             config={"max_pieces": 220},

@@ -33,6 +33,7 @@ from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS,
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2PairEach
 from intarsia.tasks.refer import ReferShare
+from intarsia.tasks.retrieval import RetrievalOneOf
 from intarsia.tasks.vcr import VCROneOf
 from intarsia.tasks.vqa import VQA, each_answer_loss
 from intarsia.text import Vocab
@@ -160,7 +161,7 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
 
 def _finetune() -> dict[str, Finetune]:
     """The downstream tasks: head, task, pieces, batch, learning rate, epochs, samples; of 12-in-1 (and VCR), then of the first code."""
-    refer, choose = ReferShare(), VCROneOf(goal="retrieval")
+    refer, choose = ReferShare(), RetrievalOneOf()
     table: dict[str, tuple[str, Task, int, int, float, int, int]] = {
         "vqa": ("vil_prediction", VQA(), 21, 128, 4e-5, 20, 542_104),
         "genome_qa": ("vil_prediction", VQA(), 24, 128, 4e-5, 20, 1_294_255),

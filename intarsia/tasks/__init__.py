@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Array, Batch, Encoded, Example, Sample
+from intarsia.boxes import iou
+from intarsia.errors import BadInput
+from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.numbers import BertNumbers
@@ -72,3 +77,42 @@ def groups(sample: Tensor, size: int) -> Tensor:
     counts = torch.bincount(sample)
     odd = int((counts != size).logical_and(counts > 0).nonzero()[0])
     raise ValueError(f"sample number {odd} of the batch has {int(counts[odd])} documents, the task needs {size}")
+
+
+# ------------------------------------------------------------------------------------------------ documents and predictions
+
+
+def with_target(examples: Sequence[Example], goal: str, values: Sequence[int]) -> list[Example]:
+    """Documents with one number each as the target of a goal. Changed in place."""
+    for example, value in zip(examples, values, strict=True):
+        example.targets[goal] = np.array(value)
+    return list(examples)
+
+
+@lru_cache(maxsize=16)
+def places(labels: tuple[str, ...]) -> dict[str, int]:
+    """Where each label stands; of one that comes twice, the first place."""
+    return {label: i for i, label in reversed(list(enumerate(labels)))}
+
+
+def answer_of(sample: Sample) -> str:
+    """The one right answer of a sample.
+
+    Raises:
+        BadInput: it has none, or several.
+    """
+    if len(sample.answers) != 1:
+        raise BadInput(f"sample {sample.key}: has {len(sample.answers)} answers, the task takes one")
+    return sample.answers[0][0]
+
+
+def overlaps(boxes: Array, gold: Array) -> Array:
+    """(R) float32: how much each of (R, 4) boxes overlaps the one of (G, 4) that it fits best."""
+    mine, theirs = (torch.from_numpy(np.array(x, np.float64).reshape(-1, 4)) for x in (boxes, gold))
+    found: Array = iou(mine, theirs).amax(1).numpy().astype(np.float32)
+    return found
+
+
+def split(rows: Tensor, packing: Packing) -> list[Tensor]:
+    """Rows of a packed stream, document by document."""
+    return list(torch.split(rows, packing.cu_seqlens.diff().tolist()))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.system import Task
+from intarsia.system import Lay, Task
 from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import normed
 from intarsia.weights.keymap import KeyMap
@@ -27,6 +28,20 @@ class Among:
     """The head it reads."""
     heads: Mapping[str, Callable[[HeadConfig], nn.Module]]
     """All heads there are, by their authors' names."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The task's."""
+        return self.task.forms(lay, sample)
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """The task's."""
+        return self.task.documents(lay, sample, rng, draw)
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """The task's."""
+        return self.task.predict(scores, batch)
 
     def head(self, config: HeadConfig) -> nn.Module:
         """All heads."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
-from intarsia.tasks import HeadConfig, Scorer, linear
+from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, Scorer, answer_of, linear, with_target
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,20 @@ class Category:
 
     classes: int
     scorer: Scorer = linear
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The product's text with its picture."""
+        return [lay(sample)]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With the number of its class, which is its answer."""
+        return with_target(self.forms(lay, sample), "category", [int(answer_of(sample))])
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(classes) of each product."""
+        return list(scores.float())
 
     def head(self, config: HeadConfig) -> nn.Module:
         """The classifier."""

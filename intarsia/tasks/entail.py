@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, answer_of, with_target
 from intarsia.tasks.vqa import soft_answer_loss
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -24,6 +26,20 @@ class Entailment:
 
     criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
     """Takes logits (B, 3) and one-hot targets (B, 3)."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The sentence with its picture."""
+        return [lay(sample)]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With the place of its answer in `LABELS`."""
+        return with_target(self.forms(lay, sample), "ve", [LABELS.index(answer_of(sample))])
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(3) of each sentence, in the order of `LABELS`."""
+        return list(scores.float())
 
     def head(self, config: HeadConfig) -> nn.Module:
         """Two layers on the pooled vector, GELU between."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Pick, Sample
+from intarsia.errors import BadInput
 from intarsia.packed import pad
 from intarsia.parts.embeddings import initialise
-from intarsia.tasks import HeadConfig
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, overlaps
 
 
 class PhraseToRegion(nn.Module):
@@ -36,6 +40,39 @@ class Grounding:
     Batch.targets["ground"]: Picks of text rows with labels (M, W) float, W at least the regions of any document: shares that sum to 1, or all 0 where no
     region overlaps.
     """
+
+    width: int = 256
+    """W, most regions of a picture."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The caption with its picture; says where the phrases end."""
+        example = lay(sample)
+        assert example.text is not None and example.regions is not None, "grounding needs text and regions"
+        if not sample.meant or len(example.regions) > self.width:
+            raise BadInput(
+                f"sample {sample.key}: has {len(sample.meant)} phrases and {len(example.regions)} regions, at most {self.width}"
+            )
+        pieces = lay.vocab.encode(sample.texts[0])
+        rows = np.flatnonzero(example.text.words >= 0)[: len(pieces)]  # of a text that was cut, the first ones
+        ends = [np.flatnonzero(pieces.spans[:, 0] < x.end)[-1] for x in sample.meant]
+        labels = np.zeros((len(ends), self.width), np.float32)
+        for label, phrase in zip(labels, sample.meant, strict=True):
+            hits = overlaps(example.regions.boxes, phrase.boxes) >= 0.5
+            label[: len(hits)] = hits / max(hits.sum(), 1)
+        example.targets["ground"] = Pick("text", rows[np.minimum(ends, len(rows) - 1)], labels)
+        return [example]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """As `forms`."""
+        return self.forms(lay, sample)
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(M, L) of each document, a row a phrase; past its last region -10,000."""
+        assert batch.text is not None
+        documents = batch.text.packing.doc[batch.picks("ground").rows]
+        return list(torch.split(scores.float(), torch.bincount(documents, minlength=len(batch.keys)).tolist()))
 
     def head(self, config: HeadConfig) -> nn.Module:
         """See `PhraseToRegion`."""

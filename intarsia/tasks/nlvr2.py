@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.packed import join, joined_rows, pad
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig, Scorer, groups, linear
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, with_target
 
 
 class CrossAttention(nn.Module):
@@ -70,8 +72,28 @@ class PairedAttention(nn.Module):
         return (weights[:, None] @ x)[:, 0]  # type: ignore[no-any-return]
 
 
+class Pair:
+    """Two documents a sample."""
+
+    count = 2
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The sentence with the left picture, and with the right one."""
+        return [lay(sample, i) for i in range(self.count)]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With 1 where the sentence is true of both, the same for all documents."""
+        return with_target(self.forms(lay, sample), "nlvr2", [int(answer_of(sample).lower() == "true")] * self.count)
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(2) of each sample: false, true."""
+        return list(scores.float())
+
+
 @dataclass(frozen=True)
-class NLVR2:
+class NLVR2(Pair):
     """Both documents see each other before they are pooled. Batch.targets["nlvr2"]: (B) int64, 1 = true, the same for both documents."""
 
     def head(self, config: HeadConfig) -> nn.Module:
@@ -113,7 +135,7 @@ def two_layers(config: HeadConfig) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class NLVR2Pair:
+class NLVR2Pair(Pair):
     """The two pooled vectors side by side, and nothing else. Batch.targets["nlvr2"] as for `NLVR2`."""
 
     scorer: Callable[[HeadConfig], nn.Module] = one_layer
@@ -142,9 +164,10 @@ class NLVR2PairEach(NLVR2Pair):
 
 
 @dataclass(frozen=True)
-class NLVR2Joint:
+class NLVR2Joint(Pair):
     """One document with the regions of both pictures. Batch.targets["nlvr2"]: (B) int64, 1 = true."""
 
+    count = 1
     scorer: Scorer = linear
 
     def head(self, config: HeadConfig) -> nn.Module:

@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.parts.embeddings import initialise
-from intarsia.tasks import HeadConfig, Scorer, groups, linear
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, Scorer, groups, linear, with_target
+from intarsia.tasks.vcr import VCROneOf
+
+
+class Ranked:
+    """A true pair and broken ones of it, a document each."""
+
+    broken_by: tuple[str, ...]
+    """How broken pairs are made, one of these by chance: a letter each, p = another picture, t = another text."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The true pair."""
+        return [lay(replace(sample, links=()))]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """The true pair, then its broken ones."""
+        true, found = replace(sample, links=()), []
+        for letter in self.broken_by[int(rng.integers(len(self.broken_by)))]:
+            other = draw()
+            changed = replace(true, pictures=other.pictures) if letter == "p" else replace(true, texts=other.texts)
+            found.append(lay(changed))
+        return with_target([lay(true), *found], "retrieval", [1] + [0] * len(found))
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(1) of each document: how well it fits."""
+        return list(self.fit(scores.float())[:, None])
+
+    def fit(self, scores: Tensor) -> Tensor:
+        """(B) what pairs are ranked by, higher is better."""
+        return scores
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Ranked):
     """A true pair must beat its broken ones by a margin. The documents of one sample are a true pair and any number of broken ones.
 
     Batch.targets["retrieval"]: (B) int64, 1 = the true pair of its sample, 0 = a broken one.
     """
 
     margin: float = 0.2
+    broken_by: tuple[str, ...] = ("pt",)
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
@@ -41,8 +76,10 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
-class RetrievalBinary:
+class RetrievalBinary(Ranked):
     """Each pair is true or broken by itself. Batch.targets["retrieval"] as for `Retrieval`. Source: Unicoder-VL; ImageBERT, sec. 5."""
+
+    broken_by: tuple[str, ...] = ("p", "t")
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector."""
@@ -60,10 +97,15 @@ class RetrievalBinary:
 
 
 @dataclass(frozen=True)
-class RetrievalTwoWay:
+class RetrievalTwoWay(Ranked):
     """Each pair is broken or true, two classes. Batch.targets["retrieval"] as for `Retrieval`. Source: Oscar, sec. 5."""
 
     scorer: Scorer = linear
+    broken_by: tuple[str, ...] = ("p", "t")
+
+    def fit(self, scores: Tensor) -> Tensor:
+        """(B) log odds of being true."""
+        return scores[:, 1] - scores[:, 0]
 
     def head(self, config: HeadConfig) -> nn.Module:
         """Two classes from the pooled vector."""
@@ -101,6 +143,7 @@ def circle_loss(true: Tensor, broken: Tensor, margin: float, scale: float) -> Te
 class RetrievalCircle(RetrievalBinary):
     """The first document of a sample is its true pair, the others are broken, in `parts` of equal size with a circle loss each. Source: ERNIE-ViL's code."""
 
+    broken_by: tuple[str, ...] = ("p" * 20,)
     broken: int = 20
     """Broken pairs of a sample."""
     parts: int = 2
@@ -115,12 +158,21 @@ class RetrievalCircle(RetrievalBinary):
 
 
 @dataclass(frozen=True)
+class RetrievalOneOf(Ranked, VCROneOf):
+    """The true pair competes with its broken ones. Source: ViLBERT, whose last rival is a caption of a picture alike; here it is any other's."""
+
+    goal: str = "retrieval"
+    broken_by: tuple[str, ...] = ("tpt",)
+
+
+@dataclass(frozen=True)
 class RetrievalHardest(RetrievalBinary):
     """The first document of a sample is its true pair and must win among all; of the broken ones only the hardest train. Source: Pixel-BERT, sec. 4.
 
     The loss is the cross entropy over all documents of the sample; no gradient flows through the scores of the broken ones that are not among the hardest.
     """
 
+    broken_by: tuple[str, ...] = ("t" * 20,)
     broken: int = 20
     """Broken pairs of a sample."""
     hardest: int = 5

@@ -5,24 +5,69 @@ One document a choice; the four share their sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Link, Pick, Sample
+from intarsia.errors import BadInput
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
-from intarsia.tasks import HeadConfig, Scorer, groups, linear, two_linear
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, two_linear, with_target
+
+
+def joined(sample: Sample) -> Sample:
+    """A sample whose first two texts, a question and its right answer, are one."""
+    question, answer, *rest = sample.texts
+    moved = len(question) + 1
+    links = tuple(
+        Link(x.start + moved, x.end + moved, x.region, 0, x.picture)
+        if x.text == 1
+        else replace(x, text=max(x.text - 1, 0))
+        for x in sample.links
+    )
+    return replace(sample, texts=(f"{question} {answer}", *rest), links=links)
 
 
 @dataclass(frozen=True)
-class VCR:
-    """Each choice is right or wrong by itself. Batch.targets["vcr"]: (B) int64, 1 = the right choice."""
+class OneOf:
+    """One document a choice. A sample's texts are the question and its choices, or the question, its right answer and the rationales."""
 
     choices: int = 4
+    layouts: tuple[str, str] = ("", "")
+    """Names of the layouts of answers and of rationales where the paper tells them apart; else question and right answer are put together."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The premise with each choice."""
+        reasons = len(sample.texts) == 2 + self.choices
+        name = self.layouts[reasons]
+        shown = joined(sample) if reasons and not name else sample
+        return [lay(shown, i, name) for i in range(self.choices)]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With 1 for the choice whose number is the sample's answer."""
+        right = int(answer_of(sample))
+        return with_target(self.forms(lay, sample), "vcr", [int(i == right) for i in range(self.choices)])
+
+    def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(S, choices) logits."""
+        return scores[groups(batch.sample, self.choices)]
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(choices) of each sample."""
+        return list(self.ranks(scores, batch).float())
+
+
+@dataclass(frozen=True)
+class VCR(OneOf):
+    """Each choice is right or wrong by itself. Batch.targets["vcr"]: (B) int64, 1 = the right choice."""
 
     def head(self, config: HeadConfig) -> nn.Module:
         """Two layers on the pooled vector, ReLU between."""
@@ -44,10 +89,9 @@ class VCR:
 
 
 @dataclass(frozen=True)
-class VCROneOf:
+class VCROneOf(OneOf):
     """The choices of a sample compete. Batch.targets[goal]: (B) int64, 1 = the right choice."""
 
-    choices: int = 4
     scorer: Scorer = linear
     goal: str = "vcr"
 
@@ -63,10 +107,6 @@ class VCROneOf:
         """Cross entropy over the choices of each sample, averaged over samples."""
         right = batch.labels(self.goal)[groups(batch.sample, self.choices)].argmax(1)
         return F.cross_entropy(self.ranks(scores, batch).float(), right)
-
-    def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
-        """(S, choices) logits."""
-        return scores[groups(batch.sample, self.choices)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +126,20 @@ class VCRAndObjects(VCREach):
     """
 
     classes: int = 81
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With the class of every region as its detector says, where it says none background."""
+        found = super().documents(lay, sample, rng, draw)
+        for example in found:
+            assert example.regions is not None, "names objects by their regions"
+            labels = example.regions.labels
+            kinds = np.zeros(len(example.regions), np.int64) if labels is None else np.array(labels, np.int64)
+            if kinds.max(initial=0) >= self.classes:
+                raise BadInput(f"sample {sample.key}: region of class {kinds.max()}, the head knows {self.classes}")
+            example.targets["objects"] = Pick("regions", np.arange(len(kinds)), kinds)
+        return found
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector; two layers from each region to its class."""

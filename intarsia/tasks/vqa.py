@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.objectives import qa
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead, NormedLinear, Transform
-from intarsia.tasks import HeadConfig, Reads, Scorer, pooled
+from intarsia.system import Lay
+from intarsia.tasks import HeadConfig, Reads, Scorer, places, pooled
 
 
 def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
@@ -71,6 +73,29 @@ class VQA:
     criterion: Callable[[Tensor, Tensor], Tensor] = soft_answer_loss
     never: int = 1
     """So many of the first answers are never given: answer 0 is "unknown" in UNITER's table."""
+    labels: tuple[str, ...] = ()
+    """The list itself, at most `answers` long; needed to make documents."""
+
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """The question with its picture."""
+        return [lay(sample)]
+
+    def documents(
+        self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
+    ) -> list[Example]:
+        """With the soft score of every answer of the list; answers that are not in it are not learnt."""
+        example, target, known = lay(sample), np.zeros(self.answers, np.float32), places(self.labels)
+        for answer, share in sample.answers:
+            if answer in known:
+                target[known[answer]] = share
+        example.targets["vqa"] = target
+        return [example]
+
+    def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """(answers) of each question, as far as the list goes; those never given are minus infinity."""
+        allowed = scores.float()[:, : len(self.labels) or None].clone()
+        allowed[:, : self.never] = -float("inf")
+        return list(allowed)
 
     def head(self, config: HeadConfig) -> nn.Module:
         """The answers' classifier."""

@@ -215,10 +215,10 @@ class Signals:
 
 def _rows_of(layout: Layout, look: bool, sample: Sample) -> tuple[int, int]:
     """The rows of a sample and the pieces cut from its text; with `look` its pixels are decoded, so that bad ones are found before training."""
-    example = layout.lay_out(sample)
-    for image in example.images if look else ():
+    examples = layout.forms(sample)
+    for image in (x for example in examples for x in example.images) if look else ():
         image.read()
-    return example.rows, 0 if example.text is None else example.text.cut
+    return sum(x.rows for x in examples), max(0 if x.text is None else x.text.cut for x in examples)
 
 
 class _Data:

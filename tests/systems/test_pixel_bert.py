@@ -16,6 +16,7 @@ from ranks import two_processes
 from safetensors.torch import load_file, save_file
 
 from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.cli import main
 from intarsia.errors import BadInput, TooLong
 from intarsia.evaluate import match
 from intarsia.evaluate.grounding import overlap_shares
@@ -335,7 +336,7 @@ def test_retrieval_trains_the_hardest_with_the_cnn_frozen() -> None:
         for i in range(21):
             grad = (float(shares[i]) - (i == 0)) / 2 if i == 0 or i in hardest else 0.0
             assert float(scores.grad[21 * s + i]) == pytest.approx(grad, abs=1e-6)
-    assert float(loss) == pytest.approx(expected, abs=1e-5)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_cnn_starts_from_torchvisions_names_and_is_checked(tmp_path: Path) -> None:
@@ -437,3 +438,46 @@ def test_a_run_on_pixels_stops_and_goes_on_to_the_same_bits(tmp_path: Path) -> N
         "exp_avg_sq",
         "step",
     }
+
+
+def test_the_command_starts_from_a_bert_and_from_a_resnet(tmp_path: Path) -> None:
+    plain = [
+        "pretrain",
+        "pixel_bert",
+        "--data",
+        "worlds:40",
+        "--workers",
+        "0",
+        "--schedule.steps",
+        "1",
+        "--sgd.lr",
+        "0",
+    ]
+    run = [*plain, "--config.batch-norm", "stored", "--optim.lr", "0", "--batching.rows", "600"]
+    main([*run, "--out", str(tmp_path / "first")])
+    first = load_file(tmp_path / "first/model.safetensors")
+    names = PixelBERT.keys.to_theirs(first)
+    vocab = ["--vocab", str(tmp_path / "first/vocab.txt")]
+    bert = {
+        name: value + 0.25 for name, value in names.items() if name.startswith(("bert.", "cls.predictions.transform"))
+    }
+    save_file(bert | {"cls.predictions.bias": names["cls.predictions.bias"]}, tmp_path / "bert.safetensors")
+    torch.manual_seed(9)
+    trunk = ResNet(dataclasses.replace(PixelBERT.recipes["tiny"].config.trunk, num_classes=0)).state_dict()
+    save_file(trunk, tmp_path / "resnet.safetensors")
+    starts = ["--start", str(tmp_path / "bert.safetensors"), "--trunk", str(tmp_path / "resnet.safetensors")]
+    main([*run, *vocab, *starts, "--out", str(tmp_path / "both")])
+    both = load_file(tmp_path / "both/model.safetensors")
+    assert torch.equal(both["backbone.layer2.0.conv2.weight"], trunk["layer2.0.conv2.weight"])
+    assert torch.equal(both["words.word.weight"], first["words.word.weight"] + 0.25)
+    again = [
+        *run,
+        *vocab,
+        "--weights",
+        str(tmp_path / "first/model.safetensors"),
+        *starts[2:],
+        "--out",
+        str(tmp_path / "no"),
+    ]
+    with pytest.raises(SystemExit):
+        main(again)

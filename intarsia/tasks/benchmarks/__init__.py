@@ -1,0 +1,181 @@
+"""The benchmarks, a file each: their published annotation files to items, the official numbers, the server's file.
+
+A benchmark knows no system. Which one a system's task is trained on by default is said by the task's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from intarsia.errors import BadInput
+from intarsia.tasks.benchmarks import (
+    chinese,
+    entail,
+    entities,
+    genome,
+    gqa,
+    guesswhat,
+    karpathy,
+    nlvr2,
+    refer,
+    vcr,
+    visual7w,
+    vqa,
+)
+from intarsia.tasks.benchmarks.items import Annotated, Annotations, Item, Pictures
+from intarsia.tasks.benchmarks.table import Benchmark, Predictions
+
+__all__ = [
+    "BENCHMARKS",
+    "Annotated",
+    "Annotations",
+    "Benchmark",
+    "Item",
+    "Pictures",
+    "Predictions",
+    "benchmark_of",
+    "find",
+]
+
+_CAPTIONS = "image R@1"
+_VCR = tuple(vcr.SPLITS)
+
+BENCHMARKS = {
+    x.name: x
+    for x in (
+        Benchmark(
+            "vqa",
+            "VQA v2",
+            tuple(vqa.SPLITS),
+            vqa.read,
+            "accuracy",
+            vqa.measure,
+            labels=vqa.labels,
+            chance=vqa.chance,
+            submit=vqa.submit,
+        ),
+        Benchmark(
+            "gqa",
+            "GQA",
+            tuple(gqa.SPLITS),
+            gqa.read,
+            "accuracy",
+            gqa.measure,
+            labels=gqa.labels,
+            chance=gqa.chance,
+            submit=gqa.submit,
+        ),
+        Benchmark(
+            "genome-qa",
+            "Visual Genome questions",
+            ("train",),
+            genome.read,
+            "accuracy",
+            genome.measure,
+            labels=genome.labels,
+            chance=genome.chance,
+        ),
+        Benchmark(
+            "nlvr2",
+            "NLVR2",
+            tuple(nlvr2.SPLITS),
+            nlvr2.read,
+            "accuracy",
+            nlvr2.measure,
+            chance=nlvr2.chance,
+            submit=nlvr2.submit,
+        ),
+        Benchmark(
+            "snli-ve", "SNLI-VE", tuple(entail.SPLITS), entail.read, "accuracy", entail.measure, chance=entail.chance
+        ),
+        Benchmark("vcr", "VCR", _VCR, vcr.both, "Q->A", vcr.measure, chance=vcr.chance, submit=vcr.submit),
+        Benchmark("vcr-answers", "VCR Q->A", _VCR, vcr.answers, "Q->A", vcr.measure, chance=vcr.chance),
+        Benchmark("vcr-rationales", "VCR QA->R", _VCR, vcr.rationales, "QA->R", vcr.measure, chance=vcr.chance),
+        *(
+            Benchmark(
+                name, title, refer.SPLITS[name][1], refer.READERS[name], "accuracy", measure_regions=refer.measure
+            )
+            for name, title in (("refcoco", "RefCOCO"), ("refcoco+", "RefCOCO+"), ("refcocog", "RefCOCOg"))
+        ),
+        Benchmark(
+            "entities", "Flickr30k Entities", entities.SPLITS, entities.read, "R@1", measure_regions=entities.measure
+        ),
+        Benchmark(
+            "visual7w",
+            "Visual7W pointing",
+            visual7w.SPLITS,
+            visual7w.read,
+            "accuracy",
+            measure_regions=visual7w.measure,
+            chance=visual7w.chance,
+        ),
+        Benchmark(
+            "guesswhat",
+            "GuessWhat?!",
+            ("train", "val", "test"),
+            guesswhat.read,
+            "accuracy",
+            measure_regions=guesswhat.measure,
+            chance=guesswhat.chance,
+        ),
+        *(
+            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS)
+            for name, title in (("flickr30k", "Flickr30k"), ("coco", "COCO captions"), ("flickr8k", "Flickr8k"))
+        ),
+        Benchmark("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn, _CAPTIONS),
+        Benchmark("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc, _CAPTIONS),
+        Benchmark("muge", "MUGE", ("train", "val"), chinese.muge, _CAPTIONS),
+        Benchmark("flickr30k-cn", "Flickr30k-CN", ("train", "val", "test"), chinese.flickr30k_cn, _CAPTIONS),
+    )
+}
+"""By name."""
+
+_BY_TASK = {
+    "vqa": "vqa",
+    "vqa_mlp": "vqa",
+    "genome_qa": "genome-qa",
+    "gqa": "gqa",
+    "nlvr2": "nlvr2",
+    "nlvr2_plus": "nlvr2",
+    "nlvr2_pair": "nlvr2",
+    "ve": "snli-ve",
+    "vcr": "vcr",
+    "vcr_qar": "vcr-rationales",
+    "re": "refcoco",
+    "re_plus": "refcoco+",
+    "re_g": "refcocog",
+    "ground": "entities",
+    "visual7w": "visual7w",
+    "guesswhat": "guesswhat",
+    "retrieval": "flickr30k",
+    "retrieval_triplet": "flickr30k",
+    "retrieval_coco": "coco",
+}
+
+
+def find(name: str) -> Benchmark:
+    """A benchmark by its name.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    if name not in BENCHMARKS:
+        raise BadInput(f"no benchmark {name!r} (there are {', '.join(BENCHMARKS)})")
+    return BENCHMARKS[name]
+
+
+def benchmark_of(task: str, tasks: Collection[str]) -> Benchmark:
+    """What a system's task is trained on unless another is named.
+
+    Args:
+        task: its name.
+        tasks: all of the system: one that trains rationales apart trains "vcr" on answers alone.
+
+    Raises:
+        BadInput: the name says nothing.
+    """
+    plain = task.removeprefix("beta_")
+    if plain not in _BY_TASK:
+        raise BadInput(f"task {task}: say which --benchmark (there are {', '.join(BENCHMARKS)})")
+    apart = plain == "vcr" and ("vcr_qar" in tasks or task != plain)
+    return BENCHMARKS["vcr-answers" if apart else _BY_TASK[plain]]

@@ -1,0 +1,76 @@
+"""GQA, its published files. Data: Hudson and Manning 2019."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.errors import BadInput
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.table import Predictions, chosen
+from intarsia.tasks.metrics import gqa, submissions
+
+SPLITS = {
+    "train": "train_balanced",
+    "val": "val_balanced",
+    "testdev": "testdev_balanced",
+    "test": "submission_all",
+    "train-all": "train_all",
+    "val-all": "val_all",
+}
+
+
+def _questions(root: Path, name: str) -> dict[str, Mapping[str, Any]]:
+    """One file, or a folder of files of that name."""
+    folders = sorted(x for x in root.rglob(f"{name}_questions") if x.is_dir())
+    paths = sorted(folders[0].glob("*.json")) if folders else [find_file(root, f"{name}_questions.json")]
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise BadInput(f"{path}: holds no questions by id")
+        found.update(content)
+    return found
+
+
+def read(root: Path, split: str) -> Annotations:
+    """`SPLIT_questions.json`, or a folder of that name with parts of it."""
+    asked = _questions(root, of_split(SPLITS, split, "gqa"))
+    items = []
+    for key, x in asked.items():
+        where = f"gqa question {key}"
+        answers = ((str(x["answer"]), 1.0),) if "answer" in x else ()
+        items.append(Item(key, (str(at(x, "question", where)),), (f"{at(x, 'imageId', where)}.jpg",), answers))
+    return Annotations("gqa", split, tuple(items), asked if all("answer" in x for x in asked.values()) else {})
+
+
+def labels(root: Path) -> tuple[str, ...]:
+    """All answers of the balanced training and validation questions, the commonest first."""
+    said: Counter[str] = Counter(str(x["answer"]) for x in _questions(root, "train_balanced").values())
+    if any(root.rglob("val_balanced_questions*")):
+        said.update(str(x["answer"]) for x in _questions(root, "val_balanced").values())
+    return tuple(x for x, _ in sorted(said.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
+    """Accuracy, also of binary and of open questions, consistency where every entailed question was answered, distribution."""
+    given = chosen(annotations, predictions)
+    found = gqa.scores({key: annotations.gold[key] for key in given}, given)
+    numbers = {"accuracy": found.accuracy, "binary": found.binary, "open": found.open}
+    return numbers | {"distribution": found.distribution}
+
+
+def chance(annotations: Annotations) -> float:
+    """Of an answer drawn from the list."""
+    return float(
+        np.mean([x["answer"] in annotations.labels for x in annotations.gold.values()]) / len(annotations.labels)
+    )
+
+
+def submit(path: Path, annotations: Annotations, predictions: Predictions) -> None:
+    """The server's file."""
+    submissions.write_gqa(path, chosen(annotations, predictions))

@@ -1,0 +1,282 @@
+"""Items of a benchmark as its annotation file says them, and the same with their pictures: a data source that the training loop reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from intarsia.batch import Array, Link, Meant, Picture, Sample
+from intarsia.data.source import Provenance, Source
+from intarsia.errors import BadInput
+from intarsia.tasks import overlaps
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """The characters start..end of a text name an object of the first picture."""
+
+    text: int
+    start: int
+    end: int
+    object: int
+    """Its number in `Item.objects`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """The characters start..end of the first text mean these boxes."""
+
+    start: int
+    end: int
+    boxes: tuple[Box, ...]
+    """xyxy in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item, before its pictures are found."""
+
+    key: str
+    texts: tuple[str, ...]
+    pictures: tuple[str, ...]
+    """File names, or ids."""
+    answers: tuple[tuple[str, float], ...] = ()
+    also: tuple[str, ...] = ()
+    language: str = "en"
+    objects: tuple[Box, ...] = ()
+    """Boxes in pixels of the objects that mentions name; empty = region i is object i."""
+    mentions: tuple[Mention, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    """Wide, high in pixels; 0 = the region store says."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One split of a benchmark."""
+
+    benchmark: str
+    split: str
+    items: tuple[Item, ...]
+    gold: Mapping[str, Any] = field(default_factory=dict)
+    """By item or as the metric takes it; empty where answers are not published."""
+    labels: tuple[str, ...] = ()
+    """The list of answers that are chosen from, where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise BadInput(f"{self.benchmark}: split {self.split!r} has no item")
+        if len({x.key for x in self.items}) != len(self.items):
+            seen: set[str] = set()
+            twice = next(x.key for x in self.items if x.key in seen or seen.add(x.key))  # type: ignore[func-returns-value]
+            raise BadInput(f"{self.benchmark}: item {twice} comes twice in split {self.split!r}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ files
+
+
+def find_file(root: Path, *names: str) -> Path:
+    """The file of one of these names under a folder; the first name that is there, the first place by its path.
+
+    Raises:
+        BadInput: none is there.
+    """
+    for name in names:
+        if found := sorted(root.rglob(name)):
+            return found[0]
+    raise BadInput(f"{root}: holds no {' nor '.join(names)}")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON: {error}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The objects of a file with one JSON object a line, each with its place for errors.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}: line {number}", json.loads(line)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: line {number}: not JSON: {error}") from None
+
+
+def at(entry: Any, name: str, where: str) -> Any:
+    """A field of an entry.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    if not isinstance(entry, Mapping) or name not in entry:
+        raise BadInput(f"{where}: {str(entry)[:80]} has no field {name!r}")
+    return entry[name]
+
+
+def of_split(splits: Mapping[str, str], split: str, benchmark: str) -> str:
+    """What a split is called in the files.
+
+    Raises:
+        BadInput: there is no such split.
+    """
+    if split not in splits:
+        raise BadInput(f"{benchmark}: no split {split!r} (it has {', '.join(splits)})")
+    return splits[split]
+
+
+# --------------------------------------------------------------------------------------------------------------- pictures
+
+_COCO = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The names under which a picture may be stored: as given, without folders, without ending, and as COCO's bare number."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    number = _COCO.fullmatch(path.stem)
+    return tuple(dict.fromkeys([name, path.name, path.stem, *([number[1]] if number else [])]))
+
+
+class Pictures:
+    """The pictures of a source by name, each sample read once. A short spelling that fits several pictures finds none.
+
+    Args:
+        source: any data set with pictures; its captions do not count.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.provenance = source, source.provenance
+        self.places: dict[str, tuple[int, int]] = {}
+        names: dict[str, tuple[int, int]] = {}
+        for i in range(len(source)):
+            for slot, picture in enumerate(source[i].pictures):
+                names.setdefault(picture.name, (i, slot))
+        short: dict[str, tuple[int, int] | None] = {}
+        for name, place in names.items():
+            for x in spellings(name)[1:]:
+                short[x] = None if x in short else place
+        self.places = {x: place for x, place in short.items() if place is not None} | names
+
+    def find(self, name: str) -> tuple[int, int] | None:
+        """Where a picture is; None = it is not there."""
+        return next((self.places[x] for x in spellings(name) if x in self.places), None)
+
+    def get(self, place: tuple[int, int]) -> Picture:
+        """The picture at a place that `find` gave."""
+        return self.source[place[0]].pictures[place[1]]
+
+
+class Annotated:
+    """A benchmark's items with their pictures; a `Source`. Items without a picture are left out, counted and named.
+
+    Args:
+        annotations: the items.
+        pictures: where their pictures are.
+
+    Raises:
+        BadInput: no item has its pictures.
+    """
+
+    def __init__(self, annotations: Annotations, pictures: Pictures) -> None:
+        self.annotations, self.pictures = annotations, pictures
+        self.provenance: Provenance | None = pictures.provenance
+        self.kept: list[tuple[Item, list[tuple[int, int]]]] = []
+        self.missing: dict[str, None] = {}
+        """Names of the pictures that are not there."""
+        for item in annotations.items:
+            places = [pictures.find(x) for x in item.pictures]
+            self.missing.update(dict.fromkeys(x for x, y in zip(item.pictures, places, strict=True) if y is None))
+            if None not in places:
+                self.kept.append((item, [x for x in places if x is not None]))
+        if not self.kept:
+            some = ", ".join(list(self.missing)[:3])
+            raise BadInput(
+                f"{annotations.benchmark}: none of its {len(self.missing)} pictures has regions ({some}, ..)"
+            )
+
+    @property
+    def told(self) -> str:
+        """One line: how many items take part, and whose pictures are missing."""
+        whole, what = len(self.annotations.items), f"{self.annotations.benchmark} {self.annotations.split}"
+        line = f"{what}: {len(self.kept)} of {whole} items"
+        if self.missing:
+            line += f"; {len(self.missing)} pictures have no regions: {', '.join(list(self.missing)[:5])}"
+            line += ", .." if len(self.missing) > 5 else ""
+        return line
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Sample:
+        item, places = self.kept[index]
+        shown = tuple(self.pictures.get(x) for x in places)
+        return Sample(
+            key=item.key,
+            texts=item.texts,
+            pictures=shown,
+            links=_links(item, shown[0]) if shown else (),
+            also=item.also,
+            answers=item.answers,
+            language=item.language,
+            meant=tuple(Meant(x.start, x.end, fractions(x.boxes, item, shown[0])) for x in item.phrases),
+        )
+
+
+def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
+    """(N, 4) float64: boxes in pixels as fractions of their picture.
+
+    Raises:
+        BadInput: nobody says how large it is.
+    """
+    width, height = item.size if all(item.size) else (picture.width, picture.height)
+    if not width or not height:
+        raise BadInput(f"sample {item.key}: the size of picture {picture.name} is not known")
+    found: Array = np.array(list(boxes), np.float64).reshape(-1, 4) / [width, height, width, height]
+    return found
+
+
+def _links(item: Item, picture: Picture) -> tuple[Link, ...]:
+    """Mentions whose object has a region: the one of its number, or that which overlaps its box most and by half."""
+    count = len(picture.boxes)
+    if not item.mentions or not count:
+        return ()
+    region = {i: i for i in range(count)}
+    if item.objects:
+        fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
+        region = {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
+    return tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
+
+
+def xyxy(box: Sequence[float]) -> Box:
+    """COCO's x, y, wide, high as corners."""
+    x, y, width, height = (float(v) for v in box)
+    return x, y, x + width, y + height
+
+
+def relabelled(annotations: Annotations, answers: Mapping[str, tuple[tuple[str, float], ...]]) -> Annotations:
+    """The same items with other answers; items that are not named keep theirs."""
+    items = tuple(replace(x, answers=answers.get(x.key, x.answers)) for x in annotations.items)
+    return replace(annotations, items=items)

@@ -1,0 +1,83 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: UNC's pickles of expressions, or the same as JSON, and COCO's instances. Data: Yu et al. 2016, Mao et al. 2016."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.batch import Array
+from intarsia.errors import BadInput
+from intarsia.tasks.benchmarks.items import Annotations, Box, Item, Phrase, at, find_file, read_json, xyxy
+from intarsia.tasks.benchmarks.table import Predictions
+from intarsia.tasks.metrics import overlap
+from intarsia.weights.pickles import read_pickle
+
+SPLITS = {
+    "refcoco": ("unc", ("train", "val", "testA", "testB")),
+    "refcoco+": ("unc", ("train", "val", "testA", "testB")),
+    "refcocog": ("umd", ("train", "val", "test")),
+}
+
+
+def _read(name: str, root: Path, split: str) -> Annotations:
+    """`NAME/refs(unc).p` (RefCOCOg: umd), or .json, and `NAME/instances.json`. An item a sentence.
+
+    A split's name may stand within that of a reference: one of "testAB" is in testA and testB.
+    """
+    who, splits = SPLITS[name]
+    if split not in splits:
+        raise BadInput(f"{name}: no split {split!r} (it has {', '.join(splits)})")
+    folder = root / name if (root / name).is_dir() else root
+    path = find_file(folder, f"refs({who}).p", f"refs({who}).json")
+    refs = read_pickle(path) if path.suffix == ".p" else read_json(path)
+    boxes, sizes = _instances(find_file(folder, "instances.json"))
+    items, gold = [], {}
+    for ref in refs:
+        where = f"{path}: reference {ref.get('ref_id') if isinstance(ref, dict) else ref}"
+        own = str(at(ref, "split", where))
+        if split not in own and not (split in ("testA", "testB") and own.startswith("test") and split[-1] in own[4:]):
+            continue
+        number, image = int(at(ref, "ann_id", where)), int(at(ref, "image_id", where))
+        if number not in boxes or image not in sizes:
+            raise BadInput(f"{where}: annotation {number} or picture {image} is not in instances.json")
+        picture = re.sub(r"_\d+(\.\w+)$", r"\1", str(at(ref, "file_name", where)))
+        for sentence in at(ref, "sentences", where):
+            text, key = str(at(sentence, "sent", where)), str(at(sentence, "sent_id", where))
+            meant = (Phrase(0, len(text), (boxes[number],)),)
+            items.append(Item(key, (text,), (picture,), phrases=meant, size=sizes[image]))
+            gold[key] = boxes[number]
+    return Annotations(name, split, tuple(items), gold)
+
+
+def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[int, int]]]:
+    content = read_json(path)
+    boxes = {int(x["id"]): xyxy(x["bbox"]) for x in at(content, "annotations", str(path))}
+    return boxes, {int(x["id"]): (int(x["width"]), int(x["height"])) for x in at(content, "images", str(path))}
+
+
+READERS = {name: partial(_read, name) for name in SPLITS}
+
+
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
+    """Accuracy: the best region overlaps the gold box by half or more; and the best that these regions allow.
+
+    Args:
+        annotations: the gold boxes.
+        predictions: scores of the regions, the whole picture perhaps after them.
+        regions: by item, (R, 4) boxes in pixels.
+    """
+    keys = list(predictions)
+    gold = np.array([annotations.gold[key] for key in keys])
+    best: list[Any] = [
+        regions[key][int(np.argmax(predictions[key][: len(regions[key])]))] if len(regions[key]) else None
+        for key in keys
+    ]
+    reach = [
+        bool(overlap.is_right(overlap.iou(regions[key], box[None])).any()) for key, box in zip(keys, gold, strict=True)
+    ]
+    return {"accuracy": overlap.refer(best, gold), "reachable": float(np.mean(reach))}

@@ -1,0 +1,163 @@
+"""VCR, its published files: a line a question, and the boxes of its objects beside the picture. Data: Zellers et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.errors import BadInput
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Box,
+    Item,
+    Mention,
+    at,
+    find_file,
+    of_split,
+    read_json,
+    read_lines,
+)
+from intarsia.tasks.benchmarks.table import Predictions
+from intarsia.tasks.metrics import choices, submissions
+
+SPLITS = {"train": "train", "val": "val", "test": "test"}
+NAMES = (
+    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
+    *("Jody", "Kendall", "Peyton", "Skyler", "Frankie", "Pat", "Quinn"),
+)
+"""What people are called, in the order in which a question and its choices name them. Source: the code of VisualBERT."""
+
+
+class Speaker:
+    """Texts of one question: objects are called by their class, people by a name of `NAMES`."""
+
+    def __init__(self, objects: Sequence[str]) -> None:
+        self.objects = objects
+        self.named: dict[int, str] = {}
+
+    def name(self, number: int, where: str) -> str:
+        """What an object is called.
+
+        Raises:
+            BadInput: there is none of that number.
+        """
+        if not 0 <= number < len(self.objects):
+            raise BadInput(f"{where}: object {number} of {len(self.objects)}")
+        if self.objects[number] != "person":
+            return self.objects[number]
+        return self.named.setdefault(number, NAMES[len(self.named) % len(NAMES)])
+
+    def say(self, tokens: Sequence[Any], text: int, where: str) -> tuple[str, list[Mention]]:
+        """A text from its tokens, in which a list of numbers stands for objects; and what it mentions."""
+        said, mentions = "", list[Mention]()
+        for token in tokens:
+            said += " " if said else ""
+            if not isinstance(token, list):
+                said += str(token)
+                continue
+            for i, number in enumerate(token):
+                said += " and " if i else ""
+                name = self.name(int(number), where)
+                mentions.append(Mention(text, len(said), len(said) + len(name), int(number)))
+                said += name
+        return said, mentions
+
+
+def answers(root: Path, split: str) -> Annotations:
+    """Question to answer."""
+    return _read(root, split, ("qa",))
+
+
+def rationales(root: Path, split: str) -> Annotations:
+    """Question and right answer to rationale."""
+    return _read(root, split, ("qar",))
+
+
+def both(root: Path, split: str) -> Annotations:
+    """Both questions, two items a line."""
+    return _read(root, split, ("qa", "qar"))
+
+
+def _read(root: Path, split: str, parts: tuple[str, ...]) -> Annotations:
+    """`SPLIT.jsonl`, and the boxes of `metadata_fn` where it is there; in the test each rationale is asked beside every answer."""
+    path = find_file(root, f"{of_split(SPLITS, split, 'vcr')}.jsonl")
+    folders = [x for x in (root / "vcr1images", path.parent / "vcr1images", path.parent, root) if x.is_dir()]
+    items, gold = [], {}
+    for where, x in read_lines(path):
+        key = str(at(x, "annot_id", where))
+        shown = str(at(x, "img_fn", where))
+        boxes, size = _boxes(folders, x)
+        label, reason = x.get("answer_label"), x.get("rationale_label")
+        gold[key] = (label, reason)
+        if "qa" in parts:
+            texts, mentions = _texts(x, [*at(x, "answer_choices", where)], None, where)
+            right = () if label is None else ((str(label), 1.0),)
+            items.append(Item(f"{key}/qa", texts, (shown,), right, objects=boxes, mentions=mentions, size=size))
+        for answer in (range(4) if label is None else [label]) if "qar" in parts else ():
+            texts, mentions = _texts(x, [*at(x, "rationale_choices", where)], x["answer_choices"][answer], where)
+            right = () if reason is None else ((str(reason), 1.0),)
+            name = f"{key}/qar" if label is not None else f"{key}/qar{answer}"
+            items.append(Item(name, texts, (shown,), right, objects=boxes, mentions=mentions, size=size))
+    return Annotations("vcr", split, tuple(items), {} if None in next(iter(gold.values()), (None,)) else gold)
+
+
+def _texts(x: Any, offered: list[Any], answer: Any, where: str) -> tuple[tuple[str, ...], tuple[Mention, ...]]:
+    speaker = Speaker(at(x, "objects", where))
+    tokens = [at(x, "question", where), *([] if answer is None else [answer]), *offered]
+    said = [speaker.say(part, i, where) for i, part in enumerate(tokens)]
+    return tuple(text for text, _ in said), tuple(m for _, mentions in said for m in mentions)
+
+
+def _boxes(folders: Sequence[Path], x: Any) -> tuple[tuple[Box, ...], tuple[int, int]]:
+    for folder in folders:
+        path = folder / str(x.get("metadata_fn", ""))
+        if path.is_file():
+            about = read_json(path)
+            boxes = tuple((b[0], b[1], b[2], b[3]) for b in at(about, "boxes", str(path)))
+            return boxes, (int(at(about, "width", str(path))), int(at(about, "height", str(path))))
+    return (), (0, 0)
+
+
+def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
+    """Accuracies of what was asked; Q to AR where both were."""
+    found: dict[str, float] = {}
+    asked = {part: [x for x in annotations.gold if f"{x}/{part}" in predictions] for part in ("qa", "qar")}
+    for part, name in (("qa", "Q->A"), ("qar", "QA->R")):
+        if keys := asked[part]:
+            right = [int(annotations.gold[x][part == "qar"]) for x in keys]
+            found[name] = choices.accuracy([predictions[f"{x}/{part}"] for x in keys], right)
+    if keys := [x for x in asked["qa"] if x in set(asked["qar"])]:
+        labels = np.array([annotations.gold[x] for x in keys], np.int64)
+        given = [np.stack([predictions[f"{x}/{part}"] for x in keys]) for part in ("qa", "qar")]
+        found["Q->AR"] = choices.vcr(given[0], given[1], labels[:, 0], labels[:, 1]).joint
+    return found
+
+
+def chance(annotations: Annotations) -> float:
+    """One in four."""
+    return 0.25
+
+
+def submit(path: Path, annotations: Annotations, predictions: Predictions) -> None:
+    """The server's file, from the test with both questions."""
+    keys = list(dict.fromkeys(x.key.rsplit("/", 1)[0] for x in annotations.items))
+    lacking = next((x for key in keys for x in _names(key) if x not in predictions), None)
+    if lacking:
+        raise BadInput(
+            f"{path}: the server wants answers and rationales beside every answer; {lacking} has no prediction"
+        )
+    first = {key: _shares(predictions[f"{key}/qa"]) for key in keys}
+    second = {key: np.stack([_shares(predictions[x]) for x in _names(key)[1:]]) for key in keys}
+    submissions.write_vcr(path, first, second)
+
+
+def _names(key: str) -> list[str]:
+    return [f"{key}/qa", *(f"{key}/qar{i}" for i in range(4))]
+
+
+def _shares(scores: Any) -> Any:
+    likely = np.exp(np.asarray(scores, np.float64) - np.max(scores))
+    return likely / likely.sum()

@@ -1,0 +1,68 @@
+"""Visual7W, pointing: which of four boxes answers the question? Data: Zhu et al. 2016."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.batch import Array
+from intarsia.errors import BadInput
+from intarsia.tasks import overlaps
+from intarsia.tasks.benchmarks.items import Annotations, Item, Phrase, at, find_file, read_json, xyxy
+from intarsia.tasks.benchmarks.table import Predictions
+from intarsia.tasks.metrics import choices
+
+SPLITS = ("train", "val", "test")
+
+
+def read(root: Path, split: str) -> Annotations:
+    """`dataset_v7w_pointing.json`. The four boxes stand in an order drawn from the question's number, so that the place of the right one says nothing."""
+    if split not in SPLITS:
+        raise BadInput(f"visual7w: no split {split!r} (it has {', '.join(SPLITS)})")
+    path = find_file(root, "dataset_v7w_pointing.json")
+    content = read_json(path)
+    boxes = {
+        int(x["box_id"]): xyxy([x[n] for n in ("x", "y", "width", "height")]) for x in at(content, "boxes", str(path))
+    }
+    items, gold = [], {}
+    for image in at(content, "images", str(path)):
+        if at(image, "split", str(path)) != split:
+            continue
+        for pair in at(image, "qa_pairs", str(path)):
+            key, where = str(at(pair, "qa_id", str(path))), f"{path}: question {pair.get('qa_id')}"
+            offered = [int(at(pair, "answer", where)), *map(int, at(pair, "multiple_choices", where))]
+            if missing := [x for x in offered if x not in boxes]:
+                raise BadInput(f"{where}: box {missing[0]} is not in the file")
+            order = np.random.default_rng([0x7777, zlib.crc32(key.encode())]).permutation(len(offered)).tolist()
+            ids = [offered[i] for i in order]
+            meant = tuple(Phrase(0, 0, (boxes[x],)) for x in ids)
+            answer = ((str(order.index(0)), 1.0),)
+            name = str(at(image, "filename", where))
+            items.append(Item(key, (str(at(pair, "question", where)),), (name,), answer, phrases=meant))
+            gold[key] = pair | {"boxes": [boxes[x] for x in ids], "ids": ids}
+    return Annotations("visual7w", split, tuple(items), gold)
+
+
+def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
+    """Accuracy of the box whose region scores best.
+
+    Args:
+        annotations: the questions.
+        predictions: scores of the regions, the whole picture perhaps after them.
+        regions: by question, (R, 4) boxes in pixels.
+    """
+    said: dict[int, Any] = {}
+    for key, scores in predictions.items():
+        gold = annotations.gold[key]
+        rows = [int(overlaps(regions[key], np.array([x])).argmax()) for x in gold["boxes"]]
+        said[int(key)] = gold["ids"][int(np.argmax(scores[rows]))]
+    return {"accuracy": choices.visual7w(said, [annotations.gold[str(key)] for key in said]).overall}
+
+
+def chance(annotations: Annotations) -> float:
+    """One in four."""
+    return 0.25

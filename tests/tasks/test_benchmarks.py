@@ -1,0 +1,257 @@
+"""The published annotation files: what their readers make of them, edge cases, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.batch import Picture, Sample
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+from intarsia.tasks.benchmarks import Annotated, Pictures, find, vcr
+from intarsia.tasks.benchmarks.items import spellings
+from intarsia.tasks.metrics import submissions
+from intarsia.tasks.vcr import joined
+
+
+def put(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(x) + "\n" for x in content), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+class Boxes:
+    """A source of pictures with two regions each, halves of the picture: left, right."""
+
+    provenance: Provenance | None = Provenance("halves", 2)
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]], np.float32)
+        picture = Picture(self.names[index], np.eye(2, dtype=np.float32), boxes, 100, 50)
+        return Sample(self.names[index], (), (picture,))
+
+
+def test_a_picture_is_found_by_its_file_name_stem_or_coco_number() -> None:
+    assert spellings("val2014/COCO_val2014_000000000042.jpg")[1:] == (
+        "COCO_val2014_000000000042.jpg",
+        "COCO_val2014_000000000042",
+        "42",
+    )
+    found = Pictures(Boxes("42", "b/7.jpg", "a/7.jpg"))
+    assert found.find("COCO_train2014_000000000042.jpg") == (0, 0)
+    assert found.find("7.jpg") is None  # two pictures would do
+    assert found.find("a/7.jpg") == (2, 0)
+    assert found.find("8.jpg") is None
+
+
+def people(*answers: str) -> list[dict[str, Any]]:
+    return [{"answer": x, "answer_confidence": "yes", "answer_id": i} for i, x in enumerate(answers, 1)]
+
+
+def vqa_files(root: Path) -> None:
+    questions = [{"image_id": i, "question": "what?", "question_id": 10 * i} for i in (1, 2)]
+    put(root / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
+    about = {"image_id": 1, "question_type": "what", "answer_type": "other", "multiple_choice_answer": "2 Dogs,"}
+    told = [
+        {**about, "question_id": 10, "answers": people(*["dog"] * 6, *["cat"] * 3, "cow")},
+        {**about, "question_id": 20, "answers": people(*["dog"] * 10)},
+    ]
+    put(root / "v2_mscoco_train2014_annotations.json", {"annotations": told})
+
+
+def test_vqa(tmp_path: Path) -> None:
+    vqa_files(tmp_path)
+    benchmark = find("vqa")
+    found = benchmark.read(tmp_path, "train")
+    assert [x.key for x in found.items] == ["10", "20"]
+    assert dict(found.items[0].answers) == {"dog": 1.0, "cat": 0.9, "cow": 0.3}
+    assert found.items[1].pictures == ("COCO_train2014_000000000002.jpg",)
+    assert benchmark.labels is not None
+    with pytest.raises(BadInput, match="mscoco_val2014_questions"):
+        benchmark.read(tmp_path, "val")
+    with pytest.raises(BadInput, match="no split 'dev'"):
+        benchmark.read(tmp_path, "dev")
+
+
+def test_a_picture_without_regions_is_counted_and_named(tmp_path: Path) -> None:
+    vqa_files(tmp_path)
+    source = Annotated(find("vqa").read(tmp_path, "train"), Pictures(Boxes("2")))
+    assert len(source) == 1
+    assert source[0].key == "20"
+    assert "1 of 2 items; 1 pictures have no regions: COCO_train2014_000000000001.jpg" in source.told
+    with pytest.raises(BadInput, match="none of its 2 pictures"):
+        Annotated(find("vqa").read(tmp_path, "train"), Pictures(Boxes("3")))
+
+
+def test_snli_ve_passes_over_lines_without_majority(tmp_path: Path) -> None:
+    line = {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "pairID": "1#0n", "Flikr30kID": "1.jpg"}
+    other = {**line, "pairID": "2", "gold_label": "-"}
+    third = {k: v for k, v in line.items() if k != "Flikr30kID"} | {"pairID": "3", "Flickr30K_ID": "3"}
+    put(tmp_path / "snli_ve_test.jsonl", [line, other, third])
+    found = find("snli-ve").read(tmp_path, "test")
+    assert [(x.key, x.pictures[0]) for x in found.items] == [("1#0n", "1.jpg"), ("3", "3.jpg")]
+    put(tmp_path / "snli_ve_test.jsonl", [{**line, "gold_label": "yes"}])
+    with pytest.raises(BadInput, match=r"line 1: gold_label 'yes'"):
+        find("snli-ve").read(tmp_path, "test")
+
+
+def vcr_line(**more: Any) -> dict[str, Any]:
+    return {
+        "annot_id": "val-1",
+        "img_fn": "m/1.jpg",
+        "metadata_fn": "m/1.json",
+        "objects": ["person", "dog", "person"],
+        "question": ["Is", [2], "near", [1], "?"],
+        "answer_choices": [["yes", [2, 0]], ["no"], ["b"], ["c"]],
+        "rationale_choices": [["r", [0]], ["s"], ["t"], ["u"]],
+        **more,
+    }
+
+
+def test_vcr_names_people_in_the_order_in_which_they_are_mentioned(tmp_path: Path) -> None:
+    put(tmp_path / "val.jsonl", [vcr_line(answer_label=0, rationale_label=2)])
+    boxes = [[50, 0, 100, 50, 1], [0, 0, 50, 50, 1], [0, 0, 10, 10, 1]]
+    put(tmp_path / "vcr1images/m/1.json", {"boxes": boxes, "width": 100, "height": 50})
+    answers, reasons = find("vcr").read(tmp_path, "val").items
+    assert answers.texts[:2] == ("Is Casey near dog ?", "yes Casey and Riley")
+    assert reasons.texts[:3] == ("Is Casey near dog ?", "yes Casey and Riley", "r Riley")
+    assert (answers.answers, reasons.answers) == ((("0", 1.0),), (("2", 1.0),))
+    source = Annotated(find("vcr").read(tmp_path, "val"), Pictures(Boxes("m/1.jpg")))
+    sample = source[1]
+    # object 2 overlaps no region by half: its mentions stay words
+    assert [(sample.texts[x.text][x.start : x.end], x.region) for x in sample.links] == [
+        ("dog", 0),
+        ("Riley", 1),
+        ("Riley", 1),
+    ]
+    one = joined(sample)
+    assert one.texts[0] == "Is Casey near dog ? yes Casey and Riley"
+    assert [(one.texts[x.text][x.start : x.end], x.region, x.text) for x in one.links] == [
+        ("dog", 0, 0),
+        ("Riley", 1, 0),
+        ("Riley", 1, 1),
+    ]
+
+
+def test_the_test_of_vcr_asks_each_rationale_beside_every_answer_and_fills_the_server_file(tmp_path: Path) -> None:
+    put(tmp_path / "test.jsonl", [vcr_line()])
+    found = find("vcr").read(tmp_path, "test")
+    assert [x.key for x in found.items] == ["val-1/qa", *(f"val-1/qar{i}" for i in range(4))]
+    assert not found.gold
+    scores = {x.key: np.arange(4.0) * i for i, x in enumerate(found.items)}
+    vcr.submit(tmp_path / "out.csv", found, scores)
+    first, second = submissions.read_vcr(tmp_path / "out.csv")
+    assert first["val-1"].sum() == pytest.approx(1)
+    assert second["val-1"][3, 3] == pytest.approx(np.exp(12) / np.exp([0, 4, 8, 12]).sum())
+    with pytest.raises(BadInput, match="val-1/qar2 has no prediction"):
+        vcr.submit(tmp_path / "out.csv", found, {k: v for k, v in scores.items() if k != "val-1/qar2"})
+
+
+def test_a_reference_of_both_tests_is_in_both(tmp_path: Path) -> None:
+    refs = [
+        {
+            "ref_id": i,
+            "ann_id": 5,
+            "image_id": 1,
+            "file_name": "COCO_train2014_000000000001_5.jpg",
+            "split": split,
+            "sentences": [{"sent_id": 10 * i + j, "sent": "left man"} for j in range(2)],
+        }
+        for i, split in enumerate(("train", "testA", "testAB"))
+    ]
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    boxes = [{"id": 5, "image_id": 1, "bbox": [50, 0, 50, 50]}]
+    images = [{"id": 1, "width": 100, "height": 50}]
+    put(tmp_path / "refcoco/instances.json", {"annotations": boxes, "images": images})
+    keys = {
+        split: [x.key for x in find("refcoco").read(tmp_path, split).items] for split in ("train", "testA", "testB")
+    }
+    assert keys == {"train": ["0", "1"], "testA": ["10", "11", "20", "21"], "testB": ["20", "21"]}
+    source = Annotated(find("refcoco").read(tmp_path, "testB"), Pictures(Boxes("COCO_train2014_000000000001.jpg")))
+    assert source[0].meant[0].boxes.tolist() == [[0.5, 0, 1, 1]]
+
+
+class Bad:
+    def __reduce__(self) -> Any:
+        return print, ("run",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(Bad()))
+    put(tmp_path / "instances.json", {"annotations": [], "images": []})
+    with pytest.raises(BadInput, match="refused"):
+        find("refcoco").read(tmp_path, "val")
+
+
+def test_restval_trains_and_five_captions_are_kept(tmp_path: Path) -> None:
+    images = [
+        {
+            "filename": f"COCO_val2014_{i:012d}.jpg",
+            "imgid": i,
+            "split": split,
+            "sentences": [{"raw": f" c{j} ", "tokens": []} for j in range(6)],
+        }
+        for i, split in enumerate(("restval", "test"))
+    ]
+    put(tmp_path / "dataset_coco.json", {"images": images})
+    found = find("coco").read(tmp_path, "train")
+    assert [x.key for x in found.items] == [f"0#{j}" for j in range(5)]
+    assert found.items[1].also == ("c0", "c2", "c3", "c4")
+    with pytest.raises(BadInput, match="split 'val' has no item"):
+        find("coco").read(tmp_path, "val")
+
+
+def test_entities_keeps_phrases_with_boxes(tmp_path: Path) -> None:
+    put(tmp_path / "val.txt", "9\n")
+    put(
+        tmp_path / "Sentences/9.txt",
+        "[/EN#1/people A man] in [/EN#0/notvisual love] by [/EN#2/scene town]\nNothing here\n",
+    )
+    put(
+        tmp_path / "Annotations/9.xml",
+        "<annotation><size><width>100</width><height>50</height><depth>3</depth></size><object><name>1</name><bndbox>"
+        "<xmin>1</xmin><ymin>1</ymin><xmax>51</xmax><ymax>51</ymax></bndbox></object></annotation>",
+    )
+    benchmark = find("entities")
+    source = Annotated(benchmark.read(tmp_path, "val"), Pictures(Boxes("9.jpg")))
+    assert len(source) == 1
+    sample = source[0]
+    assert [sample.texts[0][x.start : x.end] for x in sample.meant] == ["A man"]
+    assert benchmark.measure_regions is not None
+    boxes = {"9#0": sample.pictures[0].boxes * [100, 50, 100, 50]}
+    right = benchmark.measure_regions(source.annotations, {"9#0": np.array([[1.0, 0.0]])}, boxes)
+    wrong = benchmark.measure_regions(source.annotations, {"9#0": np.array([[0.0, 1.0]])}, boxes)
+    assert (right["R@1"], wrong["R@1"], wrong["R@all"]) == (1, 0, 1)
+
+
+def test_chinese_captions(tmp_path: Path) -> None:
+    put(tmp_path / "coco-cn_val.txt", "COCO_train2014_000000000001")
+    lines = "COCO_train2014_000000000001#0\t一只狗\nCOCO_train2014_000000000002#0\t一只猫\n"
+    put(tmp_path / "imageid.human-written-caption.txt", lines)
+    assert [x.texts[0] for x in find("coco-cn").read(tmp_path, "val").items] == ["一只狗"]
+    caption = [{"image_id": "a.jpg", "url": "", "caption": ["两个人\n。", "。人"]}]
+    put(tmp_path / "caption_validation_annotations_20170910.json", caption)
+    assert [x.texts[0] for x in find("aic-icc").read(tmp_path, "val").items] == ["两个人", "。人"]
+    put(tmp_path / "valid_texts.jsonl", [{"text_id": 3, "text": "鞋", "image_ids": [7, 8]}])
+    assert [(x.key, x.pictures) for x in find("muge").read(tmp_path, "val").items] == [("3#7", ("7",)), ("3#8", ("8",))]
+    put(tmp_path / "flickr30kzhm_test.caption.txt", "12#zhm#0 男人\n12.jpg#1 女人\n")
+    assert [x.texts[0] for x in find("flickr30k-cn").read(tmp_path, "test").items] == ["男人", "女人"]
+    put(tmp_path / "flickr30kzhm_test.caption.txt", "twelve\n")
+    with pytest.raises(BadInput, match=r"line 1: 'twelve'"):
+        find("flickr30k-cn").read(tmp_path, "test")
