@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from intarsia.packed import Packing, pad, unpad, visible
+from intarsia.packed import Joined, Packing, join, joined_rows, pad, subset, unpad, visible
 
 Backend = Literal["padded", "loop", "varlen", "flex"]
 BLOCK = 128
@@ -53,6 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
     """
     if queries.documents != keys.documents:
         raise ValueError(f"cannot attend from {queries.documents} documents to {keys.documents}")
+    if _memory is not None:
+        k, v, keys = _memory.extend(k, v, keys)
     name = choose(q, queries, keys, dropout)
     if _watching is not None:
         _watching.maps.append(probabilities(q.detach(), k.detach(), queries, keys))
@@ -150,6 +152,64 @@ def watch() -> Iterator[Seen]:
         yield _watching
     finally:
         _watching = before
+
+
+# ---------------------------------------------------------------------------------------------------------- remembering
+
+
+class Memory:
+    """Keys and values of rows that no later row changes, by call of `attend`; for generation piece by piece, where calls come in the same order each time."""
+
+    def __init__(self) -> None:
+        self.packing: Packing | None = None
+        """Of the rows remembered."""
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._fresh: list[tuple[Tensor, Tensor]] = []
+        self._joined: Joined | None = None
+
+    def extend(self, k: Tensor, v: Tensor, keys: Packing) -> tuple[Tensor, Tensor, Packing]:
+        """What is remembered of the documents before the new rows (N, heads, D); and where all of it lies."""
+        if self.packing is None:
+            self._fresh.append((k, v))
+            self._joined = Joined(keys, keys.doc, keys.doc)
+            return k, v, keys
+        if self._joined is None:
+            self._joined = join(self.packing, keys)
+        old_k, old_v = self._kept[len(self._fresh)]
+        k, v = joined_rows(self._joined, old_k, k), joined_rows(self._joined, old_v, v)
+        self._fresh.append((k, v))
+        return k, v, self._joined.packing
+
+    def keep(self, levels: Tensor) -> None:
+        """After a forward pass: remembers the rows of each document whose level is at most its number in `levels` (B)."""
+        assert self._joined is not None and self._joined.packing.level is not None, "remembers rows with levels only"
+        packing = self._joined.packing
+        rows = (self._joined.packing.level <= levels[packing.doc]).nonzero()[:, 0]
+        self._kept = [(k[rows], v[rows]) for k, v in self._fresh]
+        self.packing, self._fresh, self._joined = subset(packing, rows), [], None
+
+    def take(self, documents: Tensor) -> None:
+        """Goes on with these documents (n), each as often as it is named."""
+        assert self.packing is not None and self.packing.level is not None, "nothing is remembered"
+        lengths, first = self.packing.lengths[documents], self.packing.first[documents]
+        new = Packing.of(lengths.tolist()).to(lengths.device)
+        rows = first[new.doc] + new.pos
+        self._kept = [(k[rows], v[rows]) for k, v in self._kept]
+        self.packing = Packing(new.cu_seqlens, new.max_seqlen, new.doc, new.pos, self.packing.level[rows])
+
+
+_memory: Memory | None = None
+
+
+@contextmanager
+def remember(memory: Memory) -> Iterator[None]:
+    """Inside the context every `attend`, of rows on themselves, also sees what the memory holds and adds to it."""
+    global _memory
+    before, _memory = _memory, memory
+    try:
+        yield
+    finally:
+        _memory = before
 
 
 def probabilities(q: Tensor, k: Tensor, queries: Packing, keys: Packing) -> Tensor:

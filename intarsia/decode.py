@@ -1,22 +1,23 @@
 """Generation: pictures to captions, by any system that can name the next piece.
 
-Each way as its authors' code has it; all documents of a step are packed into one batch. Every step lays the caption out anew with one [MASK] at its end.
-Nothing is cached: the words are those of the authors' cached decoders. Captions may be made to name given things (`constrained`), and drawn by chance, with
-the gradient of their log probabilities, for self-critical training (`sample`, `log_probs`).
+Each way as its authors' code has it; all documents of a step are packed into one batch. `next_piece` lays a caption out anew with every piece;
+`cached_next_piece` computes new rows only, remembers keys and values, and gives the same logits. Captions may be made to name given things (`constrained`),
+and drawn by chance, with the gradient of their log probabilities, for self-critical training (`sample`, `log_probs`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Sample, pack
+from intarsia.attend import Memory, remember
+from intarsia.batch import Example, Sample, pack
 from intarsia.objectives import scst
 from intarsia.system import System
 
@@ -52,6 +53,64 @@ def next_piece(system: System, samples: Sequence[Sample]) -> Next:
         return system.word_logits(system.encode(batch), rows).float().cpu()
 
     return logits
+
+
+def cached_next_piece(system: System, samples: Sequence[Sample]) -> Next:
+    """The same logits as `next_piece`, computed for new rows only: keys and values of all rows before are remembered.
+
+    Each call must go on from captions of the call before, as all ways of decoding here do; a call without pieces begins anew. Not for mixtures of experts of
+    limited room, where what a row gets hangs on the rows beside it.
+
+    Raises:
+        TypeError: the system's captions are not written by levels.
+        ValueError: a caption does not go on from one of the call before.
+    """
+    device = next(system.parameters()).device
+    memory, known = Memory(), dict[tuple[int, tuple[int, ...]], int]()
+
+    @torch.inference_mode()
+    def logits(asked: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        nonlocal memory
+        laid_out = [system.lay_out_next(samples[i], said) for i, said in asked]
+        final = [_final_level(system, *x) for x in laid_out]
+        if any(said for _, said in asked):
+            parents = [known.get((i, tuple(said[:-1])), -1) for i, said in asked]
+            if -1 in parents:
+                raise ValueError(f"caption {asked[parents.index(-1)]} does not go on from one of the call before")
+            memory.take(torch.tensor(parents, device=device))
+            laid_out = [_rows_from(*x, level) for x, level in zip(laid_out, final, strict=True)]
+        else:
+            memory = Memory()
+        batch = pack([example for example, _ in laid_out]).to(device)
+        assert batch.text is not None
+        rows = batch.text.packing.first + torch.tensor([row for _, row in laid_out], device=device)
+        with remember(memory):
+            encoded = system.encode(batch)
+        memory.keep(torch.tensor(final, device=device))
+        known.clear()
+        known.update({(i, tuple(said)): n for n, (i, said) in enumerate(asked)})
+        return system.word_logits(encoded, rows).float().cpu()
+
+    return logits
+
+
+def _final_level(system: System, example: Example, row: int) -> int:
+    """The level of the last row that stays as it is when the caption goes on: that of the row asked, or before it where that is a [MASK]."""
+    text = example.text
+    if text is None or text.levels is None:
+        raise TypeError(f"{system.card.name} does not write captions by levels")
+    return int(text.levels[row]) - int(text.ids[row] == system.vocab.mask)
+
+
+def _rows_from(example: Example, row: int, level: int) -> tuple[Example, int]:
+    """The text rows of a document from a level on, and where the row asked is among them."""
+    text = example.text
+    assert text is not None and text.levels is not None
+    kept = text.levels >= level
+    names = ("ids", "segment_ids", "position_ids", "words", "levels")
+    some = replace(text, **{name: getattr(text, name)[kept] for name in names})
+    regions = None if example.regions is None else example.regions.first(0)
+    return Example(example.key, some, regions, sample=example.sample), int(kept[:row].sum())
 
 
 def log_probs(system: System, samples: Sequence[Sample], captions: Sequence[tuple[int, Said]]) -> tuple[Tensor, Tensor]:
@@ -123,7 +182,7 @@ def self_critical(
 
 def caption(system: System, samples: Sequence[Sample], length: int = 20, beams: int = 1) -> list[str]:
     """Captions of pictures in words: greedy with one beam, else by hypotheses."""
-    logits, end = next_piece(system, samples), system.vocab.sep
+    logits, end = cached_next_piece(system, samples), system.vocab.sep
     found = (
         greedy(logits, len(samples), length, end)
         if beams == 1
@@ -140,11 +199,48 @@ def greedy(logits: Next, count: int, length: int, end: int) -> list[Said]:
     return _piece_by_piece(logits, count, length, end, lambda found: found.argmax(1))
 
 
-def sample(logits: Next, count: int, length: int, end: int, generator: torch.Generator) -> list[Said]:
-    """As `greedy`, but every piece is drawn by its probability. Source: Oscar, modeling_utils.py, at temperature 1."""
-    return _piece_by_piece(
-        logits, count, length, end, lambda found: torch.multinomial(found.softmax(1), 1, generator=generator)[:, 0]
-    )
+def sample(
+    logits: Next,
+    count: int,
+    length: int,
+    end: int,
+    generator: torch.Generator,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+) -> list[Said]:
+    """As `greedy`, but every piece is drawn by its probability. Source: Oscar, modeling_utils.py.
+
+    Args:
+        logits: of the next piece.
+        count: captions.
+        length: pieces and the closing one.
+        end: closes a caption.
+        generator: draws, on the CPU.
+        top_k: only the likeliest so many; 0 = all.
+        top_p: of these only the fewest likeliest whose probabilities reach this sum.
+        temperature: divides the logits before.
+    """
+
+    def choose(found: Tensor) -> Tensor:
+        probs = likeliest(found / temperature, top_k, top_p).softmax(1)
+        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+    return _piece_by_piece(logits, count, length, end, choose)
+
+
+def likeliest(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (n, V) with -inf for all but the likeliest `top_k` (0 = all), of which the fewest that reach probability `top_p` stay, at least one."""
+    if top_k:
+        found, places = logits.topk(min(top_k, logits.shape[1]), 1)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, places, found)
+    if top_p < 1:
+        found, places = logits.sort(dim=1, descending=True, stable=True)
+        probs = found.softmax(1)
+        late = probs.cumsum(1) - probs >= top_p
+        late[:, 0] = False
+        logits = logits.masked_fill(late.gather(1, places.argsort(1)), -torch.inf)
+    return logits
 
 
 def _piece_by_piece(logits: Next, count: int, length: int, end: int, choose: Callable[[Tensor], Tensor]) -> list[Said]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,14 @@ def grid_boxes(cells: int) -> Array:
     edges = np.arange(cells + 1) / cells
     (left, upper), (right, lower) = (np.meshgrid(x, x, indexing="ij") for x in (edges[:-1], edges[1:]))
     return np.stack([left, upper, right, lower], -1).reshape(-1, 4)
+
+
+def cells(boxes: Array, count: int) -> Array:
+    """(R) int64: the cell of a square grid of at most `count` cells, row by row, that the centre of each box (R, 4) lies in."""
+    side = isqrt(count)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    across, down = np.clip(np.floor(centres * side), 0, side - 1).astype(np.int64).T
+    return np.asarray(down * side + across)
 
 
 def cell_rows(height: int, width: int, cell: int, image: int = 0) -> RegionRows:

@@ -24,6 +24,7 @@ SYSTEMS = {
     "pixel_bert": "pixel_bert:PixelBERT",
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
+    "m6": "m6:M6",
     "vilbert": "vilbert:ViLBERT",
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",

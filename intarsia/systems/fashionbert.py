@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Regions, Sample
-from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.batch import Batch, Encoded, Example, Regions, Sample
+from intarsia.layout import bert_rows, cells, link_rows, region_rows
 from intarsia.objectives import itm, mlm, mrm
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -284,11 +283,3 @@ class FashionBERT(System):
         )
     }
     keys = layouts["bare"].behind(ROOT)
-
-
-def cells(boxes: Array, count: int) -> Array:
-    """(R) int64: the cell of a square grid of at most `count` cells, row by row, that the centre of each box (R, 4) lies in."""
-    side = isqrt(count)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    across, down = np.clip(np.floor(centres * side), 0, side - 1).astype(np.int64).T
-    return np.asarray(down * side + across)
