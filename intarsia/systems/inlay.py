@@ -408,4 +408,4 @@ class Inlay(System):
     heads = ()
     sizes = bert.SIZES
     depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "tower.text.layers."}
-    keys = KeyMap()
+    keys = KeyMap(("", ""))  # our own names

@@ -115,7 +115,7 @@ class M6(System):
         code="none public",
         streams="single",
         new="one Transformer that reads and writes, scaled by a mixture of experts",
-        objectives=("denoise", "lm", "caption", "multimodal"),
+        objectives=("denoise", "lm", "caption", "multimodal", "answer"),
         tasks=("caption", "vqa", "retrieval"),
         weights=(),
         unverified=(

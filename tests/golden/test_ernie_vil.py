@@ -145,7 +145,7 @@ def test_circle_loss(golden: Golden) -> None:
     true, broken = (golden.tensors[f"input.circle_{x}"].sigmoid() for x in ("sp", "sn"))
     found = circle_loss(true, broken, about["margin"], about["scale_circle"])
     assert_near(found.float()[None], golden.output("loss.circle"), "circle loss")
-    task = RetrievalCircle(broken.shape[1], 1, about["margin"], about["scale_circle"])
+    task = RetrievalCircle(broken=broken.shape[1], parts=1, margin=about["margin"], scale=about["scale_circle"])
     raw = torch.cat([golden.tensors["input.circle_sp"], golden.tensors["input.circle_sn"]], 1)
     samples = torch.arange(len(raw)).repeat_interleave(raw.shape[1])
     loss = task.loss(raw.flatten(), Batch(keys=(), sample=samples))
