@@ -5,6 +5,7 @@ Uses the package isal where it is installed. Arrays of objects are refused.
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from collections.abc import Container
 from functools import lru_cache
@@ -15,12 +16,8 @@ from numpy.typing import NDArray
 
 from intarsia.errors import BadInput
 
-try:
-    from isal.isal_zlib import crc32, error
-    from isal.isal_zlib import decompress as inflate
-except ImportError:
-    from zlib import crc32, error
-    from zlib import decompress as inflate
+_fast: Any = importlib.import_module("isal.isal_zlib" if importlib.util.find_spec("isal") else "zlib")
+crc32, inflate, error = _fast.crc32, _fast.decompress, _fast.error
 
 MAGIC = b"\x93NUMPY"
 END, ENTRY = b"PK\x05\x06", struct.Struct("<4s6H3L5H2L")
