@@ -161,28 +161,40 @@ def begin(
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        if weights is None:
-            provenance = source.provenance or Provenance("none", 0)
-            words = Vocab.read(vocab) if vocab else captions(source, cls.specials)
-            recipe = replace(cls.recipes["tiny" if tiny or size not in cls.recipes else size], seed=seed)
-            whole, _ = fresh(cls, recipe, words, provenance)
-        else:
-            whole = _pretrained(cls, system, size, weights, vocab, source)
-        smaller = _bounded(finetune, whole.config)
+        whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
+        smaller = replace(finetune, config=bounded(finetune.config, whole.config))
         tuned = start(whole, smaller, task)
     return tuned, replace(recipe_of(tuned.config, task, tuning), seed=seed)
 
 
-def _bounded(finetune: Finetune, config: Any) -> Finetune:
-    """The pairing without config fields that the system's own numbers already bound more narrowly, such as the rows of its position table."""
+def begin_whole(
+    cls: type[System],
+    system: str,
+    size: str,
+    weights: Path | None,
+    vocab: Path | None,
+    source: Annotated,
+    seed: int = 42,
+    tiny: bool = False,
+) -> System:
+    """A system as pre-training left it, or random; arguments and errors as for `begin`."""
+    if weights is not None:
+        return _pretrained(cls, system, size, weights, vocab, source)
+    provenance = source.provenance or Provenance("none", 0)
+    words = Vocab.read(vocab) if vocab else captions(source, cls.specials)
+    recipe = replace(cls.recipes["tiny" if tiny or size not in cls.recipes else size], seed=seed)
+    return fresh(cls, recipe, words, provenance)[0]
+
+
+def bounded(changes: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Changes of config fields, less what the system's own numbers already bound more narrowly, such as the rows of its position table."""
     most = getattr(config, "max_position_embeddings", None)
     if most is None:
-        return finetune
-    changes = {
+        return dict(changes)
+    return {
         name: min(value, most - 4) if name in ("max_pieces", "max_rows") and isinstance(value, int) else value
-        for name, value in finetune.config.items()
+        for name, value in changes.items()
     }
-    return replace(finetune, config=changes)
 
 
 def _pretrained(
@@ -208,7 +220,7 @@ def _pretrained(
 
 def finetune(
     about: About,
-    tuned: Tuned,
+    tuned: System,
     recipe: Recipe[Any],
     source: Annotated,
     out: Path,
@@ -224,12 +236,11 @@ def finetune(
     Raises:
         BadInput: data, folder or disk cannot be used; the folder is of another run; or a loss is not finite.
     """
-    path = out / ABOUT
-    if path.is_file() and About.read(out) != about:
-        raise BadInput(f"{path}: of another run; choose another folder")
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
+    write_about(about, out)
+    factors = {}
+    if isinstance(tuned, Tuned):
+        head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
+        factors = {"head.": head.head_lr}
     return pretrain(
         tuned,
         source,
@@ -241,10 +252,23 @@ def finetune(
         sharding=sharding,
         on_error="stop",
         pace=pace,
-        lr_factors={"head.": head.head_lr},
+        lr_factors=factors,
         name=about.system,
         size=about.size,
     )
+
+
+def write_about(about: About, out: Path) -> None:
+    """Says in a run folder what it is for.
+
+    Raises:
+        BadInput: it is of another run.
+    """
+    path = out / ABOUT
+    if path.is_file() and About.read(out) != about:
+        raise BadInput(f"{path}: of another run; choose another folder")
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_run(run: Path, device: str = "cpu") -> tuple[Tuned, About]:
