@@ -166,6 +166,10 @@ class ScoreOptions:
     """Also fit a baseline on the training items that sees no picture."""
     most: int = 0
     """Captions that are ranked at the most; 0 = all."""
+    prefilter: str = ""
+    """Of pairs: ridge, nearest, or the run folder of a system of two towers, which rank before; then only --top candidates of each query are read."""
+    top: int = 20
+    """Candidates of each query that are read after a prefilter."""
     beams: int = 0
     """Of captions that are written; 0 = as in the paper, 1 = greedy."""
     benchmark: str | None = None
@@ -189,10 +193,12 @@ def score(args: Sequence[str]) -> None:
         )
         for text in list(written.values())[:3]:
             out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
+    elif options.prefilter and options.top < 1:
+        raise BadInput(f"--top {options.top}: at least one candidate is read")
     elif options.benchmark or options.beams:
         raise BadInput("--benchmark and --beams: for runs that write captions")
     else:
-        found, _, source = measure(*given, options.most, options.device)
+        found, _, source = measure(*given, options.most, options.device, prefilter=options.prefilter, top=options.top)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
     path = options.out or options.run / f"score-{found.split}.json"
@@ -207,7 +213,7 @@ def table(found: Any) -> Table:
     shown = Table("", f"{found.benchmark} {found.split}", title=f"{found.items} items")
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():
-        shown.add_row(name, f"{value:.1f}" if name == "rsum" else f"{100 * value:.2f}")
+        shown.add_row(name, f"{value:.1f}" if name.endswith("rsum") else f"{100 * value:.2f}")
     for name, value in (("chance", found.chance), ("without the picture", found.blind)):
         if value is not None:
             shown.add_row(f"{main}, {name}", f"{100 * value:.2f}")

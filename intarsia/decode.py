@@ -192,7 +192,8 @@ def caption(
     if beams == 1:
         found = greedy(logits, len(samples), length, end)
     else:
-        found = {"frames": frames, "hypotheses": hypotheses}[search](logits, len(samples), length, end, beams)
+        by = frames if search == "frames" else hypotheses
+        found = by(logits, len(samples), length, end, beams)
     return [system.vocab.decode(x.ids) for x in found]
 
 

@@ -16,6 +16,7 @@ from intarsia.data.formats.stored import open_pictures
 from intarsia.data.source import Provenance, must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, evaluate
+from intarsia.evaluate.rerank import BASELINES, First, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.model import read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
@@ -296,6 +297,8 @@ def measure(
     most: int = 0,
     device: str = "cpu",
     how: Inference = FP32,
+    prefilter: str = "",
+    top: int = 20,
 ) -> tuple[Measured, Mapping[str, Any], Annotated]:
     """The official numbers of a run.
 
@@ -308,6 +311,8 @@ def measure(
         most: pairs that are ranked at the most; 0 = all.
         device: where it runs.
         how: batch size, precision, bar.
+        prefilter: of pairs, what ranks them before: "ridge", "nearest" (fitted on the training items), or the run folder of a system of two towers.
+        top: candidates of each query that are then read.
 
     Returns:
         The numbers, the predictions by item, and the items.
@@ -320,8 +325,32 @@ def measure(
     if "regions" in tuned.system.needs and (run / "provenance.json").is_file():
         must_be_alike(shown, source.provenance, read_provenance(run))
     train = open_items(benchmark, where, shown, benchmark.splits[0], about.labels) if blind else None
-    found, predictions = evaluate(tuned, benchmark, source, train, most, how)
+    first = None
+    if prefilter:
+        if not benchmark.ranks:
+            raise BadInput(f"--prefilter: {benchmark.name} does not rank pairs")
+        if prefilter in BASELINES:
+            seen = open_items(benchmark, where, shown, benchmark.splits[0])
+            first = Prefilter(by_baseline(prefilter, [seen[i] for i in range(len(seen))]), top)
+        else:
+            first = Prefilter(_towers(Path(prefilter), source, device, how), top)
+    found, predictions = evaluate(tuned, benchmark, source, train, most, how, first)
     return found, predictions, source
+
+
+def _towers(run: Path, source: Annotated, device: str, how: Inference) -> First:
+    """The first ranking of a run of two towers.
+
+    Raises:
+        BadInput: it is none, or its features are others.
+    """
+    from intarsia.model import open as open_model
+
+    about = read_json(run / "recipe.json")
+    model = open_model(str(about.get("system")), weights=run, device=device)
+    if "regions" in model.system.needs and model.provenance is not None:
+        must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
+    return by_towers(model.system, how)
 
 
 def submit(run: Path, data: Path, regions: str, split: str, out: Path, device: str = "cpu") -> int:

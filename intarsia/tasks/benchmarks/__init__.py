@@ -120,8 +120,12 @@ BENCHMARKS = {
             chance=guesswhat.chance,
         ),
         *(
-            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS)
-            for name, title in (("flickr30k", "Flickr30k"), ("coco", "COCO captions"), ("flickr8k", "Flickr8k"))
+            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS, fold=fold)
+            for name, title, fold in (
+                ("flickr30k", "Flickr30k", 0),
+                ("coco", "COCO captions", 1000),
+                ("flickr8k", "Flickr8k", 0),
+            )
         ),
         *(
             Benchmark(name, title, splits, read, "CIDEr", measure_captions=captions.measure, submit_captions=send)

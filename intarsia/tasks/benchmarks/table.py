@@ -43,6 +43,9 @@ class Benchmark:
     submit_captions: Callable[[Path, Annotations, Mapping[str, str]], None] | None = None
     """The same of captions by picture."""
 
+    fold: int = 0
+    """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
+
     @property
     def ranks(self) -> bool:
         """Whether texts and pictures are ranked by each other, instead of an item at a time."""
