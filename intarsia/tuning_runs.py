@@ -24,7 +24,7 @@ from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
 from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
-from intarsia.tasks.benchmarks.items import read_json
+from intarsia.tasks.benchmarks.items import at, read_json
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.start import captions, fresh
@@ -347,7 +347,10 @@ def _towers(run: Path, source: Annotated, device: str, how: Inference) -> First:
     from intarsia.model import open as open_model
 
     about = read_json(run / "recipe.json")
-    model = open_model(str(about.get("system")), weights=run, device=device)
+    name = str(at(about, "system", f"{run / 'recipe.json'}"))
+    if not find(name).towers:
+        raise BadInput(f"--prefilter {run}: {name} has no two towers: it ranks nothing beforehand")
+    model = open_model(name, weights=run, device=device)
     if "regions" in model.system.needs and model.provenance is not None:
         must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
     return by_towers(model.system, how)

@@ -96,7 +96,8 @@ def ranked(
         first: ranks before, so that only its best candidates are read; without folds.
 
     Returns:
-        Recalls as fractions and their sum in percent, with folds also their means, with a first ranking also its own recalls; captions ranked; captions left out because they were too long.
+        Recalls as fractions and their sum in percent, with folds also their means, with a first ranking also its recalls; captions ranked; captions left out
+        because they were too long.
     """
     samples: list[Sample] = [source[i] for i in range(min(len(source), most or len(source)))]
     texts, pictures, gold = pairs(samples)

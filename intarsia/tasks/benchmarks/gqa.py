@@ -63,8 +63,10 @@ def labels(root: Path) -> tuple[str, ...]:
 
 
 def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
-    """Accuracy, also of binary and of open questions, distribution; consistency where every entailed question is in the split and was answered (of val-all);
-    validity and plausibility where the file of choices is there."""
+    """Accuracy, also of binary and of open questions, distribution, and what the files allow of the rest.
+
+    Consistency needs every entailed question in the split and answered (val-all), validity and plausibility the file of choices.
+    """
     given = chosen(annotations, predictions)
     asked = {key: annotations.gold[key] for key in given}
     whole = all(other in asked for x in asked.values() if x["isBalanced"] for other in x["entailed"])
