@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.batch import Array, ClipRows, Picture, Pixels, RegionRows, Sample, Text, TextRows
 from intarsia.data.decode import pixels_of, size_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
@@ -261,6 +261,35 @@ def bare_rows(boxes: Sequence[Any]) -> RegionRows:
     none = np.zeros(len(boxes), np.int64)
     feats = np.zeros((len(boxes), 0), np.float32)
     return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def clip_rows(sample: Sample, numbers: Array, clusters: int = 0) -> ClipRows:
+    """Clips of a sample's film by number, in segment 0 and at position 0; none without a film.
+
+    Args:
+        sample: its film.
+        numbers: (V) which clips.
+        clusters: how many visual words a system reads instead of features; 0 = it reads features.
+
+    Raises:
+        BadInput: visual words are needed and the film has none, or one that is not below `clusters`.
+    """
+    film, count = sample.film, len(numbers)
+    none = np.zeros(count, np.int64)
+    ids = none - 1
+    if film is None or not count:
+        feats = np.zeros((count, 0 if clusters or film is None else film.features.shape[1]), np.float32)
+        return ClipRows(feats, np.zeros(count, np.float32), none, none, none.astype(np.bool_), ids)
+    if clusters:
+        if film.ids is None:
+            raise BadInput(
+                f"sample {sample.key}: its clips have no visual words; run `intarsia data cluster` and name the file with --centroids"
+            )
+        ids = film.ids[numbers].astype(np.int64)
+        if ids.max() >= clusters:
+            raise BadInput(f"sample {sample.key}: visual word {int(ids.max())}, the system knows {clusters}")
+    feats = film.features[numbers].astype(np.float32) if not clusters else np.zeros((count, 0), np.float32)
+    return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 
 
 def grid_boxes(cells: int) -> Array:

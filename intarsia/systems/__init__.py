@@ -25,6 +25,7 @@ SYSTEMS = {
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "m6": "m6:M6",
+    "videobert": "videobert:VideoBERT",
     "vilbert": "vilbert:ViLBERT",
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
