@@ -92,6 +92,12 @@ def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
     return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
 
 
+def none_said(vocab: Vocab) -> TextRows:
+    """[CLS] [SEP], where a sample has no text."""
+    ids = np.array([vocab.cls, vocab.sep])
+    return TextRows(ids, np.zeros(2, np.int64), np.arange(2), np.array([-1, -1]))
+
+
 def picture_of(sample: Sample, number: int) -> Picture:
     """A picture of a sample by its number.
 
@@ -263,22 +269,23 @@ def bare_rows(boxes: Sequence[Any]) -> RegionRows:
     return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
 
 
-def clip_rows(sample: Sample, numbers: Array, clusters: int = 0) -> ClipRows:
+def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0) -> ClipRows:
     """Clips of a sample's film by number, in segment 0 and at position 0; none without a film.
 
     Args:
         sample: its film.
         numbers: (V) which clips.
         clusters: how many visual words a system reads instead of features; 0 = it reads features.
+        width: F, numbers of a feature.
 
     Raises:
-        BadInput: visual words are needed and the film has none, or one that is not below `clusters`.
+        BadInput: features of another width; visual words are needed and the film has none, or one that is not below `clusters`.
     """
     film, count = sample.film, len(numbers)
     none = np.zeros(count, np.int64)
     ids = none - 1
     if film is None or not count:
-        feats = np.zeros((count, 0 if clusters or film is None else film.features.shape[1]), np.float32)
+        feats = np.zeros((count, width), np.float32)
         return ClipRows(feats, np.zeros(count, np.float32), none, none, none.astype(np.bool_), ids)
     if clusters:
         if film.ids is None:
@@ -288,7 +295,9 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0) -> ClipRows:
         ids = film.ids[numbers].astype(np.int64)
         if ids.max() >= clusters:
             raise BadInput(f"sample {sample.key}: visual word {int(ids.max())}, the system knows {clusters}")
-    feats = film.features[numbers].astype(np.float32) if not clusters else np.zeros((count, 0), np.float32)
+    feats = np.zeros((count, 0), np.float32) if clusters else film.features[numbers].astype(np.float32)
+    if not clusters and feats.shape[1] != width:
+        raise BadInput(f"sample {sample.key}: clips have {feats.shape[1]} numbers, the system takes {width}")
     return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 
 

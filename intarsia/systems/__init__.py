@@ -30,6 +30,7 @@ SYSTEMS = {
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
     "wenlan": "wenlan:WenLan",
+    "cbt": "cbt:CBT",
     "inlay": "inlay:Inlay",
 }
 
