@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from intarsia.cli_cluster import Cluster, cluster
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
 
@@ -99,6 +100,7 @@ def data(args: Sequence[str]) -> None:
         "films": (Films, films),
         "stamps": (Stamps, _stamps),
         "emoji": (Emoji, _emoji),
+        "cluster": (Cluster, cluster),
     }
     if not args or args[0] not in kinds:
         wanted = args[0] if args else ""
