@@ -45,6 +45,8 @@ class Options:
     k: int = 6
     depth: int = 3
     steps: int = 3000
+    """Of VideoBERT."""
+    cbt_steps: int = 1000
     seed: int = 42
 
 
@@ -66,7 +68,8 @@ def _trained(cls: Any, options: Options, source: Any, book: Codebook | None) -> 
     name, recipe = cls.card.name, cls.recipes["tiny"]
     out = options.out / name
     if not (out / "model.safetensors").is_file():
-        schedule = dataclasses.replace(recipe.schedule, steps=options.steps)
+        steps = options.cbt_steps if cls is CBT else options.steps
+        schedule = dataclasses.replace(recipe.schedule, steps=steps)
         recipe = dataclasses.replace(recipe, schedule=schedule, seed=options.seed)
         if book is not None:
             sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}

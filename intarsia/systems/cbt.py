@@ -267,8 +267,11 @@ class CBT(System):
 
     # 5 -- downstream: the video encoder's rows are features for other heads ------------------------------------------------------------
 
-    picked_goals = ()
     heads = ("word_head",)
+    untrained = (
+        "word_head.bias",
+        *(f"word_head.transform.{x}" for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
+    )
     finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------

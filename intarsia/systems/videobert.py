@@ -58,7 +58,7 @@ class VideoBERTConfig(BertNumbers):
     mlm_rate: float = 0.15
     mvm_rate: float = 0.15
     join_rate: float = 0.5
-    """How often two neighbouring sentences are joined to one."""
+    """How often two neighbouring sentences are joined."""
     most_skip: int = 5
     """Of the clips of a joint document every first, second, .. up to this one is kept."""
     joint_cloze: bool = True
@@ -83,9 +83,10 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         precision="bf16",
         note="312 K cooking videos; batch 128, 0.5 M steps, Adam, rate 1e-5 falling to 0. The paper starts from BERT-large (--start).",
     )
+    small = replace(VideoBERTConfig(**TINY), max_position_embeddings=160)
     tiny = replace(
         large,
-        config=VideoBERTConfig(**TINY, clusters=64, feature_size=64, mlm_rate=0.25, mvm_rate=0.25, max_clips=32),
+        config=replace(small, clusters=64, feature_size=64, max_clips=32, mlm_rate=0.25, mvm_rate=0.25),
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
@@ -107,15 +108,13 @@ class VideoBERT(System):
         code="none published; unofficial ammesatyajit/VideoBERT 9e17940 was read as a warning",
         streams="single",
         new="clips as words; one BERT over what is said and what is shown",
-        objectives=("mlm", "mvm", "align"),
+        objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint"),
         tasks=("zero-shot verbs and objects", "text to clips"),
         weights=(),
         unverified=(
-            "weights of the three regimes; rate of masking; lengths; segments",
-            "negatives of the alignment; whether joint documents are masked",
+            "weights of the regimes; rate of masking; lengths; segments; negatives; whether joint documents are masked",
             "what is frozen of the table of words",
-            "rate and chance of joined sentences",
-            "warm-up and decay; published scores but for those the page names",
+            "chance of joined sentences; warm-up and decay; published scores",
         ),
     )
 
@@ -151,11 +150,9 @@ class VideoBERT(System):
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """All that is said and all that is shown, as far as they fit; either may be missing."""
-        shown = np.zeros(0, np.int64) if sample.film is None else np.arange(len(sample.film.seconds))
-        return self._document(sample, " ".join(sample.texts), shown)
+        return self._document(sample, " ".join(sample.texts), np.arange(len(sample.film.seconds) if sample.film else 0))
 
     def _document(self, sample: Sample, said: str, shown: Array) -> Example:
-        """One document of a text and of clips by number."""
         return self._around(
             sample, bare_text(self.vocab, sample.key, said, self.config.max_pieces) if said else None, shown
         )
@@ -188,7 +185,7 @@ class VideoBERT(System):
         """
         ids = np.array([self.vocab.mask if x is None else self.vocab.index.get(x, self.vocab.unk) for x in sentence])
         rows = TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), np.arange(len(ids)))
-        shown = np.zeros(0, np.int64) if sample.film is None else np.arange(len(sample.film.seconds))
+        shown = np.arange(len(sample.film.seconds) if sample.film else 0)
         return self._around(sample, rows, shown), 1 + np.flatnonzero([x is None for x in sentence])
 
     # 2 -- stream: one encoder over both --------------------------------------------------------------------------------------
@@ -237,7 +234,7 @@ class VideoBERT(System):
         """A sentence, or two neighbours joined, and the clips of its time; of a silent film, some clips in a row."""
         film, texts = sample.film, sample.texts
         if not texts:
-            count = 0 if film is None else len(film.seconds)
+            count = len(film.seconds) if film else 0
             start = int(rng.integers(max(1, count - self.config.silent + 1)))
             return "", np.arange(start, min(count, start + self.config.silent))
         first = int(rng.integers(len(texts)))
