@@ -189,9 +189,11 @@ class Extract:
     """Folder with pairs.jsonl, a folder of pictures, or tars."""
     out: Path
     extractor: str = "light"
-    """light, grid, pixels, patches, or with --weights butd (bottom-up attention) or vinvl."""
+    """light, grid, pixels, patches, or with --weights butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
     weights: str = ""
-    """The detector's published file, for butd and vinvl."""
+    """The published file of the detector or trunk."""
+    boxes: Literal["found", "given"] = "found"
+    """given = those of the lines instead of the extractor's."""
     options: dict[str, str] = field(default_factory=dict)
     """Of the extractor, name and value in turn: such as `--options cells 8`."""
     batch: int = 8
@@ -218,5 +220,6 @@ def extract(args: Sequence[str]) -> None:
             open_extractor(options.extractor, **chosen),
             batch=options.batch,
             on_error=options.on_error,
+            boxes=options.boxes,
             ranks=world,
         )
