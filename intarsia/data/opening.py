@@ -22,9 +22,10 @@ from intarsia.errors import BadInput
 
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
+FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
     f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; a caption file of a known corpus; "
-    "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
+    "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 
 
@@ -34,7 +35,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     Args:
         spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
             or `.tar` file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
-            "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
+            "products-zh:COUNT[:SEED]", the same in Chinese, "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -54,6 +55,11 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
         part = _part(split)
         return ProductSource(part, int(products["count"]), int(products["seed"] or 0), products["language"] or "en")
+    films = FILM_WORLDS.fullmatch(str(spec))
+    if films is not None:
+        from intarsia.worlds.film_features import FilmWorld
+
+        return FilmWorld(int(films["count"]), int(films["seed"] or 0), split or "train", films["language"] or "en")
     path = Path(spec)
     if path.is_dir():
         if (path / INDEX).exists():
