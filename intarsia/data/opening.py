@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
 from intarsia.data.formats.corpus_lines import recognise
 from intarsia.data.formats.films import INDEX as FILMS
@@ -16,6 +17,7 @@ from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
+from intarsia.data.formats.table import TableSource, table_files
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
@@ -23,7 +25,7 @@ from intarsia.errors import BadInput
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; a caption file of a known corpus; "
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
     "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
 )
 
@@ -32,8 +34,9 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
-            or `.tar` file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in this
+            order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus,
+            "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
             "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
@@ -64,6 +67,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
             return TarSource(path, split, on_error)
+        if table_files(str(path)):
+            return TableSource(path, split, on_error)
         found = sorted(x.name for x in path.iterdir())
         holds = ", ".join(found[:5]) + (", .." if len(found) > 5 else "") if found else "nothing"
         raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
@@ -75,6 +80,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         return PairsFolder(path, split, on_error)
     if path.suffix == ".tar":
         return TarSource(path, split, on_error)
+    if path.suffix in TABLES:
+        return TableSource(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
 
 

@@ -49,6 +49,54 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is an address for fsspec: "s3://bucket/x.tar", "https://..", "memory://..". What it needs is installed by hand (s3fs, gcsfs)."""
+    return "://" in str(path)
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote path, and the path in it.
+
+    Raises:
+        BadInput: an unknown protocol, or its package is missing.
+    """
+    import fsspec
+
+    try:
+        system, inside = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    return system, str(inside)
+
+
+def open_file(path: str) -> Any:
+    """A remote file open for reading at any place.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    system, inside = file_system(path)
+    try:
+        return system.open(inside, "rb")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be opened: {error}") from None
+
+
+def find_files(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files with these suffixes at a folder (the folders in it included) or a pattern with "*", local or remote, sorted.
+
+    Raises:
+        BadInput: a remote folder that cannot be listed.
+    """
+    system, inside = file_system(path)
+    try:
+        found = system.glob(inside) if "*" in inside else system.find(inside)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be listed: {error}") from None
+    whole = (system.unstrip_protocol(x) if is_remote(path) else x for x in map(str, found))
+    return sorted(x for x in whole if x.endswith(suffixes))
+
+
 class RandomAccess:
     """A file read at any place.
 

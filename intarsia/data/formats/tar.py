@@ -194,6 +194,9 @@ class TarSource(LineSource):
                 regions.append(f"{key}.{kind}")
             elif kind != "txt":
                 unused.append("." + kind)
+        if record.get("status", "success") != "success":
+            why = record.get("error_message") or "no reason given"
+            raise BadInput(f"{where}: img2dataset could not fetch it: {record['status']}: {why}")
         if not images:
             raise BadInput(f"{where}: no picture among its members ({', '.join(members)})")
         record = {
