@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from intarsia.batch import Picture
 from intarsia.data.formats.columns import CELL, cell_bytes
+from intarsia.data.formats.files import is_remote, open_file, read_remote
 from intarsia.errors import BadInput
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +44,12 @@ def read_bytes(path: str | Path) -> bytes:
     if cell is not None:
         return cell if isinstance(cell, bytes) else read_bytes(cell)
     match = ADDRESS.fullmatch(str(path))
+    if match is not None and is_remote(match["tar"]):
+        return read_remote(match["tar"], int(match["offset"]), int(match["size"]))
     try:
+        if match is None and is_remote(path):
+            with open_file(str(path)) as remote:
+                return bytes(remote.read())
         if match is None:
             return Path(path).read_bytes()
         with open(match["tar"], "rb") as handle:

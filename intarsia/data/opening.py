@@ -10,6 +10,7 @@ from intarsia.data.corpora import Joined
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
 from intarsia.data.formats.corpus_lines import recognise
+from intarsia.data.formats.files import find_files, is_remote
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
@@ -37,7 +38,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in this
             order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus,
             "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
-            "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
+            a remote .tar, .parquet or .arrow
+            file, folder or pattern ("s3://bucket/*.tar", by fsspec), "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -57,6 +59,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
         part = _part(split)
         return ProductSource(part, int(products["count"]), int(products["seed"] or 0), products["language"] or "en")
+    if is_remote(spec):
+        return _open_remote(str(spec), split, on_error)
     path = Path(spec)
     if path.is_dir():
         if (path / INDEX).exists():
@@ -83,6 +87,14 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     if path.suffix in TABLES:
         return TableSource(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def _open_remote(spec: str, split: str | None, on_error: OnError) -> Source:
+    if spec.endswith(".tar") or ("*" not in spec and find_files(spec, (".tar",))):
+        return TarSource(spec, split, on_error)
+    if table_files(spec):
+        return TableSource(spec, split, on_error)
+    raise BadInput(f"{spec}: no .tar, .parquet or .arrow file there; remote data sets are of these")
 
 
 def _join(specs: list[str], split: str | None, on_error: OnError) -> Source:

@@ -21,7 +21,7 @@ SUFFIXES = (".parquet", ".arrow")
 
 
 class Columns:
-    """One Parquet file, Arrow file or Arrow stream. Of a Parquet file one row group of texts and one of pictures are held.
+    """One Parquet file, Arrow file or Arrow stream. A process holds eight row groups of Parquet files in all.
 
     Raises:
         BadInput: no such file, none of these formats, or the package pyarrow is missing.
@@ -35,7 +35,6 @@ class Columns:
             raise needs_extra("formats", "pyarrow") from None
         self.path = path
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, ...], tuple[int, Any]] = {}
         self._block: tuple[tuple[str, ...], int, list[dict[str, Any]]] = ((), -1, [])
         self._parquet: Any = None
         try:
@@ -95,14 +94,16 @@ class Columns:
         return rows
 
     def _group(self, group: int, names: tuple[str, ...]) -> Any:
-        if self._parquet is None:
-            return self._table
-        held = self._held.get(names)
-        if held is None or held[0] != group:
-            self._held.pop(names, None)
-            held = (group, self._parquet.read_row_group(group, columns=list(names), use_threads=False))
-            self._held[names] = held
-        return held[1]
+        return self._table if self._parquet is None else _row_group(self, group, names)
+
+    def read_group(self, group: int, names: tuple[str, ...]) -> Any:
+        """A row group of a Parquet file, with these columns."""
+        return self._parquet.read_row_group(group, columns=list(names), use_threads=False)
+
+
+@lru_cache(maxsize=8)
+def _row_group(columns: Columns, group: int, names: tuple[str, ...]) -> Any:
+    return columns.read_group(group, names)
 
 
 def _ipc(pa: Any, file: Any) -> Any:
@@ -124,7 +125,7 @@ def _pick(table: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)
 def _opened(path: str, stamp: tuple[int, int], process: int) -> Columns:
     return Columns(path)
 

@@ -82,6 +82,24 @@ def open_file(path: str) -> Any:
         raise BadInput(f"{path}: cannot be opened: {error}") from None
 
 
+def read_remote(path: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes of a remote file from `offset`; only these are fetched.
+
+    Raises:
+        BadInput: it cannot be read or ends before them.
+    """
+    system, inside = file_system(path)
+    try:
+        data = bytes(system.cat_file(inside, start=offset, end=offset + size)) if size else b""
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    if len(data) != size:
+        raise BadInput(
+            f"{path}: ends after {offset + len(data)} bytes, {offset + size} expected (changed since it was indexed?)"
+        )
+    return data
+
+
 def find_files(path: str, suffixes: tuple[str, ...]) -> list[str]:
     """The files with these suffixes at a folder (the folders in it included) or a pattern with "*", local or remote, sorted.
 
@@ -103,7 +121,7 @@ class RandomAccess:
     Pickles without its handle and opens a fresh one in every process that reads, so it survives fork and spawn.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         self._handle = -1
         self._pid = -1
@@ -114,6 +132,8 @@ class RandomAccess:
         Raises:
             BadInput: the file cannot be opened or ends before them.
         """
+        if is_remote(self.path):
+            return read_remote(str(self.path), offset, size)
         if self._pid != os.getpid():
             try:
                 self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
