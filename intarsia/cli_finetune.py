@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 out = Console()
@@ -218,7 +219,7 @@ def table(found: Any) -> Table:
         if value is not None:
             shown.add_row(f"{main}, {name}", f"{100 * value:.2f}")
     for reason, count in found.left_out.items():
-        shown.add_row(f"not scored: {reason}", str(count))
+        shown.add_row(escape(f"not scored: {reason}"), str(count))
     return shown
 
 
