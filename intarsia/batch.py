@@ -188,6 +188,27 @@ class RegionRows:
         return RegionRows(**cut)
 
 
+@dataclass(slots=True)
+class ClipRows:
+    """The clip rows of one example."""
+
+    feats: Array
+    """(V, F), F may be 0 where only visual words are read."""
+    seconds: Array
+    """(V) when each clip begins."""
+    segment_ids: Array
+    """(V)"""
+    position_ids: Array
+    """(V)"""
+    masked: Array
+    """(V) bool, True where the clip is hidden from the system (its feature is zeroed when packed)."""
+    ids: Array
+    """(V) int64 visual words; -1 where there are none."""
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """One picture of an example, decoded only when the example is packed, so that laying out stays cheap."""
@@ -230,11 +251,13 @@ class Example:
     """Key of the Sample; documents of one sample (the four choices of VCR) share it."""
     images: tuple[Pixels, ...] = ()
     """Its pictures, for systems that see pixels."""
+    clips: ClipRows | None = None
 
     @property
     def rows(self) -> int:
         """All rows of the document, and what its pixels count for: what it costs."""
-        return sum(len(x) for x in (self.text, self.regions) if x is not None) + sum(x.rows for x in self.images)
+        streams = sum(len(x) for x in (self.text, self.regions, self.clips) if x is not None)
+        return streams + sum(x.rows for x in self.images)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- packed, as tensors
@@ -320,12 +343,18 @@ class Images(Movable):
 class Clips(Movable):
     """Packed rows of video clips."""
 
-    ids: Tensor | None
-    """(V), visual words."""
-    feats: Tensor | None
-    """(V, F) float"""
+    ids: Tensor
+    """(V), visual words; -1 where there are none."""
+    feats: Tensor
+    """(V, F) float; zero where masked."""
     seconds: Tensor
-    """(V) float, when the clip starts."""
+    """(V) float32, when the clip starts."""
+    segment_ids: Tensor
+    """(V)"""
+    position_ids: Tensor
+    """(V)"""
+    masked: Tensor
+    """(V) bool"""
     packing: Packing
 
 
@@ -414,6 +443,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         if (
             (x.text is None) != (first.text is None)
             or (x.regions is None) != (first.regions is None)
+            or (x.clips is None) != (first.clips is None)
             or x.targets.keys() != first.targets.keys()
         ):
             raise ValueError(
@@ -427,6 +457,10 @@ def pack(examples: Sequence[Example]) -> Batch:
     if first.regions is not None:
         regions = _pack_regions([x.regions for x in examples if x.regions is not None], [x.key for x in examples])
         start["regions"] = regions.packing.cu_seqlens.numpy()
+    clips = None
+    if first.clips is not None:
+        clips = _pack_clips([x.clips for x in examples if x.clips is not None], [x.key for x in examples])
+        start["clips"] = clips.packing.cu_seqlens.numpy()
     numbers: dict[str, int] = {}
     return Batch(
         keys=tuple(x.key for x in examples),
@@ -434,6 +468,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         text=text,
         regions=regions,
         images=_pack_images([x.images for x in examples]) if any(x.images for x in examples) else None,
+        clips=clips,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
         read={stream: _read(examples, stream, cu) for stream, cu in start.items()},
@@ -458,10 +493,13 @@ def _maybe(parts: Sequence[Any], name: str, dtype: Any = None) -> Tensor | None:
     return torch.from_numpy(whole if dtype is None else whole.astype(dtype, copy=False))
 
 
-def _packing(parts: Sequence[TextRows] | Sequence[RegionRows]) -> Packing:
+def _packing(parts: Sequence[Any]) -> Packing:
     levels = None
-    if any(x.levels is not None for x in parts):
-        levels = np.concatenate([np.zeros(len(x), np.int32) if x.levels is None else x.levels for x in parts])
+    given: list[Array | None] = [getattr(x, "levels", None) for x in parts]
+    if any(x is not None for x in given):
+        levels = np.concatenate(
+            [np.zeros(len(x), np.int32) if y is None else y for x, y in zip(parts, given, strict=True)]
+        )
     return Packing.of([len(x) for x in parts], levels)
 
 
@@ -491,6 +529,27 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
         probs=_maybe(parts, "probs"),
         labels=_maybe(parts, "labels", np.int64),
         scores=_maybe(parts, "scores", np.float32),
+    )
+
+
+def _pack_clips(parts: Sequence[ClipRows], keys: Sequence[str]) -> Clips:
+    width = parts[0].feats.shape[1]
+    for x, key in zip(parts, keys, strict=True):
+        if x.feats.shape != (len(x), width):
+            raise ValueError(
+                f"sample {key}: clips of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}"
+            )
+    masked = np.concatenate([x.masked for x in parts])
+    feats = np.concatenate([x.feats for x in parts])
+    feats[masked] = 0
+    return Clips(
+        ids=_rows(parts, "ids"),
+        feats=torch.from_numpy(feats),
+        seconds=_rows(parts, "seconds", np.float32),
+        segment_ids=_rows(parts, "segment_ids"),
+        position_ids=_rows(parts, "position_ids"),
+        masked=torch.from_numpy(masked),
+        packing=_packing(parts),
     )
 
 

@@ -139,6 +139,8 @@ class Pretrain(Generic[C]):
     """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
     trunk: Path | None = None
     """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
+    centroids: Path | None = None
+    """File of `intarsia data cluster`, for systems that read visual words."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -207,6 +209,16 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         raise BadInput(
             f"{options.data}: has pictures but no region features: run `intarsia extract {options.data} --out REGIONS` first"
         )
+    book = None
+    if options.centroids:
+        from intarsia.features.kmeans import WithWords, read_codebook
+
+        book = read_codebook(options.centroids)
+        if not hasattr(cls, "fill_words"):
+            raise BadInput(f"--centroids {options.centroids}: {name} reads no visual words")
+        source, held = WithWords(source, book), held and WithWords(held, book)
+        sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
+        options.recipe = dataclasses.replace(options.recipe, config=dataclasses.replace(options.recipe.config, **sizes))
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
     for folder in (options.out, begun):
         if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
@@ -222,6 +234,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         out.print(f"{', '.join(gone)}: left out, the data have no such labels (extractor {provenance.extractor})")
     recipe = with_answers(recipe, answers or ())
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
+    if book is not None and not options.weights:
+        system.fill_words(book)
     outcome = train(
         system,
         source,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from intarsia.cli_cluster import Cluster, cluster
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
 
@@ -99,6 +100,7 @@ def data(args: Sequence[str]) -> None:
         "films": (Films, films),
         "stamps": (Stamps, _stamps),
         "emoji": (Emoji, _emoji),
+        "cluster": (Cluster, cluster),
     }
     if not args or args[0] not in kinds:
         wanted = args[0] if args else ""
@@ -187,9 +189,11 @@ class Extract:
     """Folder with pairs.jsonl, a folder of pictures, or tars."""
     out: Path
     extractor: str = "light"
-    """light, grid, pixels, patches, or with --weights butd (bottom-up attention) or vinvl."""
+    """light, grid, pixels, patches, or with --weights butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
     weights: str = ""
-    """The detector's published file, for butd and vinvl."""
+    """The published file of the detector or trunk."""
+    boxes: Literal["found", "given"] = "found"
+    """given = those of the lines instead of the extractor's."""
     options: dict[str, str] = field(default_factory=dict)
     """Of the extractor, name and value in turn: such as `--options cells 8`."""
     batch: int = 8
@@ -216,5 +220,6 @@ def extract(args: Sequence[str]) -> None:
             open_extractor(options.extractor, **chosen),
             batch=options.batch,
             on_error=options.on_error,
+            boxes=options.boxes,
             ranks=world,
         )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.batch import Array, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.batch import Array, ClipRows, Picture, Pixels, RegionRows, Sample, Text, TextRows
 from intarsia.data.decode import pixels_of, size_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
@@ -90,6 +90,12 @@ def bare_text(vocab: Vocab, key: str, text: str, limit: int) -> TextRows:
     kept = pieces.part(0, limit)
     none = np.zeros(len(kept), np.int64)
     return TextRows(kept.ids, none, np.arange(len(kept)), kept.words, cut=len(pieces) - len(kept))
+
+
+def none_said(vocab: Vocab) -> TextRows:
+    """[CLS] [SEP], where a sample has no text."""
+    ids = np.array([vocab.cls, vocab.sep])
+    return TextRows(ids, np.zeros(2, np.int64), np.arange(2), np.array([-1, -1]))
 
 
 def picture_of(sample: Sample, number: int) -> Picture:
@@ -261,6 +267,38 @@ def bare_rows(boxes: Sequence[Any]) -> RegionRows:
     none = np.zeros(len(boxes), np.int64)
     feats = np.zeros((len(boxes), 0), np.float32)
     return RegionRows(feats, np.array(boxes, np.float32), none, none, none, none.astype(np.bool_))
+
+
+def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0) -> ClipRows:
+    """Clips of a sample's film by number, in segment 0 and at position 0; none without a film.
+
+    Args:
+        sample: its film.
+        numbers: (V) which clips.
+        clusters: how many visual words a system reads instead of features; 0 = it reads features.
+        width: F, numbers of a feature.
+
+    Raises:
+        BadInput: features of another width; visual words are needed and the film has none, or one that is not below `clusters`.
+    """
+    film, count = sample.film, len(numbers)
+    none = np.zeros(count, np.int64)
+    ids = none - 1
+    if film is None or not count:
+        feats = np.zeros((count, width), np.float32)
+        return ClipRows(feats, np.zeros(count, np.float32), none, none, none.astype(np.bool_), ids)
+    if clusters:
+        if film.ids is None:
+            raise BadInput(
+                f"sample {sample.key}: its clips have no visual words; run `intarsia data cluster` and name the file with --centroids"
+            )
+        ids = film.ids[numbers].astype(np.int64)
+        if ids.max() >= clusters:
+            raise BadInput(f"sample {sample.key}: visual word {int(ids.max())}, the system knows {clusters}")
+    feats = np.zeros((count, 0), np.float32) if clusters else film.features[numbers].astype(np.float32)
+    if not clusters and feats.shape[1] != width:
+        raise BadInput(f"sample {sample.key}: clips have {feats.shape[1]} numbers, the system takes {width}")
+    return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 
 
 def grid_boxes(cells: int) -> Array:

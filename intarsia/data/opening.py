@@ -25,9 +25,10 @@ from intarsia.errors import BadInput
 
 WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
+FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
-    "worlds:COUNT[:SEED] or products:COUNT[:SEED]"
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; "
+    "a caption file of a known corpus; worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 
 
@@ -35,11 +36,11 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in this
-            order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus,
-            "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
-            a remote .tar, .parquet or .arrow
-            file, folder or pattern ("s3://bucket/*.tar", by fsspec), "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in
+            this order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus, a remote .tar,
+            .parquet or .arrow file, folder or pattern ("s3://bucket/*.tar", by fsspec), "worlds:COUNT[:SEED]", generated
+            scenes, "products:COUNT[:SEED]", generated products, "products-zh:COUNT[:SEED]", the same in Chinese,
+            "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -59,6 +60,11 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
         part = _part(split)
         return ProductSource(part, int(products["count"]), int(products["seed"] or 0), products["language"] or "en")
+    films = FILM_WORLDS.fullmatch(str(spec))
+    if films is not None:
+        from intarsia.worlds.film_features import FilmWorld
+
+        return FilmWorld(int(films["count"]), int(films["seed"] or 0), split or "train", films["language"] or "en")
     if is_remote(spec):
         return _open_remote(str(spec), split, on_error)
     path = Path(spec)

@@ -69,6 +69,7 @@ EXTRACTORS = {
     "pixels": "intarsia.features.blob_regions:BlobRegions",
     "patches": "intarsia.features.patches:Patches",
     "light": "intarsia.features.light:Light",
+    "resnet_v2": "intarsia.features.resnet_v2_regions:Cutouts",
     "butd": "intarsia.features.frcnn:BottomUp",
     "vinvl": "intarsia.features.frcnn:VinVL",
 }

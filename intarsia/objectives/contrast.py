@@ -6,6 +6,7 @@ Keys come from slow copies of the towers, which move behind them (`parts.momentu
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,3 +58,20 @@ def agreed(texts: Tensor, text_queue: Tensor, images: Tensor, image_queue: Tenso
         best = scores.topk(min(most, scores.shape[1]), -1).indices
         near.append(torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True))
     return near[0] & near[1]
+
+
+def among(query: Tensor, keys: Tensor, own: Tensor, left_out: Tensor, temperature: float, normalize: bool) -> Tensor:
+    """Mean over queries of -log p of their own key among all keys; 0 of none. Source: CBT, noise-contrastive estimation of hidden clips.
+
+    Args:
+        query: (M, D) float32.
+        keys: (N, D) float32.
+        own: (M) which key belongs to each query.
+        left_out: (M, N) bool, keys that are no rivals of a query.
+        temperature: divides the products.
+        normalize: compare directions alone.
+    """
+    if normalize:
+        query, keys = F.normalize(query, dim=-1), F.normalize(keys, dim=-1)
+    scores = (query @ keys.T / temperature).masked_fill(left_out, -torch.inf)
+    return F.cross_entropy(scores, own, reduction="sum") / max(len(own), 1)

@@ -25,10 +25,12 @@ SYSTEMS = {
     "oscar": "oscar:Oscar",
     "imagebert": "imagebert:ImageBERT",
     "m6": "m6:M6",
+    "videobert": "videobert:VideoBERT",
     "vilbert": "vilbert:ViLBERT",
     "lxmert": "lxmert:LXMERT",
     "ernie_vil": "ernie_vil:ERNIEViL",
     "wenlan": "wenlan:WenLan",
+    "cbt": "cbt:CBT",
     "inlay": "inlay:Inlay",
 }
 

@@ -16,6 +16,7 @@ import torch
 from intarsia.attend import watch
 from intarsia.batch import Array, Batch, Example, Pick, Sample, pack
 from intarsia.data.source import Source
+from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import streams_of
 from intarsia.packed import Packing, join, visible
 from intarsia.system import System, fit_config
@@ -40,8 +41,10 @@ def draw_system(system: System | type[System], source: Source, out: Path | str) 
         out: file to write.
 
     Raises:
-        BadInput: the file has another ending or cannot be written.
+        BadInput: the file has another ending or cannot be written; or the system reads clips of video, which are not drawn.
     """
+    if "clips" in system.needs:
+        raise BadInput(f"{system.card.name} reads clips of video: the figure shows words and regions only")
     samples = [source[i] for i in range(min(len(source), _LOOKED_AT))]
     live = _tiny(system, samples) if isinstance(system, type) else system
     pixels = {x.pictures[0].name: i for i, x in enumerate(samples)}

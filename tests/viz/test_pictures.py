@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from intarsia.cli import main
-from intarsia.systems import SYSTEMS
+from intarsia.systems import SYSTEMS, find
 from intarsia.viz.match import draw_match
 
 
@@ -43,7 +43,7 @@ def test_the_report_shows_twelve_pictures_with_verdicts(page: str) -> None:
     assert "✗" in page
 
 
-@pytest.mark.parametrize("name", list(SYSTEMS))
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if "clips" not in find(name).needs])
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None:
     out = tmp_path / f"figure.{kind}"
@@ -54,6 +54,14 @@ def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None
             assert len(set(drawn.convert("L").resize((64, 64)).tobytes())) > 10
     else:
         assert "<svg" in out.read_text(encoding="utf-8")
+
+
+def test_systems_that_read_clips_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["show", "system", "cbt", "--out", str(tmp_path / "x.svg")])
+    assert stopped.value.code == 2
+    assert "cbt reads clips of video" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_match_is_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Hierarchical k-means: vectors to the words of VideoBERT. Source: VideoBERT, sec. 3.3 and 4.2, "hierarchical k-means, d = 4, k = 12".
+
+A vector goes down a tree: at each node to the nearest of its k centroids. Its word is the path, read as a number to the base k. That is not the nearest of all
+leaves. A node with fewer than k vectors sends all of them to its first child; leaves that no vector of the fit reached are dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from intarsia.data.formats.files import write_whole
+from intarsia.errors import BadInput
+
+SEEDED_ON = 20_000
+"""Vectors of a node that its first centroids are drawn from."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The centroids of a tree."""
+
+    levels: tuple[Tensor, ...]
+    """Of each level (k ** l, k, F) float32: the children of every node."""
+    alive: Tensor
+    """(k ** depth) bool, leaves that vectors of the fit reached."""
+    about: str = ""
+    """What the vectors were: the extractor, its settings."""
+
+    @property
+    def words(self) -> int:
+        """Leaves, dead ones among them."""
+        return len(self.alive)
+
+    @property
+    def leaves(self) -> Tensor:
+        """(words, F) their centroids."""
+        return self.levels[-1].flatten(0, 1)
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        """(N, F) float to (N) int64 words."""
+        node = torch.zeros(len(vectors), dtype=torch.int64)
+        for centroids in self.levels:
+            node = node * centroids.shape[1] + _nearest_by_node(vectors, node, centroids)
+        return node
+
+
+def fit(vectors: Tensor, k: int = 12, depth: int = 4, seed: int = 0, rounds: int = 15, about: str = "") -> Codebook:
+    """Grows the tree, level by level.
+
+    Args:
+        vectors: (N, F) float32.
+        k: children of a node.
+        depth: levels.
+        seed: of the first centroids.
+        rounds: of Lloyd's algorithm a node, fewer if nothing moves.
+        about: kept with it.
+
+    Raises:
+        BadInput: fewer than k vectors, or one that is not finite (names its row).
+    """
+    if len(vectors) < k or k < 2 or depth < 1:
+        raise BadInput(f"k-means: {len(vectors)} vectors, k {k}, depth {depth}: at least k vectors, k 2 and depth 1")
+    if not bool(vectors.isfinite().all()):
+        row = int((~vectors.isfinite().all(1)).nonzero()[0])
+        raise BadInput(f"k-means: vector {row} is not finite")
+    vectors = vectors.float()
+    node = torch.zeros(len(vectors), dtype=torch.int64)
+    levels: list[Tensor] = []
+    for level in range(depth):
+        centroids = torch.zeros(k**level, k, vectors.shape[1])
+        for number, rows in _members(node):
+            rng = np.random.default_rng([seed, level, number])
+            centroids[number] = _lloyd(vectors[rows], k, rng, rounds)
+        levels.append(centroids)
+        node = node * k + _nearest_by_node(vectors, node, centroids)
+    alive = torch.zeros(k**depth, dtype=torch.bool)
+    alive[node] = True
+    return Codebook(tuple(levels), alive, about)
+
+
+def _members(node: Tensor) -> list[tuple[int, Tensor]]:
+    """Nodes that have vectors, and the rows of each."""
+    order = torch.argsort(node, stable=True)
+    numbers, starts = np.unique(node[order].numpy(), return_index=True)
+    return list(zip(numbers.tolist(), torch.tensor_split(order, starts[1:].tolist()), strict=True))
+
+
+def _nearest_by_node(vectors: Tensor, node: Tensor, centroids: Tensor) -> Tensor:
+    """(N) which child of its node each vector is nearest to, the first of equals."""
+    found = torch.empty(len(vectors), dtype=torch.int64)
+    for number, rows in _members(node):
+        found[rows] = _nearest(vectors[rows], centroids[number])
+    return found
+
+
+def _nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
+    return (centroids.square().sum(1) - 2 * vectors.float() @ centroids.T).argmin(1)
+
+
+def _lloyd(vectors: Tensor, k: int, rng: np.random.Generator, rounds: int) -> Tensor:
+    """(k, F) centroids of a node; all the mean where it has fewer than k vectors."""
+    if len(vectors) < k:
+        return vectors.mean(0).expand(k, -1).clone()
+    centroids = _seeds(vectors, k, rng)
+    chosen = _nearest(vectors, centroids)
+    for _ in range(rounds):
+        counts = torch.bincount(chosen, minlength=k)
+        sums = torch.zeros_like(centroids).index_add_(0, chosen, vectors)
+        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
+        before, chosen = chosen, _nearest(vectors, centroids)
+        if torch.equal(before, chosen):
+            break
+    return centroids
+
+
+def _seeds(vectors: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+    """k-means++: each next one with a chance that grows with its squared distance from those chosen."""
+    if len(vectors) > SEEDED_ON:
+        vectors = vectors[torch.from_numpy(rng.choice(len(vectors), SEEDED_ON, replace=False))]
+    chosen = [int(rng.integers(len(vectors)))]
+    far = (vectors - vectors[chosen[0]]).square().sum(1)
+    for _ in range(k - 1):
+        total = float(far.sum())
+        share = far.double().numpy() / total if total > 0 else np.full(len(far), 1 / len(far))
+        chosen.append(int(rng.choice(len(vectors), p=share / share.sum())))
+        far = torch.minimum(far, (vectors - vectors[chosen[-1]]).square().sum(1))
+    return vectors[chosen].clone()
+
+
+def write_codebook(path: Path, book: Codebook) -> None:
+    """Writes it as .safetensors, whole or not at all."""
+    tensors: dict[str, Any] = {f"level{i}": x.contiguous() for i, x in enumerate(book.levels)}
+    with write_whole(path) as part:
+        save_file(tensors | {"alive": book.alive}, part, {"about": book.about, "kind": "codebook"})
+
+
+def read_codebook(path: Path) -> Codebook:
+    """Reads it.
+
+    Raises:
+        BadInput: no such file, or not a codebook.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            names: Sequence[str] = sorted(x for x in file.keys() if x.startswith("level"))  # noqa: SIM118
+            if about.get("kind") != "codebook" or not names:
+                raise BadInput(f"{path}: not a codebook; `intarsia data cluster` writes one")
+            return Codebook(tuple(file.get_tensor(x) for x in names), file.get_tensor("alive"), about.get("about", ""))
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path}: no codebook can be read: {error}") from None
+
+
+class WithWords:
+    """A source whose films have visual words.
+
+    Args:
+        source: films with features.
+        book: their codebook.
+
+    Raises:
+        BadInput: the features are of another width than the codebook's.
+    """
+
+    def __init__(self, source: Any, book: Codebook) -> None:
+        self.source, self.book, self.provenance = source, book, source.provenance
+        width = book.levels[0].shape[2]
+        if self.provenance is not None and self.provenance.width != width:
+            raise BadInput(f"clips have features of width {self.provenance.width}, the codebook {width}")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.source[index]
+        if sample.film is None:
+            return sample
+        ids = self.book.assign(torch.from_numpy(np.asarray(sample.film.features, np.float32))).numpy()
+        return replace(sample, film=replace(sample.film, ids=ids))

@@ -1,0 +1,65 @@
+"""The extractor "resnet_v2": pictures and given boxes as B2T2 sees them, each cut out, put into a square and described by a ResNet-v2 of TensorFlow.
+
+It finds no boxes: alone it gives the whole picture, with boxes of the data (`intarsia extract` of lines that have some) those. Source: B2T2, sec. 3, and run_b2t2.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from intarsia.data.source import Provenance
+from intarsia.errors import BadInput
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.letterbox import crop, letterbox, pixel_boxes
+from intarsia.features.resnet_v2 import SIZES, load_resnet_v2
+
+CROPS = 32
+"""Cut-outs described at once."""
+
+
+class Cutouts:
+    """Cut-outs of pictures, described by ResNet-v2.
+
+    Args:
+        weights: the trunk's file: a TensorFlow checkpoint, or a torch file with its names.
+        size: of the trunk, one of `resnet_v2.SIZES`.
+        device: "auto", "cpu", "cuda", "cuda:1", ..
+    """
+
+    name = "resnet_v2"
+
+    def __init__(self, weights: str = "", size: str = "resnet_v2_152", device: str = "auto") -> None:
+        if not weights:
+            raise BadInput("extractor resnet_v2: name its weights with --weights FILE")
+        if size not in SIZES:
+            raise BadInput(f"extractor resnet_v2: size {size!r} is not one of {', '.join(SIZES)}")
+        self.device = where_to_run(device)
+        self.trunk = load_resnet_v2(weights, SIZES[size]).to(self.device)
+        width = 4 * SIZES[size].base_depth[-1]
+        self.provenance = Provenance(self.name, width, remember_weights(Path(weights)), settings={"size": size})
+
+    def __call__(self, images: Sequence[Array]) -> list[Found]:
+        """The whole picture."""
+        return self.features_at(images, [WHOLE] * len(images))
+
+    @torch.inference_mode()
+    def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
+        """Given boxes, cut out in whole pixels as B2T2 cuts them; one without a whole pixel gets one."""
+        found = []
+        for i, (image, asked) in enumerate(zip(images, boxes, strict=True)):
+            given = given_boxes(asked, i)
+            high, wide = image.shape[:2]
+            places = pixel_boxes(given * np.array([wide, high, wide, high], np.float32))
+            places[:, 2:] = np.maximum(places[:, 2:], 1)
+            places[:, :2] = np.minimum(places[:, :2], np.array([high, wide]) - 1)
+            squares = [letterbox(crop(image, (y, x, h, w))) for y, x, h, w in places.tolist()]
+            rows = [torch.zeros(0, self.provenance.width)]
+            for start in range(0, len(squares), CROPS):
+                pixels = torch.from_numpy(np.stack(squares[start : start + CROPS])).permute(0, 3, 1, 2)
+                rows.append(self.trunk.vectors(pixels.to(self.device)).float().cpu())
+            found.append(Found(given, torch.cat(rows).numpy(), np.ones(len(given), np.float32)))
+        return found

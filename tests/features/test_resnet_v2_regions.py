@@ -1,0 +1,72 @@
+"""The extractor "resnet_v2": cut-outs of given boxes as B2T2 makes them, from pictures on disk to shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from intarsia.cli import main
+from intarsia.data.opening import open_source
+from intarsia.errors import BadInput
+from intarsia.features import resnet_v2_regions
+from intarsia.features.extractor import open_extractor
+from intarsia.features.letterbox import letterbox
+from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config, tf_state
+from intarsia.weights.files import write_weights
+
+TINY = ResNetV2Config((1, 1, 1, 1), (4, 4, 4, 8), 4)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("INTARSIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(resnet_v2_regions.SIZES, "resnet_v2_152", TINY)
+    torch.manual_seed(0)
+    net = ResNetV2(TINY)
+    for value in net.state_dict().values():
+        if value.ndim == 1 and value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.5)
+    write_weights(tmp_path / "trunk.safetensors", tf_state(net))
+    return str(tmp_path / "trunk.safetensors")
+
+
+def picture(number: int = 0) -> Any:
+    return np.random.default_rng(number).integers(0, 255, (60, 90, 3), np.uint8)
+
+
+def test_boxes_are_cut_out_put_into_a_square_and_described(weights: str) -> None:
+    extractor = open_extractor("resnet_v2", weights=weights, device="cpu")
+    boxes = np.array([[0.1, 0.2, 0.55, 0.9], [0, 0, 1, 1], [0.999, 0.5, 0.9991, 0.6]], np.float32)
+    (found,) = extractor.features_at([picture()], [boxes])
+    trunk = extractor.trunk
+    whole = torch.from_numpy(letterbox(picture())).permute(2, 0, 1)[None]
+    part = torch.from_numpy(letterbox(picture()[12:54, 9:49])).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(found.features[0], trunk.vectors(part)[0], atol=1e-5)
+        np.testing.assert_allclose(found.features[1], trunk.vectors(whole)[0], atol=1e-5)
+    assert np.isfinite(found.features).all()
+    (alone,) = extractor([picture()])
+    np.testing.assert_allclose(alone.features[0], found.features[1], atol=1e-5)
+    with pytest.raises(BadInput, match="name its weights"):
+        open_extractor("resnet_v2")
+
+
+def test_lines_with_boxes_become_shards(tmp_path: Path, weights: str) -> None:
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    Image.fromarray(picture()).save(root / "images/0.png")
+    line = {"key": "a", "image": "images/0.png", "captions": ["a dog"], "boxes": [[9, 12, 49, 54], [0, 0, 90, 60]]}
+    (root / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+    order = ["extract", str(root), "--extractor", "resnet_v2", "--weights", weights, "--device", "cpu"]
+    main([*order, "--boxes", "given", "--out", str(tmp_path / "out")])
+    stored = open_source(tmp_path / "out")[0].pictures[0]
+    extractor = open_extractor("resnet_v2", weights=weights, device="cpu")
+    (found,) = extractor.features_at([picture()], [stored.boxes])
+    np.testing.assert_allclose(stored.features, found.features, rtol=2e-3, atol=2e-3)
+    assert len(stored.boxes) == 2

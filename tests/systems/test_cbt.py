@@ -1,0 +1,168 @@
+"""CBT by the tests of its sheet: the contest of clips by hand, what leaks, what trains, what is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from intarsia.batch import Batch, Film, Pick, Sample, pack
+from intarsia.errors import BadInput
+from intarsia.objectives import contrast
+from intarsia.systems.cbt import CBT
+from intarsia.text import Vocab
+from intarsia.worlds.film_features import FilmWorld
+
+WORLD = FilmWorld(64, seed=5)
+VOCAB = Vocab.learn([text for i in range(64) for text in WORLD[i].texts])
+
+
+def build(**changes: Any) -> CBT:
+    tiny = CBT.recipes["tiny"].config
+    sizes = {
+        "vocab_size": len(VOCAB),
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "v_heads": 2,
+    }
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return CBT(dataclasses.replace(tiny, **(sizes | {"max_position_embeddings": 128} | changes)), VOCAB).eval()
+
+
+def batch_of(system: CBT, goal: str, numbers: Any = range(8)) -> Batch:
+    return pack([system.hide(WORLD[i], goal, np.random.default_rng(i), lambda: WORLD[9]) for i in numbers])
+
+
+def test_the_contest_by_hand() -> None:
+    query, keys = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.0], [1.0, 0.0], [-1.0, 2.0]])
+    products = [2.5, 1.0, 3.0]
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    found = contrast.among(query, keys, torch.tensor([0]), none, 1.0, False)
+    assert float(found) == pytest.approx(-np.log(np.exp(2.5) / np.exp(products).sum()), abs=1e-6)
+    order = torch.tensor([0, 2, 1])
+    assert float(contrast.among(query, keys[order], torch.tensor([0]), none, 1.0, False)) == pytest.approx(float(found))
+    left_out = torch.tensor([[False, False, True]])
+    found = contrast.among(query, keys, torch.tensor([0]), left_out, 2.0, False)
+    assert float(found) == pytest.approx(np.log(1 + np.exp(-0.75)), abs=1e-6)
+
+
+def test_losses_are_those_of_a_slow_reading() -> None:
+    system = build(normalize=False, temperature=1.0, neg_min_gap_clips=2, num_cross_negatives=3)
+    batch = batch_of(system, "nce+mi")
+    losses, encoded = system(batch)
+    examples = [system.lay_out(WORLD[i]) for i in range(8)]
+    plain = pack(examples)
+    assert plain.clips and batch.clips and batch.text and encoded.visual is not None and encoded.text is not None
+    keys = system.clip(plain.clips.feats)
+    each = []
+    for row in batch.picks("nce").rows.tolist():
+        scores = {}
+        for other in range(len(keys)):
+            same = plain.clips.packing.doc[other] == plain.clips.packing.doc[row]
+            gap = abs(int(plain.clips.position_ids[other]) - int(plain.clips.position_ids[row]))
+            if not (same and 0 < gap < 2):
+                scores[other] = float(encoded.visual[row] @ keys[other])
+        total = torch.logsumexp(torch.tensor(list(scores.values())), 0)
+        each.append(float(total) - scores[row])
+    assert float(losses["nce"]) == pytest.approx(np.mean(each), abs=2e-5)
+
+    rows = []
+    for i in range(8):
+        scores = [
+            system.match_scores(system.encode(pack([said(WORLD[i], WORLD[(i + s) % 8], system)]))) for s in range(4)
+        ]
+        rows.append(float(F.cross_entropy(torch.stack(scores, 1), torch.tensor([0]))))
+    assert float(losses["mi"]) == pytest.approx(np.mean(rows), abs=2e-5)
+
+
+def said(shown: Sample, told: Sample, system: CBT) -> Any:
+    return system.lay_out(dataclasses.replace(shown, texts=told.texts))
+
+
+def test_a_hidden_clip_does_not_leak_and_keeps_its_target() -> None:
+    system = build()
+    example = system.hide(WORLD[2], "nce", np.random.default_rng(0), lambda: WORLD[9])
+    pick = example.targets["nce"]
+    assert isinstance(pick, Pick) and example.clips is not None and WORLD[2].film is not None
+    np.testing.assert_array_equal(pick.labels, WORLD[2].film.features[pick.rows])
+    batch = pack([example])
+    assert batch.clips is not None and (batch.clips.feats[pick.rows] == 0).all()
+    once = system.look(batch.clips)
+    other = dataclasses.replace(batch.clips, feats=batch.clips.feats.index_fill(0, torch.from_numpy(pick.rows), 7.0))
+    assert torch.equal(once, system.look(other))
+
+
+def test_rates_of_hidden_clips() -> None:
+    system, hidden, places = build(nce_rate=0.3), 0, 0
+    for seed in range(60):
+        example = system.hide(WORLD[seed], "nce", np.random.default_rng(seed), lambda: WORLD[9])
+        pick = example.targets["nce"]
+        assert isinstance(pick, Pick) and example.clips is not None and len(pick.rows) >= 1
+        hidden, places = hidden + len(pick.rows), places + len(example.clips)
+    assert abs(hidden - 0.3 * places) < 5 * (0.21 * places) ** 0.5
+
+
+def test_without_the_contest_of_speech_the_cross_encoder_gets_no_gradient() -> None:
+    system = build(freeze_text=True).train()
+    losses, _ = system(batch_of(system, "nce"))
+    losses["nce"].backward()
+    touched = {name.split(".")[0] for name, p in system.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == {"clip", "hidden_clip", "clip_position", "clip_norm", "visual"}
+    assert not any(p.requires_grad for p in (*system.words.parameters(), *system.encoder.parameters()))
+    assert not system.encoder.training and system.visual.training
+
+
+def test_what_a_passage_lacks_is_not_asked_for() -> None:
+    system = build()
+    silent = dataclasses.replace(WORLD[0], texts=())
+    unseen = dataclasses.replace(WORLD[1], film=None)
+    rng = np.random.default_rng(0)
+    batch = pack([system.hide(x, "nce+mi", rng, lambda: WORLD[9]) for x in (silent, unseen, WORLD[2], WORLD[3])])
+    assert batch.labels("mi").tolist() == [0, 0, 1, 1]
+    losses, _ = system(batch)
+    assert all(x.isfinite() for x in losses.values())
+    assert WORLD[0].film is not None
+    wide = dataclasses.replace(WORLD[0].film, features=np.zeros((len(WORLD[0].film.seconds), 7), np.float32))
+    with pytest.raises(BadInput, match="clips have 7 numbers, the system takes 64"):
+        system.lay_out(dataclasses.replace(WORLD[0], film=wide))
+
+
+def test_a_process_that_turns_is_learnt() -> None:
+    """The next feature is the last one turned: a hidden clip can be told from all others."""
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.standard_normal((16, 16)))
+
+    def never() -> Sample:
+        raise AssertionError("no other sample is needed")
+
+    def passage(number: int) -> Sample:
+        x = np.random.default_rng(number).standard_normal(16)
+        rows = [x := turn @ x for _ in range(8)]
+        seconds = np.arange(8, dtype=np.float32)
+        film = Film(f"f{number}", np.array(rows, np.float32), seconds, 1.0, np.zeros((0, 2), np.float32))
+        return Sample(f"f{number}", (), film=film)
+
+    system = build(feature_size=16, hidden_size=64, num_attention_heads=4, v_heads=4, temperature=0.1).train()
+    optimizer = torch.optim.AdamW(system.parameters(), lr=3e-3)
+    for step in range(260):
+        samples = [passage(step * 32 + i) for i in range(32)]
+        examples = [system.hide(x, "nce", np.random.default_rng([step, i]), never) for i, x in enumerate(samples)]
+        loss = system(pack(examples))[0]["nce"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    system.eval()
+    samples = [passage(10**6 + i) for i in range(32)]
+    batch = pack([system.hide(x, "nce", np.random.default_rng(i), never) for i, x in enumerate(samples)])
+    picks, clips = batch.picks("nce"), batch.clips
+    assert clips is not None
+    true = clips.feats.index_copy(0, picks.rows, picks.labels)
+    keys = F.normalize(system.targets(dataclasses.replace(clips, feats=true)), dim=-1)
+    found = (F.normalize(system.look(clips)[picks.rows], dim=-1) @ keys.T).argmax(1)
+    assert float((found == picks.rows).float().mean()) > 0.95

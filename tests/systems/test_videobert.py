@@ -1,0 +1,195 @@
+"""VideoBERT against a slow reading of its sheet: documents, what is hidden, the joint softmax, what is frozen, negatives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from intarsia.batch import Example, Pick, Sample, pack
+from intarsia.errors import BadInput
+from intarsia.features.kmeans import WithWords, fit
+from intarsia.systems.videobert import BETWEEN, VideoBERT
+from intarsia.text import Vocab
+from intarsia.worlds.film_features import FilmWorld
+
+WORLD = FilmWorld(300, seed=3)
+BOOK = fit(torch.from_numpy(np.concatenate([WORLD[i].film.features for i in range(60)])), 3, 3)
+FILMS = WithWords(WORLD, BOOK)
+VOCAB = Vocab.learn([text for i in range(60) for text in WORLD[i].texts], specials=VideoBERT.specials)
+
+
+@cache
+def build(**changes: Any) -> VideoBERT:
+    tiny = VideoBERT.recipes["tiny"].config
+    sizes = {"vocab_size": len(VOCAB), "clusters": 27, "hidden_size": 32, "num_attention_heads": 2}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        system = VideoBERT(dataclasses.replace(tiny, **(sizes | {"intermediate_size": 32} | changes)), VOCAB)
+    system.fill_words(BOOK)
+    return system.eval()
+
+
+def hidden(number: int, goal: str, **changes: Any) -> Example:
+    return build(**changes).hide(FILMS[number], goal, np.random.default_rng(number), lambda: FILMS[(number + 9) % 300])
+
+
+JOINT = "align+mlm_joint+mvm_joint"
+
+
+def test_a_joint_document_runs_on_from_words_to_clips() -> None:
+    sample = FILMS[0]
+    example = build().lay_out(sample)
+    text, clips = example.text, example.clips
+    assert text is not None and clips is not None and sample.film is not None
+    tokens = [VOCAB.tokens[i] for i in text.ids]
+    said = " ".join(sample.texts).split()
+    assert tokens == ["[CLS]", *said, BETWEEN, "[SEP]"]
+    count = len(sample.film.seconds)
+    assert text.position_ids.tolist() == [*range(len(said) + 2), len(said) + 2 + count]
+    assert clips.position_ids.tolist() == list(range(len(said) + 2, len(said) + 2 + count))
+    assert text.segment_ids.tolist() == [0] * (len(said) + 2) + [1]
+    assert set(clips.segment_ids) == {1}
+    assert clips.ids.tolist() == sample.film.ids.tolist()
+    assert clips.feats.shape == (count, 0)
+
+
+def test_either_side_may_be_missing() -> None:
+    alone = build().lay_out(dataclasses.replace(FILMS[0], film=None))
+    assert alone.text is not None and alone.clips is not None
+    assert BETWEEN not in [VOCAB.tokens[i] for i in alone.text.ids]
+    assert len(alone.clips) == 0 and set(alone.text.segment_ids) == {0}
+    silent = build().lay_out(dataclasses.replace(FILMS[0], texts=()))
+    assert silent.text is not None and silent.clips is not None
+    assert [VOCAB.tokens[i] for i in silent.text.ids] == ["[CLS]", "[SEP]"]
+    assert silent.clips.position_ids[0] == 1
+    assert silent.text.position_ids.tolist() == [0, 1 + len(silent.clips)]
+    with pytest.raises(BadInput, match="no visual words; run `intarsia data cluster`"):
+        build().lay_out(WORLD[0])
+
+
+def test_regimes_show_what_they_are_about() -> None:
+    for number in range(40):
+        words, clips, both = (hidden(number, goal) for goal in ("mlm", "mvm", JOINT))
+        assert words.clips is not None and len(words.clips) == 0
+        assert clips.text is not None and len(clips.text) == 2
+        assert isinstance(clips.targets["mvm"], Pick) and len(clips.targets["mvm"].rows) >= 1
+        assert both.text is not None and both.clips is not None and len(both.clips)
+        assert set(both.targets) == set(JOINT.split("+"))
+
+
+def test_rates_of_hiding_and_what_stands_there_instead() -> None:
+    kinds: Counter[str] = Counter()
+    places = 0
+    for number in range(300):
+        example = hidden(number, "mvm", mvm_rate=0.15)
+        pick, rows, sample = example.targets["mvm"], example.clips, FILMS[number]
+        assert isinstance(pick, Pick) and rows is not None and sample.film is not None
+        places += len(rows)
+        for row, label in zip(pick.rows, pick.labels, strict=True):
+            kinds["masked" if rows.masked[row] else "kept" if rows.ids[row] == label else "other"] += 1
+        assert (rows.masked.sum()) <= len(pick.rows)
+    total = sum(kinds.values())
+    alone = 0.85**3  # short segments have one hidden clip at least
+    assert 0.15 * places * 0.9 < total < 0.15 * places + 300 * alone
+    assert abs(kinds["masked"] / total - 0.8) < 5 * (0.16 / total) ** 0.5
+    assert abs(kinds["other"] / total - 0.1 * 26 / 27) < 5 * (0.09 / total) ** 0.5
+
+
+def test_sentences_are_joined_and_clips_left_out_at_the_rates() -> None:
+    joined, steps = 0, Counter[int]()
+    for number in range(300):
+        example = hidden(number, "align", broken_rate=0.0, joint_cloze=False)
+        assert example.text is not None and example.clips is not None
+        joined += [VOCAB.tokens[i] for i in example.text.ids].count(".") == 2
+        gaps = set(np.diff(example.clips.seconds) / 1.5)
+        assert len(gaps) <= 1
+        if gaps:
+            steps[int(gaps.pop())] += 1
+    # Between a third and a sixth of the sentences are the last, which has no neighbour.
+    assert 0.25 * 300 < joined < 0.5 * 300
+    assert {1, 2, 3} <= set(steps)
+    assert max(steps) <= 5
+
+
+def test_negatives_by_content() -> None:
+    labels, near = Counter[int](), 0
+    for number in range(300):
+        example = hidden(number, "align", joint_cloze=False, join_rate=0.0, most_skip=1)
+        sample, label = FILMS[number], int(example.targets["align"])
+        assert example.text is not None and example.clips is not None and sample.film is not None
+        said = " ".join(VOCAB.tokens[i] for i in example.text.ids[1:-2])
+        begins = example.clips.seconds[0]
+        (told,) = [x for x, span in zip(sample.texts, sample.film.spans, strict=True) if span[0] <= begins < span[1]]
+        assert (said == told) == bool(label)
+        labels[label] += 1
+        near += label == 0 and said in sample.texts
+    assert abs(labels[0] - 150) < 5 * 75**0.5
+    assert abs(near - labels[0] / 2) < 5 * (labels[0] / 4) ** 0.5
+
+
+def test_nothing_is_asked_for_in_broken_pairs_but_as_much_is_hidden() -> None:
+    asked, masked = Counter[int](), Counter[int]()
+    for number in range(300):
+        example = hidden(number, JOINT)
+        label, pick = int(example.targets["align"]), example.targets["mlm_joint"]
+        assert isinstance(pick, Pick) and example.text is not None
+        asked[label] += len(pick.rows)
+        masked[label] += int((example.text.ids == VOCAB.mask).any())
+    assert asked[0] == 0 < asked[1]
+    assert 0.5 < masked[0] / masked[1] < 2
+
+
+@pytest.mark.parametrize("softmax", ["joint", "own"])
+def test_losses_are_those_of_the_slow_reading(softmax: str) -> None:
+    system = build(softmax=softmax)
+    examples = [hidden(i, JOINT, softmax=softmax) for i in range(8)]
+    batch = pack(examples)
+    losses, encoded = system(batch)
+    state = system.state_dict()
+    table = F.linear(state["clip_words.weight"], state["project.weight"], state["project.bias"])
+    tables = {"mlm_joint": state["words.word.weight"], "mvm_joint": table}
+    whole = torch.cat(list(tables.values()))
+    for goal, own in tables.items():
+        rows = encoded.text if goal == "mlm_joint" else encoded.visual
+        picks, bias = batch.picks(goal), state["word_head.bias"]
+        x = system.word_head.transform(rows[picks.rows])
+        first = 0 if goal == "mlm_joint" else len(VOCAB)
+        if softmax == "joint":
+            expected = F.cross_entropy(x @ whole.T + bias, picks.labels + first)
+        else:
+            expected = F.cross_entropy(x @ own.T + bias[first : first + len(own)], picks.labels)
+        torch.testing.assert_close(losses[goal], expected, atol=2e-5, rtol=1e-5)
+    assert losses["align"].isfinite()
+
+
+def test_masked_clips_are_mask_tokens_and_features_play_no_part() -> None:
+    system = build()
+    example = system.lay_out(FILMS[1])
+    assert example.clips is not None
+    example.clips.masked[:] = True
+    once = system.encode(pack([example])).pooled
+    example.clips.ids[:] = 5
+    assert torch.equal(once, system.encode(pack([example])).pooled)
+
+
+@pytest.mark.parametrize(("freeze", "free"), [("none", (1, 1)), ("text", (0, 1)), ("visual", (1, 0)), ("both", (0, 0))])
+def test_what_is_frozen(freeze: str, free: tuple[int, int]) -> None:
+    system = build(freeze=freeze)
+    assert (system.words.word.weight.requires_grad, system.clip_words.weight.requires_grad) == free
+    assert torch.equal(system.clip_words.weight, BOOK.leaves)
+
+
+def test_the_template_has_gaps_above_the_clips() -> None:
+    example, rows = build().ask(FILMS[0], ("now", "the", None, None, None, "."))
+    assert example.text is not None
+    assert rows.tolist() == [3, 4, 5]
+    assert (example.text.ids[rows] == VOCAB.mask).all()
+    sample: Sample = dataclasses.replace(FILMS[0], film=None)
+    assert len(build().ask(sample)[0].clips or ()) == 0
