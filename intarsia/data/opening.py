@@ -36,14 +36,11 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
     """Opens a data set.
 
     Args:
-        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
-            or `.tar` file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
-            "products-zh:COUNT[:SEED]", the same in Chinese, "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
-        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in this
-            order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus,
-            "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
-            a remote .tar, .parquet or .arrow
-            file, folder or pattern ("s3://bucket/*.tar", by fsspec), "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in
+            this order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus, a remote .tar,
+            .parquet or .arrow file, folder or pattern ("s3://bucket/*.tar", by fsspec), "worlds:COUNT[:SEED]", generated
+            scenes, "products:COUNT[:SEED]", generated products, "products-zh:COUNT[:SEED]", the same in Chinese,
+            "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.

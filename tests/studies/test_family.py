@@ -20,7 +20,7 @@ from intarsia.worlds import WorldSource
 WORLD = WorldSource(count=24)
 
 
-@pytest.mark.parametrize("name", list(SYSTEMS))
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if "clips" not in find(name).needs])
 def test_a_blind_system_lays_out_nothing_of_its_pictures(name: str) -> None:
     """Two pictures with as many regions, whatever is in them, give the same rows."""
     cls = family.blind(find(name))

@@ -181,5 +181,5 @@ def _split(value: Any, file: str) -> Any:
     """The split a row says, else the one its file or folder is named for."""
     if value is not None:
         return SIDES.get(value, value)
-    words = [SIDES.get(x, x) for x in WORDS.findall(file.lower())]
+    words = [SIDES.get(x, x) for x in WORDS.findall("/".join(file.lower().split("/")[-2:]))]
     return next((x for x in reversed(words) if x in SPLITS), "train")
