@@ -43,7 +43,7 @@ TEMPLATE = ("now", "let", "me", "show", "you", "how", "to", None, "the", None, "
 
 @dataclass(frozen=True)
 class VideoBERTConfig(BertNumbers):
-    """BERT-large with the words of 12 ** 4 clusters; the recipes replace some."""
+    """The words of 12 ** 4 clusters; the encoder's fields are BERT-base's, which the recipes replace."""
 
     clusters: int = 20_736
     """Visual words."""
@@ -66,6 +66,8 @@ class VideoBERTConfig(BertNumbers):
     cloze_on_broken: bool = False
     """They are asked for in documents that do not belong together; they are hidden in any case."""
     broken_rate: float = 0.5
+    near_rate: float = 1.0
+    """Of documents that do not belong together, how many have another sentence of the same passage, if it has one."""
     softmax: Literal["joint", "own"] = "joint"
     """Over all words, or over those of the kind that is asked for."""
     freeze: Literal["none", "text", "visual", "both"] = "visual"
@@ -86,11 +88,12 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
     small = replace(VideoBERTConfig(**TINY), max_position_embeddings=160)
     tiny = replace(
         large,
-        config=replace(small, clusters=64, feature_size=64, max_clips=32, mlm_rate=0.25, mvm_rate=0.25),
+        config=replace(small, clusters=64, feature_size=64, max_clips=32, mlm_rate=0.25, mvm_rate=0.25, near_rate=0.5),
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
-    return {"tiny": tiny, "base": large, "large": large}
+    base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
+    return {"tiny": tiny, "base": base, "large": large}
 
 
 class VideoBERT(System):
@@ -113,8 +116,7 @@ class VideoBERT(System):
         weights=(),
         unverified=(
             "weights of the regimes; rate of masking; lengths; segments; negatives; whether joint documents are masked",
-            "what is frozen of the table of words",
-            "chance of joined sentences; warm-up and decay; published scores",
+            "what is frozen of the table of words; chance of joined sentences; warm-up and decay; published scores",
         ),
     )
 
@@ -246,9 +248,9 @@ class VideoBERT(System):
         return said, np.arange(*clips_within(span, film.seconds, film.length)[0])
 
     def _other(self, sample: Sample, said: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> str:
-        """What is said elsewhere: in half of the cases in the same passage, if something else is said there."""
+        """What is said elsewhere: in the same passage, as often as `near_rate` says and if something else is said there."""
         strange = [text for text in sample.texts if text not in said]
-        if strange and rng.random() < 0.5:
+        if strange and rng.random() < self.config.near_rate:
             return str(rng.choice(strange))
         for _ in range(20):
             other = self._segment(draw(), rng)[0]
@@ -307,9 +309,7 @@ class VideoBERT(System):
         tables = [self.words.word.weight, self.project(self.clip_words.weight)]
         if self.config.softmax == "joint":
             return self.word_head(rows, torch.cat(tables))  # type: ignore[no-any-return]
-        bias = (
-            self.word_head.bias[self.config.vocab_size :] if visual else self.word_head.bias[: self.config.vocab_size]
-        )
+        bias = self.word_head.bias.tensor_split([self.config.vocab_size])[visual]
         return F.linear(self.word_head.transform(rows), tables[visual], bias)
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:

@@ -134,6 +134,23 @@ def test_negatives_by_content() -> None:
     assert abs(near - labels[0] / 2) < 5 * (labels[0] / 4) ** 0.5
 
 
+@pytest.mark.parametrize(("near_rate", "near"), [(0.0, False), (1.0, True)])
+def test_where_negatives_come_from(near_rate: float, near: bool) -> None:
+    for number in range(60):
+        example = hidden(number, "align", joint_cloze=False, join_rate=0.0, broken_rate=1.0, near_rate=near_rate)
+        assert example.text is not None and int(example.targets["align"]) == 0
+        said = " ".join(VOCAB.tokens[i] for i in example.text.ids[1:-2])
+        assert said in FILMS[number if near else number + 9].texts
+
+
+def test_sizes() -> None:
+    found = {name: recipe.config for name, recipe in VideoBERT.recipes.items()}
+    shapes = {x: (c.num_hidden_layers, c.hidden_size, c.num_attention_heads) for x, c in found.items()}
+    assert shapes["large"] == (24, 1024, 16)
+    assert shapes["base"] == (12, 768, 12)
+    assert found["large"].near_rate == found["base"].near_rate == 1.0
+
+
 def test_nothing_is_asked_for_in_broken_pairs_but_as_much_is_hidden() -> None:
     asked, masked = Counter[int](), Counter[int]()
     for number in range(300):
