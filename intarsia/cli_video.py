@@ -30,6 +30,8 @@ class ExtractVideo:
     """skip = films that cannot be used are named in skipped.txt and left out."""
     language: str = "en"
     """Of subtitles whose name says none."""
+    captions: str = ""
+    """File of HowTo100M (raw_caption.json), YouCook2 or MSR-VTT with what is said in the videos, by their names without endings."""
     device: str = "auto"
 
 
@@ -42,7 +44,15 @@ def extract_video(args: Sequence[str]) -> None:
 
     chosen: dict[str, Any] = {"device": options.device, **typed(options.extractor, options.options, CLIP_EXTRACTORS)}
     extractor = open_clip_extractor(options.extractor, **chosen)
-    report = run(options.source, options.out, extractor, options.batch, options.on_error, options.language)
+    report = run(
+        options.source,
+        options.out,
+        extractor,
+        options.batch,
+        options.on_error,
+        options.language,
+        captions=options.captions,
+    )
     for line in report.lines():
         out.print(line, highlight=False, soft_wrap=True)
 

@@ -29,11 +29,13 @@ from safetensors import safe_open
 from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.decode import decode_image, image_size
+from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.formats.shards import ShardWriter
+from intarsia.data.formats.table import TableSource, is_table_folder
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
@@ -186,7 +188,7 @@ def _whole(out: Path, provenance: Provenance, images: str) -> frozenset[str]:
 
 
 def _store(
-    pictures: PairsFolder | TarSource | PictureFolder,
+    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
     writer: ShardWriter,
     extractor: Extractor,
     how: tuple[int, int, Boxes],
@@ -239,11 +241,13 @@ class PictureFolder:
         return Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), path=str(self.root / name))
 
 
-def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | PictureFolder:
+def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | TableSource | PictureFolder:
     if not source.exists():
         raise BadInput(f"{source}: no such file or folder")
     if source.suffix == ".tar" or (source.is_dir() and not (source / LINES).exists() and any(source.glob("*.tar"))):
         return TarSource(source, on_error=on_error)
+    if source.suffix in TABLES or is_table_folder(source):
+        return TableSource(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():
         return PairsFolder(source, on_error=on_error)
     return PictureFolder(source)
@@ -252,7 +256,9 @@ def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | PictureF
 Member = tuple[Picture, Array]
 
 
-def _batches(pictures: PairsFolder | TarSource | PictureFolder, batch: int, by_shape: bool) -> Iterator[Sequence[int]]:
+def _batches(
+    pictures: PairsFolder | TarSource | TableSource | PictureFolder, batch: int, by_shape: bool
+) -> Iterator[Sequence[int]]:
     """Numbers of pictures, so many at once; `by_shape`: sorted by width / height within a window, so that most batches hold one shape."""
 
     def shape(number: int) -> float:
@@ -270,7 +276,7 @@ def _batches(pictures: PairsFolder | TarSource | PictureFolder, batch: int, by_s
 
 
 def _decoded(
-    pictures: PairsFolder | TarSource | PictureFolder,
+    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
     done: frozenset[str],
     batches: Iterator[Sequence[int]],
     workers: int,

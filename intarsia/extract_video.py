@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from intarsia.data.annotations import read_annotations
 from intarsia.data.formats.films import SPLITS, FilmRecord, FilmWriter, Track
 from intarsia.data.formats.index import OnError
 from intarsia.data.subtitles import Segmentation, find_subtitles, read_subtitles
@@ -85,6 +86,7 @@ def extract_video(
     how: Segmentation | None = None,
     films_per_shard: int = 64,
     show: bool = True,
+    captions: str | Path = "",
 ) -> FilmReport:
     """Extracts the clips of all videos in a folder, with the sentences of the subtitles beside them.
 
@@ -101,6 +103,8 @@ def extract_video(
         how: where sentences end.
         films_per_shard: films a file.
         show: draws a progress bar on standard error.
+        captions: a file of HowTo100M, YouCook2 or MSR-VTT that says what is said, by the videos' names without their endings; videos it does not
+            name keep the subtitles beside them.
 
     Raises:
         BadInput: no videos, one that cannot be used ("stop"), or `out` was begun with another extractor or other settings.
@@ -114,10 +118,15 @@ def extract_video(
     done = writer.done()
     counts, skipped, stored = _Counts(), [], 0
     todo = [x for x in names if x not in done]
+    how = how or Segmentation()
+    told = read_annotations(captions, {Path(x).stem for x in todo}, how) if captions else {}
     with Bar("extract", len(todo), show, "films") as bar:
         for number, name in enumerate(todo):
             try:
-                writer.add(_film(root, name, extractor, batch, language, how or Segmentation(), counts))
+                given = told.get(Path(name).stem)
+                # first: a bad subtitle file costs no decoding
+                tracks = [Track(language, tuple(given))] if given else _tracks(root / name, language, how)
+                writer.add(_film(root, name, extractor, batch, tracks, counts))
                 stored += 1
             except BadInput as error:
                 if on_error == "stop":
@@ -143,10 +152,9 @@ def extract_video(
 
 
 def _film(
-    root: Path, name: str, extractor: ClipExtractor, batch: int, language: str, how: Segmentation, counts: _Counts
+    root: Path, name: str, extractor: ClipExtractor, batch: int, tracks: Sequence[Track], counts: _Counts
 ) -> FilmRecord:
     """One film, read to its end."""
-    tracks = _tracks(root / name, language, how)  # first: a bad subtitle file costs no decoding
     tally, features, starts = Tally(), [], []
     for some in _ahead(root / name, extractor, batch, tally):
         features.append(extractor(stacked(some)))

@@ -86,6 +86,19 @@ def open_samples(path, split):
     return [source[i] for i in range(len(source))]
 
 
+def test_a_file_of_captions_says_what_is_said(films, tmp_path):
+    steps = [
+        {"id": 0, "segment": [0.5, 2], "sentence": "cut it"},
+        {"id": 1, "segment": [9, 10], "sentence": "too late"},
+    ]
+    told = tmp_path / "youcook.json"
+    told.write_text(json.dumps({"database": {"0": {"annotations": steps}, "elsewhere": {"annotations": []}}}))
+    report = run(films, tmp_path / "out", captions=told)
+    assert (report.sentences, report.outside) == ({"en": 2, "zh": 1}, 1)
+    source = open_source(tmp_path / "out")
+    assert [source[i].texts for i in range(2)] == [("cut it",), ("A film.",)]
+
+
 def test_the_batch_changes_nothing(films, tmp_path):
     run(films, tmp_path / "one", batch=1)
     run(films, tmp_path / "many", batch=64)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from intarsia.batch import Picture
+from intarsia.data.formats.columns import CELL, cell_bytes
+from intarsia.data.formats.files import is_remote, open_file, read_remote
 from intarsia.errors import BadInput
 
 Pixels = NDArray[np.uint8]
@@ -33,13 +35,21 @@ def tar_address(tar: str | Path, offset: int, size: int) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file, or of a tar address.
+    """The bytes of a file, of a tar address, or of a row of a table (`columns.cell_address`).
 
     Raises:
         BadInput: the file is missing, unreadable or too short.
     """
+    cell = cell_bytes(str(path))
+    if cell is not None:
+        return cell if isinstance(cell, bytes) else read_bytes(cell)
     match = ADDRESS.fullmatch(str(path))
+    if match is not None and is_remote(match["tar"]):
+        return read_remote(match["tar"], int(match["offset"]), int(match["size"]))
     try:
+        if match is None and is_remote(path):
+            with open_file(str(path)) as remote:
+                return bytes(remote.read())
         if match is None:
             return Path(path).read_bytes()
         with open(match["tar"], "rb") as handle:
@@ -118,7 +128,7 @@ def image_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
         BadInput: the file is missing or not a picture; names it.
     """
     name = name or ("picture bytes" if isinstance(source, bytes) else str(source))
-    is_member = not isinstance(source, bytes) and ADDRESS.fullmatch(str(source))
+    is_member = not isinstance(source, bytes) and (ADDRESS.fullmatch(str(source)) or CELL.fullmatch(str(source)))
     if not isinstance(source, bytes) and not is_member and not Path(source).is_file():
         raise BadInput(f"{name}: no such file")
     try:

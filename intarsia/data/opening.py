@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
 from intarsia.data.formats.corpus_lines import recognise
+from intarsia.data.formats.files import find_files, is_remote
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
@@ -16,6 +18,7 @@ from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
+from intarsia.data.formats.table import TableSource, table_files
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
@@ -24,7 +27,7 @@ WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES} or *.tar; a .jsonl file; a .tar file; a caption file of a known corpus; "
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 
@@ -36,6 +39,11 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         spec: a folder with `shards.json`, `films.json`, `pairs.jsonl` or `*.tar` (looked for in this order), a `.jsonl`
             or `.tar` file, a caption file of a known corpus, "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
             "products-zh:COUNT[:SEED]", the same in Chinese, "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
+        spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in this
+            order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus,
+            "worlds:COUNT[:SEED]", generated scenes, "products:COUNT[:SEED]", generated products,
+            a remote .tar, .parquet or .arrow
+            file, folder or pattern ("s3://bucket/*.tar", by fsspec), "products-zh:COUNT[:SEED]", the same in Chinese, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
         on_error: "stop" raises at the first line that cannot be used; "skip" leaves such lines out.
@@ -60,6 +68,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         from intarsia.worlds.film_features import FilmWorld
 
         return FilmWorld(int(films["count"]), int(films["seed"] or 0), split or "train", films["language"] or "en")
+    if is_remote(spec):
+        return _open_remote(str(spec), split, on_error)
     path = Path(spec)
     if path.is_dir():
         if (path / INDEX).exists():
@@ -70,6 +80,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
             return TarSource(path, split, on_error)
+        if table_files(str(path)):
+            return TableSource(path, split, on_error)
         found = sorted(x.name for x in path.iterdir())
         holds = ", ".join(found[:5]) + (", .." if len(found) > 5 else "") if found else "nothing"
         raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
@@ -81,7 +93,17 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         return PairsFolder(path, split, on_error)
     if path.suffix == ".tar":
         return TarSource(path, split, on_error)
+    if path.suffix in TABLES:
+        return TableSource(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def _open_remote(spec: str, split: str | None, on_error: OnError) -> Source:
+    if spec.endswith(".tar") or ("*" not in spec and find_files(spec, (".tar",))):
+        return TarSource(spec, split, on_error)
+    if table_files(spec):
+        return TableSource(spec, split, on_error)
+    raise BadInput(f"{spec}: no .tar, .parquet or .arrow file there; remote data sets are of these")
 
 
 def _join(specs: list[str], split: str | None, on_error: OnError) -> Source:

@@ -42,6 +42,39 @@ def image_to_dataset(path: Path, count: int, first: int = 0) -> Path:
     return pack(path, *members)
 
 
+def header(name: str, size: int) -> bytes:
+    """A ustar header, field by field."""
+    fields = (name.encode().ljust(100, b"\0"), b"0000644\0", b"0000000\0" * 2, b"%011o\0" % size, b"00000000000\0")
+    rest = b"0" + bytes(100) + b"ustar\x0000" + bytes(32 + 32 + 8 + 8 + 155 + 12)
+    total = sum(b"".join(fields)) + 8 * 32 + sum(rest)
+    return b"".join(fields) + b"%06o\0 " % total + rest
+
+
+def test_img2dataset_bytes_and_status(tmp_path: Path) -> None:
+    """Shard, failed sample, statistics and table as img2dataset leaves them; the tar made byte by byte."""
+    said = {"url": "http://x/1", "caption": "a dog", "key": "000000001", "status": "success", "error_message": None}
+    said |= {"width": 40, "height": 30, "original_width": 400, "original_height": 300, "exif": "{}", "md5": "0"}
+    failed = said | {"key": "000000002", "status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    failed |= {"width": None, "height": None}
+    members = [("000000001.jpg", jpeg(1)), ("000000001.json", json.dumps(said).encode()), ("000000001.txt", b"a dog")]
+    members += [("000000002.json", json.dumps(failed).encode()), ("000000002.txt", b"a cat")]
+    blocks = (header(name, len(data)) + data + bytes(-len(data) % 512) for name, data in members)
+    (tmp_path / "00000.tar").write_bytes(b"".join(blocks) + bytes(10240))
+    (tmp_path / "00000_stats.json").write_text('{"count": 2, "successes": 1, "failed_to_download": 1}')
+    (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+    message = r"00000\.tar, sample 000000002: img2dataset could not fetch it: failed_to_download: HTTP Error 404"
+    with pytest.raises(BadInput, match=message):
+        TarSource(tmp_path)
+    source = TarSource(tmp_path, on_error="skip")
+    assert (len(source), source[0].texts, source[0].key) == (1, ("a dog",), "000000001#0")
+    assert (source[0].pictures[0].width, source[0].pictures[0].height) == (40, 30)
+    assert len(source.skipped) == 1 and "404" in source.skipped[0]
+    np.testing.assert_array_equal(decode_image(source[0].pictures[0].path), decode_image(jpeg(1)))
+    assert source.index.ignored == dict.fromkeys(
+        ("url", "status", "original_width", "original_height", "exif", "md5"), 1
+    )
+
+
 keys = st.text(st.sampled_from("abcß字_-0"), min_size=1, max_size=5).filter(lambda x: not x.startswith("__"))
 
 

@@ -49,13 +49,79 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is an address for fsspec: "s3://bucket/x.tar", "https://..", "memory://..". What it needs is installed by hand (s3fs, gcsfs)."""
+    return "://" in str(path)
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote path, and the path in it.
+
+    Raises:
+        BadInput: an unknown protocol, or its package is missing.
+    """
+    import fsspec
+
+    try:
+        system, inside = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    return system, str(inside)
+
+
+def open_file(path: str) -> Any:
+    """A remote file open for reading at any place.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    system, inside = file_system(path)
+    try:
+        return system.open(inside, "rb")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be opened: {error}") from None
+
+
+def read_remote(path: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes of a remote file from `offset`; only these are fetched.
+
+    Raises:
+        BadInput: it cannot be read or ends before them.
+    """
+    system, inside = file_system(path)
+    try:
+        data = bytes(system.cat_file(inside, start=offset, end=offset + size)) if size else b""
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    if len(data) != size:
+        raise BadInput(
+            f"{path}: ends after {offset + len(data)} bytes, {offset + size} expected (changed since it was indexed?)"
+        )
+    return data
+
+
+def find_files(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files with these suffixes at a folder (the folders in it included) or a pattern with "*", local or remote, sorted.
+
+    Raises:
+        BadInput: a remote folder that cannot be listed.
+    """
+    system, inside = file_system(path)
+    try:
+        found = system.glob(inside) if "*" in inside else system.find(inside)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be listed: {error}") from None
+    whole = (system.unstrip_protocol(x) if is_remote(path) else x for x in map(str, found))
+    return sorted(x for x in whole if x.endswith(suffixes))
+
+
 class RandomAccess:
     """A file read at any place.
 
     Pickles without its handle and opens a fresh one in every process that reads, so it survives fork and spawn.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         self._handle = -1
         self._pid = -1
@@ -66,6 +132,8 @@ class RandomAccess:
         Raises:
             BadInput: the file cannot be opened or ends before them.
         """
+        if is_remote(self.path):
+            return read_remote(str(self.path), offset, size)
         if self._pid != os.getpid():
             try:
                 self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size, tar_address
-from intarsia.data.formats.files import RandomAccess, write_whole
+from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line, parse_json, parse_line
 from intarsia.data.formats.pairs import empty_picture
@@ -65,12 +65,17 @@ def _order(name: str) -> tuple[int, str]:
     return len(number) if number.isdigit() else 0, name
 
 
-def walk_tar(path: Path) -> Members:
+def walk_tar(path: Path | str) -> Members:
     """Reads the headers of a tar.
 
     Raises:
         BadInput: not an uncompressed tar, cut short, or a key that comes back after other samples.
     """
+    with open_file(path) if isinstance(path, str) else open(path, "rb") as handle:
+        return _walk(path, handle)
+
+
+def _walk(path: Path | str, handle: BinaryIO) -> Members:
     keys: list[bytes] = []
     seen: set[str] = set()
     kinds: list[bytes] = []
@@ -78,9 +83,10 @@ def walk_tar(path: Path) -> Members:
     offsets: list[int] = []
     sizes: list[int] = []
     last = ""
-    length = path.stat().st_size
+    length = handle.seek(0, 2)
+    handle.seek(0)
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(fileobj=handle, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # headers already read are not kept
                 key, kind = split_name(member.name)
@@ -102,10 +108,9 @@ def walk_tar(path: Path) -> Members:
                 sizes.append(member.size)
                 kinds.append(kind.encode())
             # the walk ends at an empty block, or where a header is cut or broken
-            with open(path, "rb") as handle:
-                handle.seek(archive.offset)
-                if handle.read(512) != bytes(512):
-                    raise BadInput(f"{path}: cut short or broken at byte {archive.offset}")
+            handle.seek(archive.offset)
+            if handle.read(512) != bytes(512):
+                raise BadInput(f"{path}: cut short or broken at byte {archive.offset}")
     except (tarfile.TarError, EOFError) as error:
         raise BadInput(f"{path}: not a whole, uncompressed tar: {error}") from None
     return Members(
@@ -117,14 +122,17 @@ def walk_tar(path: Path) -> Members:
     )
 
 
-def members_of(path: Path) -> Members:
+def members_of(path: Path | str) -> Members:
     """The members of a tar.
 
-    From the index beside it if that was made for this very file, else by walking it (and leaving an index).
+    From the index beside it if that was made for this very file, else by walking it (and leaving an index). A remote tar, named by
+    text, is always walked.
 
     Raises:
         BadInput: as `walk_tar`, or the file is missing.
     """
+    if isinstance(path, str):
+        return walk_tar(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     beside = path.with_name(path.name + ".index.npz")
@@ -142,11 +150,18 @@ def members_of(path: Path) -> Members:
     return members
 
 
+def _tars(path: str | Path) -> Sequence[Path | str]:
+    if is_remote(path):
+        return [str(path)] if str(path).endswith(".tar") and "*" not in str(path) else find_files(str(path), (".tar",))
+    path = Path(path)
+    return sorted(path.glob("*.tar")) if path.is_dir() else [path]
+
+
 class TarSource(LineSource):
     """Tar shards as one data set. `Picture.path` is an address that `intarsia.data.decode.decode_image` reads.
 
     Args:
-        paths: a folder of tars, one tar, or several.
+        paths: a folder of tars, one tar, or several; or remote ones, of which members are fetched one by one.
         split: "train", "val" or "test"; None = all samples.
         on_error: "stop" raises at the first tar that is broken or sample whose text cannot be used; "skip" leaves them
             out and keeps the messages in `skipped`.
@@ -159,10 +174,10 @@ class TarSource(LineSource):
         self, paths: str | Path | Sequence[str | Path], split: str | None = None, on_error: OnError = "stop"
     ) -> None:
         given = [paths] if isinstance(paths, str | Path) else paths
-        tars = [tar for path in map(Path, given) for tar in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
+        tars = [tar for path in given for tar in _tars(path)]
         if not tars:
             raise BadInput(f"{', '.join(map(str, given))}: no .tar file")
-        whole: list[tuple[Path, Members]] = []
+        whole: list[tuple[Path | str, Members]] = []
         broken: list[str] = []
         for tar in tars:
             try:
@@ -194,6 +209,9 @@ class TarSource(LineSource):
                 regions.append(f"{key}.{kind}")
             elif kind != "txt":
                 unused.append("." + kind)
+        if record.get("status", "success") != "success":
+            why = record.get("error_message") or "no reason given"
+            raise BadInput(f"{where}: img2dataset could not fetch it: {record['status']}: {why}")
         if not images:
             raise BadInput(f"{where}: no picture among its members ({', '.join(members)})")
         record = {
