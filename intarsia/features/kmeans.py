@@ -103,6 +103,8 @@ def _nearest_by_node(vectors: Tensor, node: Tensor, centroids: Tensor) -> Tensor
 
 
 def _nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
+    if torch.equal(centroids, centroids[:1].expand_as(centroids)):  # equal by definition, not always after a product
+        return torch.zeros(len(vectors), dtype=torch.int64)
     return (centroids.square().sum(1) - 2 * vectors.float() @ centroids.T).argmin(1)
 
 

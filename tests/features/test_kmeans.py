@@ -65,6 +65,16 @@ def test_small_nodes_send_all_to_one_child() -> None:
     assert fit(x, 3, 3).assign(x).tolist() == words.tolist()
 
 
+@pytest.mark.parametrize(("width", "k"), [(64, 12), (1024, 12), (1024, 13), (1024, 17)])
+def test_small_nodes_send_all_to_the_first_child_whatever_the_rounding(width: int, k: int) -> None:
+    for seed in range(12):
+        x = torch.randn(2 * k, width, generator=torch.Generator().manual_seed(seed))
+        book = fit(x, k, 3)
+        below = torch.bincount(book.assign(x) // k**2, minlength=k)
+        assert set((book.assign(x)[below[book.assign(x) // k**2] < k] % k**2).tolist()) <= {0}
+        assert all(int(book.assign(x[i : i + 1])) == int(word) for i, word in enumerate(book.assign(x)))
+
+
 def test_files_and_what_cannot_be_used(tmp_path: Path) -> None:
     book = fit(vectors(100), 2, 2, about="frames")
     write_codebook(tmp_path / "book.safetensors", book)
