@@ -117,7 +117,8 @@ class _Plate:
         card = self.system.card
         size = min(12.5, 12.5 * (WIDTH - 0.6) / (1.14 * natural_width(card.title, 12.5)))  # bold is wider
         self.axes.text(0.3, 0.42, card.title, fontsize=size, fontweight="bold", color=style.INK, va="center")
-        self.axes.text(0.3, 0.69, f"{card.venue}  ·  {card.new}", fontsize=8.5, color=style.SOFT, va="center")
+        said = f"{card.venue}  ·  {card.new}"
+        self.axes.text(0.3, 0.69, said, fontsize=_fitting(said, 8.5, WIDTH - 0.6), color=style.SOFT, va="center")
 
     def _title(self, x: float, y: float, text: str, more: str = "") -> None:
         label = self.axes.text(x, y, text, fontsize=9, fontweight="bold", color=style.INK, va="baseline")
@@ -268,7 +269,8 @@ class _Plate:
                 said = " + ".join(line) + (" +" if line is not lines[-1] else "")
                 size = {1: 8.5, 2: 7.8, 3: 7.2}[len(lines)]
                 self.axes.text(0.3, y + at, said, fontsize=size, fontweight="bold", color=style.INK, va="center")
-            self.axes.text(0.3, y + 0.28, goal.what, fontsize=7.2, color=style.SOFT, va="center")
+            small = _fitting(goal.what, 7.2, left - 0.35)
+            self.axes.text(0.3, y + 0.28, goal.what, fontsize=small, color=style.SOFT, va="center")
             widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
             scale = min(1.0, (right - left) / sum(widths))
             draw_cells(self.axes, goal.cells, left, y, [w * scale for w in widths], 0.30, False, 7.2 * scale)
@@ -292,6 +294,11 @@ class _Plate:
 
 
 # ------------------------------------------------------------------------------------------------------------ contents
+
+
+def _fitting(text: str, size: float, width: float) -> float:
+    """The font size, at most `size` points, at which a text is no wider than `width` inches."""
+    return min(size, size * width / natural_width(text, size))
 
 
 def _ragged(system: System, samples: list[Sample]) -> list[Sample]:
