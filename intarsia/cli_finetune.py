@@ -55,32 +55,47 @@ class FinetuneOptions:
     workers: int = 1
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    critical: bool = False
+    """Captions only: self-critical training, from a captioner (--weights) on."""
 
 
 def finetune(args: Sequence[str]) -> None:
     """Fine-tunes a system on a benchmark's published files."""
+    from intarsia import caption_runs
     from intarsia.data.formats.files import sha256_of
+    from intarsia.errors import BadInput
+    from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
     from intarsia.tuning_runs import About, answer_list, begin, open_items, pairing
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
-    cls, found = pairing(options.system, options.task)
+    writes = options.task == caption_runs.TASK
+    if options.critical and not writes:
+        raise BadInput(f"--critical: {options.task} writes no captions")
+    cls = find(options.system)
+    found = None if writes else pairing(options.system, options.task)[1]
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
     else:
         benchmark = benchmarks.benchmark_of(options.task, cls.finetune)
-    labels = answer_list(benchmark, found, options.data, options.answers)
+    if writes != (benchmark.measure_captions is not None):
+        raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
+    labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
     source = open_items(benchmark, options.data, options.regions, options.split or benchmark.splits[0], labels)
     valid = None
     if options.valid_split:
         valid = open_items(benchmark, options.data, options.regions, options.valid_split, labels)
     for items in filter(None, (source, valid)):
         out.print(items.told, highlight=False, soft_wrap=True)
-    tuned, recipe = begin(
-        options.system, options.task, options.size, options.weights, options.vocab, source, labels, options.seed
-    )
+    if writes:
+        given = (options.size, options.weights, options.vocab, source, options.seed)
+        tuned, recipe = caption_runs.begin(options.system, *given, critical=options.critical)
+    else:
+        tuned, recipe = begin(
+            options.system, options.task, options.size, options.weights, options.vocab, source, labels, options.seed
+        )
     recipe = overridden(recipe, options)
     begun = ""
     if options.weights:
@@ -96,7 +111,8 @@ def finetune(args: Sequence[str]) -> None:
         begun,
         labels,
     )
-    outcome = train(
+    tune = caption_runs.critical if options.critical else train
+    outcome = tune(
         about,
         tuned,
         recipe,
@@ -150,6 +166,14 @@ class ScoreOptions:
     """Also fit a baseline on the training items that sees no picture."""
     most: int = 0
     """Captions that are ranked at the most; 0 = all."""
+    prefilter: str = ""
+    """Of pairs: ridge, nearest, or the run folder of a system of two towers, which rank before; then only --top candidates of each query are read."""
+    top: int = 20
+    """Candidates of each query that are read after a prefilter."""
+    beams: int = 0
+    """Of captions that are written; 0 = as in the paper, 1 = greedy."""
+    benchmark: str | None = None
+    """Captions only: another one than that of training, such as nocaps."""
     out: Path | None = None
     """JSON to write; default: score-SPLIT.json in the run folder."""
     device: str = "cpu"
@@ -157,12 +181,24 @@ class ScoreOptions:
 
 def score(args: Sequence[str]) -> None:
     """The official numbers of a fine-tuned run."""
-    from intarsia.tuning_runs import measure, told
+    from intarsia import caption_runs
+    from intarsia.errors import BadInput
+    from intarsia.tuning_runs import About, measure, told
 
     options = tyro.cli(ScoreOptions, args=args, prog="intarsia score")
-    found, _, source = measure(
-        options.run, options.data, options.regions, options.split, options.blind, options.most, options.device
-    )
+    given = (options.run, options.data, options.regions, options.split, options.blind)
+    if About.read(options.run).task == caption_runs.TASK:
+        found, written, source = caption_runs.measure(
+            *given, beams=options.beams, device=options.device, other=options.benchmark
+        )
+        for text in list(written.values())[:3]:
+            out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
+    elif options.prefilter and options.top < 1:
+        raise BadInput(f"--top {options.top}: at least one candidate is read")
+    elif options.benchmark or options.beams:
+        raise BadInput("--benchmark and --beams: for runs that write captions")
+    else:
+        found, _, source = measure(*given, options.most, options.device, prefilter=options.prefilter, top=options.top)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
     path = options.out or options.run / f"score-{found.split}.json"
@@ -177,7 +213,7 @@ def table(found: Any) -> Table:
     shown = Table("", f"{found.benchmark} {found.split}", title=f"{found.items} items")
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():
-        shown.add_row(name, f"{value:.1f}" if name == "rsum" else f"{100 * value:.2f}")
+        shown.add_row(name, f"{value:.1f}" if name.endswith("rsum") else f"{100 * value:.2f}")
     for name, value in (("chance", found.chance), ("without the picture", found.blind)):
         if value is not None:
             shown.add_row(f"{main}, {name}", f"{100 * value:.2f}")
@@ -198,24 +234,28 @@ class SubmitOptions:
     """The file."""
     data: Path | None = None
     regions: str | None = None
+    benchmark: str | None = None
+    """Captions only: another one than that of training, such as nocaps."""
     device: str = "cpu"
 
 
 def submit(args: Sequence[str]) -> None:
     """The file of a benchmark's server, from a fine-tuned run."""
+    from intarsia import caption_runs, tuning_runs
+    from intarsia.errors import BadInput
     from intarsia.tuning_runs import About
-    from intarsia.tuning_runs import submit as write
 
     options = tyro.cli(SubmitOptions, args=args, prog="intarsia submit")
     about = About.read(options.run)
-    count = write(
-        options.run,
-        options.data or Path(about.data),
-        options.regions or about.regions,
-        options.split,
-        options.out,
-        options.device,
-    )
+    where = (options.data or Path(about.data), options.regions or about.regions)
+    if about.task == caption_runs.TASK:
+        count = caption_runs.submit(
+            options.run, *where, options.split, options.out, options.device, other=options.benchmark
+        )
+    elif options.benchmark:
+        raise BadInput(f"--benchmark: {about.task} is sent to the server of {about.benchmark}")
+    else:
+        count = tuning_runs.submit(options.run, *where, options.split, options.out, options.device)
     out.print(f"{count} items: {options.out}")
 
 

@@ -180,14 +180,20 @@ def self_critical(
     return scst.score(logs, owner, advantage.to(logs.device), over), float(worth[count * times :].mean())
 
 
-def caption(system: System, samples: Sequence[Sample], length: int = 20, beams: int = 1) -> list[str]:
-    """Captions of pictures in words: greedy with one beam, else by hypotheses."""
+def caption(
+    system: System,
+    samples: Sequence[Sample],
+    length: int = 20,
+    beams: int = 1,
+    search: Literal["frames", "hypotheses"] = "hypotheses",
+) -> list[str]:
+    """Captions of pictures in words: greedy with one beam, else by one of the two beam searches."""
     logits, end = cached_next_piece(system, samples), system.vocab.sep
-    found = (
-        greedy(logits, len(samples), length, end)
-        if beams == 1
-        else hypotheses(logits, len(samples), length, end, beams)
-    )
+    if beams == 1:
+        found = greedy(logits, len(samples), length, end)
+    else:
+        by = frames if search == "frames" else hypotheses
+        found = by(logits, len(samples), length, end, beams)
     return [system.vocab.decode(x.ids) for x in found]
 
 

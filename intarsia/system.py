@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,47 @@ from intarsia.weights.files import fill
 from intarsia.weights.keymap import KeyMap
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """One published fine-tuning run of one size."""
+
+    optim: Optim
+    schedule: Schedule
+    batching: Batching
+    head_lr: float = 1.0
+    """Factor on the learning rate of the head."""
+    sgd: SGD | None = None
+    """A second optimizer, where the paper has one."""
+    samples: int = 0
+    """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """How a paper writes captions: an objective of the system's own goes on, without a head."""
+
+    recipes: Mapping[str, str]
+    """By size, the name of the recipe in `System.recipes`."""
+    search: Literal["frames", "hypotheses"]
+    """The beam search of the authors, in `decode`."""
+    length: int
+    """Most pieces of a caption, the closing one among them."""
+    critical: Mapping[str, Tuning]
+    """Self-critical training by size, from a captioner."""
+    times: int
+    """Captions drawn of a picture, see `decode.self_critical`."""
+    over: Literal["captions", "pieces"]
+    """What the self-critical loss is the mean over."""
+    paired: bool
+    """A drawn caption is judged against the one it was drawn for, piece by piece, instead of all of its picture, in words."""
+    beams: int = 5
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> the pre-trained one that it starts from where the weights have none."""
+    published: str = ""
+    """Scores, for the table; R, T or M says how well they are known."""
+
+
 class System(nn.Module, ABC):
     """One published system: its inputs, streams, objectives, recipes, downstream heads and checkpoint layout.
 
@@ -34,6 +75,8 @@ class System(nn.Module, ABC):
     Config: ClassVar[type[Any]]
     recipes: ClassVar[Mapping[str, Recipe[Any]]]
     finetune: ClassVar[Mapping[str, Finetune]]
+    captioning: ClassVar[Captioning | None] = None
+    """How captions are tuned, scored and sent in, where the paper writes any."""
     keys: ClassVar[KeyMap]
     """The authors' layout."""
     layouts: ClassVar[Mapping[str, KeyMap]] = {}
@@ -261,22 +304,6 @@ class Regularised(Protocol):
 
     def beside(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
         """A scalar, added to the task's loss in training."""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """One published fine-tuning run of one size."""
-
-    optim: Optim
-    schedule: Schedule
-    batching: Batching
-    head_lr: float = 1.0
-    """Factor on the learning rate of the head."""
-    sgd: SGD | None = None
-    """A second optimizer, where the paper has one."""
-    samples: int = 0
-    """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
-    note: str = ""
 
 
 @dataclass(frozen=True)

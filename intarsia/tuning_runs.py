@@ -16,6 +16,7 @@ from intarsia.data.formats.stored import open_pictures
 from intarsia.data.source import Provenance, must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, evaluate
+from intarsia.evaluate.rerank import BASELINES, First, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.model import read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
@@ -23,7 +24,7 @@ from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
 from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
-from intarsia.tasks.benchmarks.items import read_json
+from intarsia.tasks.benchmarks.items import at, read_json
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.start import captions, fresh
@@ -161,28 +162,40 @@ def begin(
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        if weights is None:
-            provenance = source.provenance or Provenance("none", 0)
-            words = Vocab.read(vocab) if vocab else captions(source, cls.specials)
-            recipe = replace(cls.recipes["tiny" if tiny or size not in cls.recipes else size], seed=seed)
-            whole, _ = fresh(cls, recipe, words, provenance)
-        else:
-            whole = _pretrained(cls, system, size, weights, vocab, source)
-        smaller = _bounded(finetune, whole.config)
+        whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
+        smaller = replace(finetune, config=bounded(finetune.config, whole.config))
         tuned = start(whole, smaller, task)
     return tuned, replace(recipe_of(tuned.config, task, tuning), seed=seed)
 
 
-def _bounded(finetune: Finetune, config: Any) -> Finetune:
-    """The pairing without config fields that the system's own numbers already bound more narrowly, such as the rows of its position table."""
+def begin_whole(
+    cls: type[System],
+    system: str,
+    size: str,
+    weights: Path | None,
+    vocab: Path | None,
+    source: Annotated,
+    seed: int = 42,
+    tiny: bool = False,
+) -> System:
+    """A system as pre-training left it, or random; arguments and errors as for `begin`."""
+    if weights is not None:
+        return _pretrained(cls, system, size, weights, vocab, source)
+    provenance = source.provenance or Provenance("none", 0)
+    words = Vocab.read(vocab) if vocab else captions(source, cls.specials)
+    recipe = replace(cls.recipes["tiny" if tiny or size not in cls.recipes else size], seed=seed)
+    return fresh(cls, recipe, words, provenance)[0]
+
+
+def bounded(changes: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Changes of config fields, less what the system's own numbers already bound more narrowly, such as the rows of its position table."""
     most = getattr(config, "max_position_embeddings", None)
     if most is None:
-        return finetune
-    changes = {
+        return dict(changes)
+    return {
         name: min(value, most - 4) if name in ("max_pieces", "max_rows") and isinstance(value, int) else value
-        for name, value in finetune.config.items()
+        for name, value in changes.items()
     }
-    return replace(finetune, config=changes)
 
 
 def _pretrained(
@@ -208,7 +221,7 @@ def _pretrained(
 
 def finetune(
     about: About,
-    tuned: Tuned,
+    tuned: System,
     recipe: Recipe[Any],
     source: Annotated,
     out: Path,
@@ -224,12 +237,11 @@ def finetune(
     Raises:
         BadInput: data, folder or disk cannot be used; the folder is of another run; or a loss is not finite.
     """
-    path = out / ABOUT
-    if path.is_file() and About.read(out) != about:
-        raise BadInput(f"{path}: of another run; choose another folder")
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
+    write_about(about, out)
+    factors = {}
+    if isinstance(tuned, Tuned):
+        head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
+        factors = {"head.": head.head_lr}
     return pretrain(
         tuned,
         source,
@@ -241,10 +253,23 @@ def finetune(
         sharding=sharding,
         on_error="stop",
         pace=pace,
-        lr_factors={"head.": head.head_lr},
+        lr_factors=factors,
         name=about.system,
         size=about.size,
     )
+
+
+def write_about(about: About, out: Path) -> None:
+    """Says in a run folder what it is for.
+
+    Raises:
+        BadInput: it is of another run.
+    """
+    path = out / ABOUT
+    if path.is_file() and About.read(out) != about:
+        raise BadInput(f"{path}: of another run; choose another folder")
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_run(run: Path, device: str = "cpu") -> tuple[Tuned, About]:
@@ -272,6 +297,8 @@ def measure(
     most: int = 0,
     device: str = "cpu",
     how: Inference = FP32,
+    prefilter: str = "",
+    top: int = 20,
 ) -> tuple[Measured, Mapping[str, Any], Annotated]:
     """The official numbers of a run.
 
@@ -284,6 +311,8 @@ def measure(
         most: pairs that are ranked at the most; 0 = all.
         device: where it runs.
         how: batch size, precision, bar.
+        prefilter: of pairs, what ranks them before: "ridge", "nearest" (fitted on the training items), or the run folder of a system of two towers.
+        top: candidates of each query that are then read.
 
     Returns:
         The numbers, the predictions by item, and the items.
@@ -296,8 +325,35 @@ def measure(
     if "regions" in tuned.system.needs and (run / "provenance.json").is_file():
         must_be_alike(shown, source.provenance, read_provenance(run))
     train = open_items(benchmark, where, shown, benchmark.splits[0], about.labels) if blind else None
-    found, predictions = evaluate(tuned, benchmark, source, train, most, how)
+    first = None
+    if prefilter:
+        if not benchmark.ranks:
+            raise BadInput(f"--prefilter: {benchmark.name} does not rank pairs")
+        if prefilter in BASELINES:
+            seen = open_items(benchmark, where, shown, benchmark.splits[0])
+            first = Prefilter(by_baseline(prefilter, [seen[i] for i in range(len(seen))]), top)
+        else:
+            first = Prefilter(_towers(Path(prefilter), source, device, how), top)
+    found, predictions = evaluate(tuned, benchmark, source, train, most, how, first)
     return found, predictions, source
+
+
+def _towers(run: Path, source: Annotated, device: str, how: Inference) -> First:
+    """The first ranking of a run of two towers.
+
+    Raises:
+        BadInput: it is none, or its features are others.
+    """
+    from intarsia.model import open as open_model
+
+    about = read_json(run / "recipe.json")
+    name = str(at(about, "system", f"{run / 'recipe.json'}"))
+    if not find(name).towers:
+        raise BadInput(f"--prefilter {run}: {name} has no two towers: it ranks nothing beforehand")
+    model = open_model(name, weights=run, device=device)
+    if "regions" in model.system.needs and model.provenance is not None:
+        must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
+    return by_towers(model.system, how)
 
 
 def submit(run: Path, data: Path, regions: str, split: str, out: Path, device: str = "cpu") -> int:

@@ -34,6 +34,11 @@ def baseline_retrieval(
     Raises:
         BadInput: fewer than ten training pictures with regions, or features of different widths.
     """
+    return {name: rank(x, np.asarray(gold)) for name, x in baseline_scores(train, texts, pictures).items()}
+
+
+def baseline_scores(train: Iterable[Sample], texts: Sequence[Sample], pictures: Sequence[Picture]) -> dict[str, Array]:
+    """(N, M) cosines of both baselines; see `baseline_retrieval`."""
     shown: dict[str, Picture] = {}
     said: dict[str, list[str]] = {}
     for sample in train:
@@ -59,7 +64,7 @@ def baseline_retrieval(
     queries = _unit(np.stack([_bag(Counter(_words(x.texts[0])), index) for x in texts]) * weight)
     near = (_unit(wanted) @ _unit(features).T).argmax(1)
     found = {"ridge": _ridge(features, known, wanted), "nearest": known[near]}
-    return {name: rank(queries @ _unit(guess).T, np.asarray(gold)) for name, guess in found.items()}
+    return {name: queries @ _unit(guess).T for name, guess in found.items()}
 
 
 def _feature(picture: Picture) -> Array:

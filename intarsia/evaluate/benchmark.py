@@ -13,6 +13,7 @@ from intarsia.batch import Array, Sample, pack
 from intarsia.errors import TooLong
 from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import match
+from intarsia.evaluate.rerank import Prefilter, rerank
 from intarsia.evaluate.running import FP32, Inference, run_numbers
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Predictions
 from intarsia.tasks.metrics import ranking
@@ -76,7 +77,14 @@ def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> 
     return benchmark.measure_regions(source.annotations, predictions, boxes)
 
 
-def ranked(tuned: Tuned, source: Annotated, most: int, how: Inference = FP32) -> tuple[dict[str, float], int, int]:
+def ranked(
+    tuned: Tuned,
+    source: Annotated,
+    most: int,
+    how: Inference = FP32,
+    fold: int = 0,
+    first: Prefilter | None = None,
+) -> tuple[dict[str, float], int, int]:
     """Recall both ways among the first pictures of a split.
 
     Args:
@@ -84,12 +92,18 @@ def ranked(tuned: Tuned, source: Annotated, most: int, how: Inference = FP32) ->
         source: captions with their pictures.
         most: captions that are ranked; 0 = all.
         how: batch size, precision, bar.
+        fold: pictures of a fold, if the pictures make several whole ones; 0 = no folds.
+        first: ranks before, so that only its best candidates are read; without folds.
 
     Returns:
-        Recalls as fractions and their sum in percent; captions ranked; captions left out because they were too long.
+        Recalls as fractions and their sum in percent, with folds also their means, with a first ranking also its recalls; captions ranked; captions left out
+        because they were too long.
     """
     samples: list[Sample] = [source[i] for i in range(min(len(source), most or len(source)))]
     texts, pictures, gold = pairs(samples)
+    if first is not None:
+        two, count = rerank(tuned, texts, pictures, np.asarray(gold), first, how)
+        return two, count, len(texts) - count
     kept, scores = match(tuned, texts, pictures, how)
     owner = np.asarray(gold)[kept]
     shown = np.unique(owner)  # pictures whose captions were all too long rank nothing, and stay as candidates of texts
@@ -98,7 +112,20 @@ def ranked(tuned: Tuned, source: Annotated, most: int, how: Inference = FP32) ->
     numbers = {f"image R@{k}": x for k, x in whole.image.at.items()} | {
         f"text R@{k}": x for k, x in whole.text.at.items()
     }
-    return numbers | {"rsum": whole.rsum}, len(kept), len(texts) - len(kept)
+    numbers |= {"rsum": whole.rsum}
+    if fold and len(pictures) > fold and len(pictures) % fold == 0 and len(shown) == len(pictures):
+        numbers |= _folds(scores, owner, fold)
+    return numbers, len(kept), len(texts) - len(kept)
+
+
+def _folds(scores: Array, owner: Array, fold: int) -> dict[str, float]:
+    """Means over consecutive folds of pictures and their captions."""
+    parts = []
+    for start in range(0, scores.shape[1], fold):
+        mine = (owner >= start) & (owner < start + fold)
+        parts.append(ranking.retrieval(scores[mine, start : start + fold].T, owner[mine] - start))
+    means = ranking.folds(parts)
+    return {f"{len(parts)} x {fold} {x}": y if x == "rsum" else y / 100 for x, y in means.items()}
 
 
 def evaluate(
@@ -108,6 +135,7 @@ def evaluate(
     train: Annotated | None = None,
     most: int = 0,
     how: Inference = FP32,
+    first: Prefilter | None = None,
 ) -> tuple[Measured, dict[str, Array]]:
     """The official numbers, with chance and, if training items are given, a baseline that sees no picture.
 
@@ -117,7 +145,7 @@ def evaluate(
     missing = len(source.annotations.items) - len(source)
     out = {"no regions": missing} if missing else {}
     if benchmark.ranks:
-        numbers, count, long = ranked(tuned, source, most, how)
+        numbers, count, long = ranked(tuned, source, most, how, benchmark.fold, first)
         pictures = len({source.kept[i][1][0] for i in range(min(len(source), most or len(source)))})
         out |= {"too long": long} if long else {}
         return Measured(benchmark.name, source.annotations.split, count, numbers, out, 1 / pictures), {}

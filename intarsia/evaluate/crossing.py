@@ -16,7 +16,13 @@ from intarsia.packed import Packing
 from intarsia.system import Crossing, System
 
 
-def score_crossed(system: System, said: Sequence[Example], shown: Sequence[Example], how: Inference = FP32) -> Array:
+def score_crossed(
+    system: System,
+    said: Sequence[Example],
+    shown: Sequence[Example],
+    how: Inference = FP32,
+    pairs: Array | None = None,
+) -> Array:
     """(K, M) float32 scores of K texts with M pictures, laid out, as `matching.score_pairs` gives them; of a pair only what is pooled is computed.
 
     All single readings are held at once, (rows of all texts and pictures, H) on the system's device.
@@ -25,16 +31,17 @@ def score_crossed(system: System, said: Sequence[Example], shown: Sequence[Examp
     words, spoken = _read_apart(system, said, "text", lambda batch: system.encode_text(batch.text), how)
     seen, looked = _read_apart(system, shown, "regions", lambda batch: _look(system, batch), how)
     scores = np.full(len(said) * len(shown), np.nan, np.float32)
+    wanted = np.arange(len(scores)) if pairs is None else pairs
 
     def read(numbers: Array) -> None:
-        texts, pictures = np.divmod(numbers, len(shown))
+        texts, pictures = np.divmod(wanted[numbers], len(shown))
         (w, text), (s, visual) = spoken.of(texts, words.device), looked.of(pictures, seen.device)
         asked = {"text": text.first, "regions": text.first[:0]}
         encoded = system.cross(words.index_select(0, w), text, seen.index_select(0, s), visual, asked)
-        scores[numbers] = system.match_scores(encoded).float().cpu().numpy()
+        scores[wanted[numbers]] = system.match_scores(encoded).float().cpu().numpy()
 
-    lengths = (spoken.lengths[:, None] + looked.lengths[None]).ravel()
-    run_numbers(system, lengths, read, f"{len(said)} texts x {len(shown)} pictures", how)
+    lengths = spoken.lengths[wanted // len(shown)] + looked.lengths[wanted % len(shown)]
+    run_numbers(system, lengths, read, f"{len(wanted)} pairs of {len(said)} texts, {len(shown)} pictures", how)
     return scores.reshape(len(said), len(shown))
 
 

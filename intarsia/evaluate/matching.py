@@ -82,12 +82,26 @@ def retrieval(
 
 
 def match(
-    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], how: Inference = FP32
+    system: System,
+    texts: Sequence[Sample],
+    pictures: Sequence[Picture],
+    how: Inference = FP32,
+    wanted: Array | None = None,
 ) -> tuple[list[int], Array]:
     """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
 
     Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
     every pair is laid out anew. Two towers encode texts and pictures once each too, and a `Crossing` does all of it that comes before they meet.
+
+    Args:
+        system: a system that matches.
+        texts: N samples, of which the first text counts.
+        pictures: M candidates.
+        how: batch size, precision, bar.
+        wanted: (N, M) bool, the pairs to score, the others get NaN; None = all. Two towers score all.
+
+    Raises:
+        BadInput: no text fits the system, or there is no picture.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
     kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
@@ -97,13 +111,19 @@ def match(
     shown = [system.lay_out(replace(carrier, pictures=(x,))) for x in pictures]
     if system.towers:
         return kept, products(system, embed(system, said, "text", how), embed(system, shown, "picture", how))
+    pairs = None if wanted is None else np.flatnonzero(wanted[kept])
     if not _apart(system, [bare[i] for i in kept], said, pictures, shown):
         return kept, score_pairs(
-            system, said, shown, lambda i, j: system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],))), how
+            system,
+            said,
+            shown,
+            lambda i, j: system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],))),
+            how,
+            pairs,
         )
     if isinstance(system, Crossing):
-        return kept, score_crossed(system, said, shown, how)
-    return kept, score_pairs(system, said, shown, None, how)
+        return kept, score_crossed(system, said, shown, how, pairs)
+    return kept, score_pairs(system, said, shown, None, how, pairs)
 
 
 def score_pairs(
@@ -112,6 +132,7 @@ def score_pairs(
     shown: Sequence[Example],
     build: Callable[[int, int], Example] | None = None,
     how: Inference = FP32,
+    pairs: Array | None = None,
 ) -> Array:
     """(K, M) float32 scores of K texts with M pictures, each pair read as a whole.
 
@@ -121,22 +142,24 @@ def score_pairs(
         shown: M documents, of which the regions count.
         build: the document of a text and a picture, by their numbers; None = the text of one and the regions of the other.
         how: batch size, precision, bar.
+        pairs: (P) text * M + picture, the pairs to read, the others get NaN; None = all.
     """
     scores = np.full(len(said) * len(shown), np.nan, np.float32)
+    asked = np.arange(len(scores)) if pairs is None else pairs
 
     def together(number: int) -> Example:
-        i, j = divmod(number, len(shown))
+        i, j = divmod(int(asked[number]), len(shown))
         if build is not None:
             return build(i, j)
         return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions, images=shown[j].images)
 
     def read(numbers: Array, batch: Batch) -> None:
-        scores[numbers] = system.match_scores(system.encode(batch)).float().cpu().numpy()
+        scores[asked[numbers]] = system.match_scores(system.encode(batch)).float().cpu().numpy()
 
     sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
     sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
-    lengths = (sizes_text[:, None] + sizes_shown[None]).ravel()
-    run(system, lengths, together, read, f"{len(said)} texts x {len(shown)} pictures", how)
+    lengths = sizes_text[asked // len(shown)] + sizes_shown[asked % len(shown)]
+    run(system, lengths, together, read, f"{len(asked)} pairs of {len(said)} texts, {len(shown)} pictures", how)
     return scores.reshape(len(said), len(shown))
 
 

@@ -78,6 +78,9 @@ def table() -> str:
             title = benchmark_of(task, tasks).title
             said = PUBLISHED.get((name, task), "-")
             rows.append(f"| {name} | `{task}` | {title} | {head_of(described.task)} | {said} |")
+        if (how := find(name).captioning) is not None:
+            title = benchmark_of("caption", tasks).title
+            rows.append(f"| {name} | `caption` | {title} | its own words, then self-critical | {how.published} |")
     return "\n".join(rows) + "\n"
 
 

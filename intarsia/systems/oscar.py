@@ -30,7 +30,7 @@ from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks import HeadConfig, Scorer, linear
 from intarsia.tasks.nlvr2 import NLVR2Pair
 from intarsia.tasks.retrieval import RetrievalTwoWay
@@ -196,7 +196,7 @@ def pair_of(scale: int, norm: bool) -> Callable[[HeadConfig], nn.Module]:
 
 
 def _finetune() -> dict[str, Finetune]:
-    """The downstream tasks of both papers; captioning is pre-training with another recipe."""
+    """The downstream tasks of both papers; captions are in `_captioning`."""
 
     def tuning(lr: float, steps: int, rows: int, samples: int, note: str, warmup: int = 0) -> Tuning:
         schedule = Schedule(steps=steps, warmup=warmup)
@@ -239,6 +239,28 @@ def _finetune() -> dict[str, Finetune]:
         ),
         "retrieval": Finetune(RetrievalTwoWay(), retrieval, one, config={"max_pieces": 67}),
     }
+
+
+def _captioning() -> Captioning:
+    """The captioners of both papers and their self-critical continuation."""
+
+    def critical(lr: float, steps: int, samples: int, note: str) -> Tuning:
+        return Tuning(adam(lr), Schedule(steps=steps, warmup=0), Batching(rows=7000), samples=samples, note=note)
+
+    return Captioning(
+        recipes={"base": "caption", "base_plus": "caption_plus"},
+        search="hypotheses",
+        length=19,
+        critical={
+            "base": critical(5e-6, 35_400, 16, "5 epochs of 113,287 pictures, batch 16"),
+            "base_plus": critical(3e-6, 531_000, 16, "75 epochs of 113,287 pictures, batch 16"),
+        },
+        times=5,
+        over="captions",
+        paired=False,
+        copies={"decoder.weight": "words.word.weight"},
+        published="COCO B@4, M, C, S 40.5, 29.7, 137.6, 22.8, self-critical (R)",
+    )
 
 
 class Oscar(System):
@@ -424,6 +446,7 @@ class Oscar(System):
     picked_goals = ("mlm", "contrast", "caption")
     heads = ("word_head", "match_head", "decoder")
     finetune = _finetune()
+    captioning = _captioning()
 
     # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
 

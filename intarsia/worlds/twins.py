@@ -479,6 +479,8 @@ TWINS: dict[str, Writer] = {
     "guesswhat": _guesswhat,
     "flickr30k": _karpathy("flickr30k"),
     "coco": _karpathy("coco"),
+    "coco-captions": _karpathy("coco"),
+    "flickr30k-captions": _karpathy("flickr30k"),
     "entities": _entities,
 }
 """By benchmark."""

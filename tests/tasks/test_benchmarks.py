@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,38 @@ def test_chinese_captions(tmp_path: Path) -> None:
     put(tmp_path / "flickr30kzhm_test.caption.txt", "twelve\n")
     with pytest.raises(BadInput, match=r"line 1: 'twelve'"):
         find("flickr30k-cn").read(tmp_path, "test")
+
+
+def test_gqa_prints_what_its_files_allow(tmp_path: Path) -> None:
+    def question(answer: str, entailed: list[str], balanced: bool = True) -> dict[str, Any]:
+        return {
+            "imageId": "n1",
+            "question": "is it red ?",
+            "answer": answer,
+            "isBalanced": balanced,
+            "entailed": entailed,
+            "groups": {"global": None, "local": ""},
+            "types": {"structural": "verify", "semantic": "attr", "detailed": "redVerify"},
+            "semantic": [],
+        }
+
+    asked = {"1": question("yes", ["1", "2", "3"]), "2": question("no", [], False), "3": question("yes", [], False)}
+    put(tmp_path / "val_all_questions.json", asked)
+    put(tmp_path / "val_balanced_questions.json", {"1": asked["1"]})
+    gqa = find("gqa")
+    assert gqa.measure is not None
+    given = {key: np.array([1.0, 0.0]) for key in asked}  # always "yes"
+
+    def numbers(split: str) -> dict[str, float]:
+        annotations = replace(gqa.read(tmp_path, split), labels=("yes", "no"))
+        assert gqa.measure is not None
+        return gqa.measure(annotations, {x.key: given[x.key] for x in annotations.items})
+
+    assert numbers("val") == {"accuracy": 1, "binary": 1, "open": 0, "distribution": 0}
+    assert numbers("val-all")["consistency"] == 0.5
+    put(tmp_path / "val_choices.json", {key: {"valid": ["yes"], "plausible": ["no"]} for key in asked})
+    found = numbers("val")
+    assert (found["validity"], found["plausibility"]) == (1, 0)
+    put(tmp_path / "val_choices.json", {"2": {}})
+    with pytest.raises(BadInput, match=r"val_choices.json: .* has no field '1'"):
+        gqa.read(tmp_path, "val")

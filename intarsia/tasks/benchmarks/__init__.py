@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import (
+    captions,
     chinese,
     entail,
     entities,
@@ -119,8 +120,26 @@ BENCHMARKS = {
             chance=guesswhat.chance,
         ),
         *(
-            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS)
-            for name, title in (("flickr30k", "Flickr30k"), ("coco", "COCO captions"), ("flickr8k", "Flickr8k"))
+            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS, fold=fold)
+            for name, title, fold in (
+                ("flickr30k", "Flickr30k", 0),
+                ("coco", "COCO captions", 1000),
+                ("flickr8k", "Flickr8k", 0),
+            )
+        ),
+        *(
+            Benchmark(name, title, splits, read, "CIDEr", measure_captions=captions.measure, submit_captions=send)
+            for name, title, splits, read, send in (
+                (
+                    "coco-captions",
+                    "COCO captions, written",
+                    (*captions.KARPATHY, *captions.SERVER),
+                    captions.COCO,
+                    captions.submit,
+                ),
+                ("flickr30k-captions", "Flickr30k, written", captions.KARPATHY, captions.FLICKR30K, None),
+                ("nocaps", "NoCaps", tuple(captions.NOCAPS), captions.nocaps, captions.submit),
+            )
         ),
         Benchmark("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn, _CAPTIONS),
         Benchmark("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc, _CAPTIONS),
@@ -150,6 +169,7 @@ _BY_TASK = {
     "retrieval": "flickr30k",
     "retrieval_triplet": "flickr30k",
     "retrieval_coco": "coco",
+    "caption": "coco-captions",
 }
 
 

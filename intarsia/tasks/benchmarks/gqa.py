@@ -45,7 +45,13 @@ def read(root: Path, split: str) -> Annotations:
         where = f"gqa question {key}"
         answers = ((str(x["answer"]), 1.0),) if "answer" in x else ()
         items.append(Item(key, (str(at(x, "question", where)),), (f"{at(x, 'imageId', where)}.jpg",), answers))
-    return Annotations("gqa", split, tuple(items), asked if all("answer" in x for x in asked.values()) else {})
+    gold = asked if all("answer" in x for x in asked.values()) else {}
+    tier = SPLITS[split].partition("_")[0]
+    if gold and any(root.rglob(f"{tier}_choices.json")):
+        path = find_file(root, f"{tier}_choices.json")
+        choices = read_json(path)
+        gold = {key: {**x, "choices": at(choices, key, str(path))} for key, x in asked.items()}
+    return Annotations("gqa", split, tuple(items), gold)
 
 
 def labels(root: Path) -> tuple[str, ...]:
@@ -57,11 +63,25 @@ def labels(root: Path) -> tuple[str, ...]:
 
 
 def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
-    """Accuracy, also of binary and of open questions, consistency where every entailed question was answered, distribution."""
+    """Accuracy, also of binary and of open questions, distribution, and what the files allow of the rest.
+
+    Consistency needs every entailed question in the split and answered (val-all), validity and plausibility the file of choices.
+    """
     given = chosen(annotations, predictions)
-    found = gqa.scores({key: annotations.gold[key] for key in given}, given)
+    asked = {key: annotations.gold[key] for key in given}
+    whole = all(other in asked for x in asked.values() if x["isBalanced"] for other in x["entailed"])
+    choices = {key: x["choices"] for key, x in asked.items() if "choices" in x}
+    kept = asked if whole else {key: {**x, "entailed": []} for key, x in asked.items()}
+    found = gqa.scores(kept, given, choices or None)
     numbers = {"accuracy": found.accuracy, "binary": found.binary, "open": found.open}
-    return numbers | {"distribution": found.distribution}
+    numbers |= {"distribution": found.distribution}
+    entails = any(set(x["entailed"]) - {key} for key, x in kept.items() if x["isBalanced"])
+    more = {
+        "consistency": found.consistency if whole and entails else None,
+        "validity": found.validity,
+        "plausibility": found.plausibility,
+    }
+    return numbers | {name: value for name, value in more.items() if value is not None}
 
 
 def chance(annotations: Annotations) -> float:

@@ -31,18 +31,25 @@ class Benchmark:
     measure: Callable[[Annotations, Predictions], dict[str, float]] | None = None
     """The official numbers, fractions."""
     measure_regions: Callable[[Annotations, Predictions, Mapping[str, Array]], dict[str, float]] | None = None
-    """The same where predictions are scores of regions: by item, (R, 4) boxes in pixels. Neither = pairs that are ranked both ways."""
+    """The same where predictions are scores of regions: by item, (R, 4) boxes in pixels."""
+    measure_captions: Callable[[Annotations, Mapping[str, str]], dict[str, float]] | None = None
+    """The same where a caption is written for each picture. None of the three = pairs that are ranked both ways."""
     labels: Callable[[Path], tuple[str, ...]] | None = None
     """The list of answers of the training files."""
     chance: Callable[[Annotations], float] | None = None
     """Expected `main` of a guess."""
     submit: Callable[[Path, Annotations, Predictions], None] | None = None
     """Writes the server's file."""
+    submit_captions: Callable[[Path, Annotations, Mapping[str, str]], None] | None = None
+    """The same of captions by picture."""
+
+    fold: int = 0
+    """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
 
     @property
     def ranks(self) -> bool:
         """Whether texts and pictures are ranked by each other, instead of an item at a time."""
-        return self.measure is None and self.measure_regions is None
+        return self.measure is None and self.measure_regions is None and self.measure_captions is None
 
 
 def chosen(annotations: Annotations, predictions: Predictions) -> dict[str, str]:

@@ -1,0 +1,366 @@
+"""Captioners: begun from a pre-trained system, tuned by cross entropy and then self-critically, scored by what they write, sent in.
+
+A captioner is a whole system, so its run folder opens as one (`intarsia.open`); nothing but `finetune.json` is added.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia import decode
+from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.data.formats.files import write_whole
+from intarsia.data.source import must_be_alike
+from intarsia.errors import BadInput
+from intarsia.evaluate.benchmark import Measured
+from intarsia.model import build, read_provenance, read_recipe
+from intarsia.recipe import Recipe, to_json
+from intarsia.system import Captioning, System
+from intarsia.systems import find
+from intarsia.tasks import benchmarks
+from intarsia.tasks.benchmarks import Annotated, Benchmark
+from intarsia.tasks.benchmarks.captions import measure_java, picture_of
+from intarsia.tasks.metrics import captions, ptb
+from intarsia.text import Vocab
+from intarsia.train.loop import Outcome, Pace, pretrain
+from intarsia.tuning_runs import About, begin_whole, bounded, open_items, write_about
+from intarsia.weights.files import fill, read_weights, write_weights
+
+TASK = "caption"
+
+
+def captioning(system: str) -> tuple[type[System], Captioning]:
+    """A system and how its paper writes captions.
+
+    Raises:
+        BadInput: it does not.
+    """
+    cls = find(system)
+    if cls.captioning is None:
+        raise BadInput(f"{system}: its paper has no task {TASK!r} (it has {', '.join(cls.finetune) or 'none'})")
+    return cls, cls.captioning
+
+
+def begin(
+    system: str,
+    size: str,
+    weights: Path | None,
+    vocab: Path | None,
+    source: Annotated,
+    seed: int = 42,
+    critical: bool = False,
+) -> tuple[System, Recipe[Any]]:
+    """A captioner before its first step, and the paper's recipe.
+
+    Args:
+        system: its name.
+        size: of the recipe.
+        weights: a run folder, or a file as for `intarsia.open`; None = random.
+        vocab: vocab.txt; run folders bring their own.
+        source: captions to train on.
+        seed: of what is drawn.
+        critical: the recipe is that of self-critical training.
+
+    Raises:
+        BadInput: anything missing, of another system, or that does not fit together; self-critical training of random weights.
+    """
+    cls, how = captioning(system)
+    if critical and weights is None:
+        raise BadInput("--critical: begins from a captioner; name its run with --weights")
+    name = how.recipes.get(size) or next(iter(how.recipes.values()))
+    recipe, plain = cls.recipes[name], cls.Config()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        whole = begin_whole(cls, system, size, weights, vocab, source, seed)
+        changes = {x.name: getattr(recipe.config, x.name) for x in fields(plain)}
+        changes = {name: value for name, value in changes.items() if value != getattr(plain, name)}
+        config = replace(whole.config, **bounded(changes, whole.config))
+        state = whole.state_dict()
+        begun = cls(config, whole.vocab)
+        for ours, other in how.copies.items():
+            if ours in begun.state_dict() and ours not in state:
+                state[ours] = state[other].clone()
+        fill(begun, state, str(weights or system))
+    recipe = replace(recipe, config=config, seed=seed)
+    if critical:
+        tuning = how.critical.get(size) or next(iter(how.critical.values()))
+        batching = replace(tuning.batching, samples=tuning.samples)
+        recipe = replace(
+            recipe,
+            optim=tuning.optim,
+            schedule=tuning.schedule,
+            batching=batching,
+            mix=replace(recipe.mix, scale={"reward": 0.0}),
+            note=tuning.note,
+        )
+    return begun, recipe
+
+
+# -------------------------------------------------------------------------------------------------------------- self-critical
+
+
+class Critical(System):
+    """A captioner whose loss is self-critical: the loop trains it as it does any other system. The gradient is that of `decode.self_critical`.
+
+    Args:
+        system: the captioner.
+        how: of its paper.
+        source: an item for each document of a batch, found by its key.
+        reward: of captions by item keys.
+        seed: of what is drawn; each batch of items draws by its own keys.
+    """
+
+    needs = ()
+    heads = ()
+    recipes = {}  # noqa: RUF012
+    finetune = {}  # noqa: RUF012
+
+    def __init__(self, system: System, how: Captioning, source: Annotated, reward: Reward, seed: int) -> None:
+        super().__init__(system.config, system.vocab)
+        self.system, self.how, self.reward, self.seed = system, how, reward, seed
+        self.config, self.vocab = system.config, system.vocab
+        self.source: Annotated | None = source
+        self.places = {item.key: i for i, (item, _) in enumerate(source.kept)}
+
+    @property
+    def card(self) -> Any:  # type: ignore[override]
+        """The system's."""
+        return self.system.card
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__) | {"source": None, "reward": None, "places": {}}
+
+    def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
+        """The system's document of a caption."""
+        return self.system.lay_out(sample, task, form)
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """The system's; here it only says how many rows an item takes."""
+        return self.system.hide(sample, goal, rng, draw)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """The system's streams."""
+        return self.system.encode(batch)
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """Those of `forward`; `encoded` does not count."""
+        return self._losses(batch)
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded | None]:  # type: ignore[override]
+        """The loss of the items of a batch, and the mean reward of what is said greedily."""
+        return self._losses(batch), None
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.source is not None, "workers lay out, they do not train"
+        samples = [self.source[self.places[key]] for key in batch.keys]
+        generator = torch.Generator().manual_seed(self.seed + zlib.crc32("\n".join(batch.keys).encode()))
+
+        def reward(said: Sequence[str], numbers: Sequence[int]) -> Sequence[float]:
+            return self.reward(said, [samples[i].key for i in numbers])
+
+        loss, worth = decode.self_critical(
+            self.system, samples, reward, generator, self.how.length, self.how.times, self.how.over
+        )
+        return {"critical": loss, "reward": loss.new_tensor(worth)}
+
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""Captions and the keys of their items -> what each is worth."""
+
+
+def cider_reward(source: Annotated, vocab: Vocab | None = None) -> Reward:
+    """CIDEr-D against the training captions, whose document frequencies are fixed.
+
+    Args:
+        source: training captions.
+        vocab: given = in pieces, against the one caption of the item (VLP); None = in words, against all captions of its picture (Oscar).
+    """
+
+    def words(text: str) -> str:
+        return ptb.tokenise(text) if vocab is None else " ".join(map(str, vocab.encode(text).ids.tolist()))
+
+    references, frequencies = dict[str, list[str]](), defaultdict[str, list[str]](list)
+    for item, _ in source.kept:
+        key = item.key if vocab is not None else picture_of(item.key)
+        references.setdefault(key, []).append(words(item.texts[0]))
+        frequencies[picture_of(item.key)].append(references[key][-1])
+    known = captions.Frequencies.of(frequencies.values())
+
+    def reward(said: Sequence[str], keys: Sequence[str]) -> Sequence[float]:
+        mine = [references[x if vocab is not None else picture_of(x)] for x in keys]
+        return captions.cider_d([words(x) for x in said], mine, known).each
+
+    return reward
+
+
+def first_of_each(source: Annotated) -> Annotated:
+    """An item a picture."""
+    first: dict[str, Any] = {}
+    for item, _ in source.kept:
+        first.setdefault(picture_of(item.key), item)
+    return Annotated(replace(source.annotations, items=tuple(first.values())), source.pictures)
+
+
+def critical(
+    about: About,
+    tuned: System,
+    recipe: Recipe[Any],
+    source: Annotated,
+    out: Path,
+    *,
+    valid: Annotated | None = None,
+    workers: int = 0,
+    device: str = "auto",
+    pace: Pace | None = None,
+    sharding: Literal["ddp", "fsdp"] = "ddp",
+) -> Outcome:
+    """Self-critical training by the one loop into a run folder; goes on where an earlier run in it stopped.
+
+    Raises:
+        BadInput: data, folder or disk cannot be used; the folder is of another run; held-out items are given, which this loss has no use for.
+    """
+    if valid is not None:
+        raise BadInput("--valid-split: self-critical training is watched by its reward, not by held-out items")
+    _, how = captioning(about.system)
+    write_about(about, out)
+    reward = cider_reward(source, tuned.vocab if how.paired else None)
+    items = source if how.paired else first_of_each(source)
+    module = Critical(tuned, how, items, reward, recipe.seed)
+    outcome = pretrain(
+        module,
+        items,
+        recipe,
+        out,
+        workers=workers,
+        device=device,
+        sharding=sharding,
+        pace=pace,
+        name=about.system,
+        size=about.size,
+    )
+    file = out / "model.safetensors"
+    if outcome.finished and file.is_file():
+        state = {name.removeprefix("system."): x for name, x in read_weights(file).items()}
+        write_weights(file, state, {"system": tuned.card.name, "config": to_json(recipe.config)})
+    return outcome
+
+
+# ------------------------------------------------------------------------------------------------------------------ scores
+
+
+def open_run(run: Path, device: str = "cpu") -> tuple[System, About]:
+    """A captioner from its run folder, in evaluation mode.
+
+    Raises:
+        BadInput: it is no whole run.
+    """
+    about = About.read(run)
+    cls, _ = captioning(about.system)
+    file = run / "model.safetensors"
+    recipe = read_recipe(cls, about.system, run)
+    system = build(cls, recipe.config, Vocab.read(run / "vocab.txt"), read_weights(file), str(file))
+    return system.to(device).eval(), about
+
+
+def write(system: System, source: Annotated, beams: int = 0, pictures: int = 16) -> dict[str, str]:
+    """A caption of each picture, as the system's paper searches for it.
+
+    Args:
+        system: a captioner in evaluation mode.
+        source: items of a benchmark whose captions are written.
+        beams: 0 = as in the paper, 1 = greedy.
+        pictures: written about at a time; bounds the memory.
+    """
+    how = type(system).captioning
+    assert how is not None, "writes captions"
+    items, found = first_of_each(source), dict[str, str]()
+    for start in range(0, len(items), pictures):
+        samples = [items[i] for i in range(start, min(start + pictures, len(items)))]
+        texts = decode.caption(system, samples, how.length, beams or how.beams, how.search)
+        found |= {picture_of(x.key): text for x, text in zip(samples, texts, strict=True)}
+    return found
+
+
+def measure(
+    run: Path,
+    data: Path | None = None,
+    regions: str | None = None,
+    split: str = "",
+    blind: bool = False,
+    beams: int = 0,
+    device: str = "cpu",
+    other: str | None = None,
+) -> tuple[Measured, Mapping[str, str], Annotated]:
+    """The official numbers of a captioner.
+
+    Args:
+        run: its folder.
+        data: folder of the annotation files; None = those it was trained on.
+        regions: where the pictures are; None = as in training.
+        split: of the benchmark; "" = the second one, which is for validation.
+        blind: also score the commonest training caption, said of every picture.
+        beams: 0 = as in the paper, 1 = greedy.
+        device: where it runs.
+        other: a benchmark that it was not trained on; its first split with "" and no blind baseline.
+
+    Returns:
+        The numbers, the captions by picture, and the items.
+    """
+    system, about = open_run(run, device)
+    benchmark = _benchmark(about, other)
+    where, shown = data or Path(about.data), regions or about.regions
+    source = open_items(benchmark, where, shown, split or benchmark.splits[other is None])
+    if (run / "provenance.json").is_file():
+        must_be_alike(shown, source.provenance, read_provenance(run))
+    written = write(system, source, beams)
+    wanted = {picture_of(x.key) for x in source.annotations.items}
+    out = {"no regions": len(wanted) - len(written)} if len(written) < len(wanted) else {}
+    numbers, without = dict[str, float](), None
+    if source.annotations.gold:
+        assert benchmark.measure_captions is not None, "writes captions"
+        java, missing = measure_java(source.annotations, written)
+        numbers = benchmark.measure_captions(source.annotations, written) | java
+        out |= {f"{name}: {reason}": len(written) for name, reason in missing.items()}
+        if blind and other is None:
+            train = benchmark.read(where, benchmark.splits[0])
+            common = Counter(x.texts[0] for x in train.items).most_common(1)[0][0]
+            without = benchmark.measure_captions(source.annotations, dict.fromkeys(written, common))[benchmark.main]
+    found = Measured(benchmark.name, source.annotations.split, len(written), numbers, out, blind=without)
+    return found, written, source
+
+
+def _benchmark(about: About, other: str | None) -> Benchmark:
+    benchmark = benchmarks.find(other or about.benchmark)
+    if benchmark.measure_captions is None:
+        raise BadInput(f"benchmark {benchmark.name}: no captions are written for it")
+    return benchmark
+
+
+def submit(
+    run: Path, data: Path, regions: str, split: str, out: Path, device: str = "cpu", other: str | None = None
+) -> int:
+    """Writes the file of the benchmark's server; gives the number of pictures in it.
+
+    Raises:
+        BadInput: the benchmark has no server, or a picture has no caption.
+    """
+    system, about = open_run(run, device)
+    benchmark = _benchmark(about, other)
+    if benchmark.submit_captions is None:
+        raise BadInput(f"{about.benchmark}: has no server to send captions to")
+    source = open_items(benchmark, data, regions, split)
+    if source.missing:
+        raise BadInput(f"{out}: the server wants every picture of {split}: {len(source.missing)} have no regions")
+    written = write(system, source)
+    with write_whole(out) as temporary:
+        benchmark.submit_captions(temporary, source.annotations, written)
+    return len(written)
