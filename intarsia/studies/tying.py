@@ -58,7 +58,7 @@ def scenes(system: Inlay, source: WorldSource, count: int) -> list[Scene]:
     """The first scenes of a source, laid out."""
     found = []
     for i in range(count):
-        sample = source[i] if system.config.visual_unit == "region" else bag(source[i])
+        sample = bag(source[i]) if getattr(system.config, "visual_unit", "") == "image" else source[i]
         pieces = system.vocab.encode(sample.texts[0])
         words = tuple(
             (x.kind, 1 + np.flatnonzero((pieces.spans[:, 0] < x.end) & (pieces.spans[:, 1] > x.start)))
