@@ -31,8 +31,8 @@ from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Captioning, Finetune, System, Tuning
-from intarsia.tasks import HeadConfig, Scorer, linear
-from intarsia.tasks.nlvr2 import NLVR2Pair
+from intarsia.tasks import linear, two_layers
+from intarsia.tasks.nlvr2 import NLVR2Pair, pair_of
 from intarsia.tasks.retrieval import RetrievalTwoWay
 from intarsia.tasks.vqa import VQA, one_answer_loss
 from intarsia.text import Vocab
@@ -160,39 +160,6 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         "caption": caption,
         "caption_plus": caption_plus,
     }
-
-
-def two_layers(scale: int) -> Scorer:
-    """Dropout, a layer `scale` times as wide, ReLU, outputs: the authors' "mlp" classifier."""
-
-    def make(config: HeadConfig, outputs: int) -> nn.Module:
-        width = config.hidden_size
-        head = nn.Sequential(
-            Dropout(config.hidden_dropout_prob),
-            nn.Linear(width, scale * width),
-            nn.ReLU(),
-            nn.Linear(scale * width, outputs),
-        )
-        initialise(head, config.initializer_range)
-        return head
-
-    return make
-
-
-def pair_of(scale: int, norm: bool) -> Callable[[HeadConfig], nn.Module]:
-    """For NLVR2: a layer on both pooled vectors, ReLU, in Oscar+ a norm, two classes."""
-
-    def make(config: HeadConfig) -> nn.Module:
-        width = config.hidden_size
-        middle = [nn.LayerNorm(scale * width, 1e-12)] if norm else []
-        last = nn.Linear(scale * width, 2)
-        head = nn.Sequential(
-            Dropout(config.hidden_dropout_prob), nn.Linear(2 * width, scale * width), nn.ReLU(), *middle, last
-        )
-        initialise(head, config.initializer_range)
-        return head
-
-    return make
 
 
 def _finetune() -> dict[str, Finetune]:

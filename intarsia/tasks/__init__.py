@@ -47,6 +47,23 @@ def linear(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def two_layers(scale: int) -> Scorer:
+    """Dropout, a layer `scale` times as wide, ReLU, outputs: the authors' "mlp" classifier."""
+
+    def make(config: HeadConfig, outputs: int) -> nn.Module:
+        width = config.hidden_size
+        head = nn.Sequential(
+            Dropout(config.hidden_dropout_prob),
+            nn.Linear(width, scale * width),
+            nn.ReLU(),
+            nn.Linear(scale * width, outputs),
+        )
+        initialise(head, config.initializer_range)
+        return head
+
+    return make
+
+
 def two_linear(config: HeadConfig, outputs: int = 1) -> nn.Module:
     """Linear, GELU, dropout, Linear on the output of a region: what VL-BERT uses."""
     width = config.visual_size

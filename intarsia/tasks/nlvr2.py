@@ -185,3 +185,19 @@ class NLVR2Joint(Pair):
 
 def _pair_loss(scores: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(scores.float(), batch.labels("nlvr2")[groups(batch.sample, 2)[:, 0]])
+
+
+def pair_of(scale: int, norm: bool) -> Callable[[HeadConfig], nn.Module]:
+    """For NLVR2: a layer on both pooled vectors, ReLU, in Oscar+ a norm, two classes."""
+
+    def make(config: HeadConfig) -> nn.Module:
+        width = config.hidden_size
+        middle = [nn.LayerNorm(scale * width, 1e-12)] if norm else []
+        last = nn.Linear(scale * width, 2)
+        head = nn.Sequential(
+            Dropout(config.hidden_dropout_prob), nn.Linear(2 * width, scale * width), nn.ReLU(), *middle, last
+        )
+        initialise(head, config.initializer_range)
+        return head
+
+    return make

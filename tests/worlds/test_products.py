@@ -226,7 +226,7 @@ def test_they_open_by_name() -> None:
     assert open_source("products:3")[0].language == "en"
     with pytest.raises(BadInput, match="split 'other' is not one of train, val, test"):
         open_source("products:3", "other")
-    with pytest.raises(BadInput, match="expected .* or products:COUNT"):
+    with pytest.raises(BadInput, match="expected .* products:COUNT"):
         open_source("product:3")
     with pytest.raises(BadInput, match="side 8"):
         ProductSource(side=8)
