@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check parity bench docs clean
 
 demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
-	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo
+	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo --schedule.steps 2800
 	$(BIN)/intarsia evaluate uniter --weights runs/demo --data worlds --report runs/demo/report.html
 
 test: .venv/dev check ## style, types, imports, tests
@@ -23,6 +23,8 @@ parity: .venv/dev ## the page of differences from the authors' code, written by 
 bench: .venv/bench ## speed against peers, on this machine
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/lxmert.py
+	$(BIN)/python benchmarks/search.py
 
 docs: .venv/docs ## the site, in site/
 	$(BIN)/mkdocs build --strict
