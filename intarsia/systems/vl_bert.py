@@ -39,7 +39,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import SGD, TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, two_linear
 from intarsia.tasks.refer import ReferEach
@@ -130,9 +130,12 @@ def _finetune() -> dict[str, Finetune]:
     }
     regions = {f"0.{x}": (f"class_head.0.{x}", None) for x in ("weight", "bias")}
     vqa = tunings(_adam(1.6e-4, 1.0), 13_000, 500, 64, "5 epochs, 4 GPUs; train2014 and val2014")
-    vcr = tunings(
-        _adam(4.48e-3, 10.0), 66_000, 1000, 4, "20 epochs of SGD with momentum .9, a tenth at 14 and 18", "e2e"
-    )
+    falls = Schedule(66_000, 1000, shape="milestones", milestones=(14 / 20, 18 / 20))
+    all_sgd = SGD(only="", lr=4.48e-3, weight_decay=1e-4)
+    vcr = {
+        size: replace(x, sgd=all_sgd, schedule=falls)
+        for size, x in tunings(_adam(4.48e-3, 10.0), 66_000, 1000, 4, "20 epochs, 64 samples in all", "e2e").items()
+    }
     re = tunings(_adam(2.56e-5, 1.0), 75_000, 3750, 8, "20 epochs of RefCOCO+; the whole picture is a candidate", "e2e")
     long: dict[str, Any] = {"config": {"max_rows": 200, "with_pooler": True}, "fresh": ("pooler.",)}
     of_vcr = KeyMap(

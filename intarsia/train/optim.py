@@ -159,7 +159,7 @@ class SGD(Optimizer):
 
 
 class Optimizers:
-    """What a recipe steps with: AdamW and, where the recipe has one, SGD for the parameters that it names. Both follow one schedule.
+    """What a recipe steps with: AdamW and, where the recipe has one, SGD for the parameters that it names, perhaps all. Both follow one schedule.
 
     Args:
         module: its parameters may be sharded.
@@ -176,23 +176,25 @@ class Optimizers:
 
     def __init__(self, module: nn.Module, recipe: Recipe[Any], lr_factors: Mapping[str, float] | None = None) -> None:
         self.recipe, second = recipe, recipe.sgd
+        self.first: AdamW | None = None
         self.second: SGD | None = None
-        if second is None:
-            self.first = adamw(module, recipe.optim, lr_factors)
-            self.state = self.first.state
-            return
+        self.state = {}
 
         def named(name: str) -> bool:
-            return re.search(second.only, name) is not None
+            return second is not None and re.search(second.only, name) is not None
 
-        if not any(named(name) for name, _ in module.named_parameters()):
+        names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        if second is not None and not any(named(name) for name, _ in module.named_parameters()):
             raise BadInput(f"sgd.only {second.only!r}: matches no parameter")
-        self.first = adamw(module, recipe.optim, lr_factors, lambda name: not named(name))
-        self.state = self.first.state
-        if found := groups(module, second, lr_factors, named):
+        if second is None or not all(named(name) for name in names):
+            self.first = adamw(module, recipe.optim, lr_factors, lambda name: not named(name))
+            self.state = self.first.state
+        if second is not None and (found := groups(module, second, lr_factors, named)):
             self.second = SGD(found, second)
             self.state.update(self.second.state)
-            self.second.state = self.first.state
+            self.second.state = self.state  # type: ignore[assignment]
+        if not self._parts:
+            raise ValueError("nothing trains")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -206,7 +208,8 @@ class Optimizers:
     def step(self, step: int, bad: Tensor, divide: Tensor | None = None) -> None:
         """Sets the learning rates of a step (0-based) and takes it, see `step_if`; then gradients are gone."""
         recipe = self.recipe
-        set_lr(self.first, recipe.optim, recipe.schedule, step)
+        if self.first is not None:
+            set_lr(self.first, recipe.optim, recipe.schedule, step)
         if self.second is not None and recipe.sgd is not None:
             for group in self.second.param_groups:
                 group["lr"] = recipe.sgd.lr * recipe.schedule.scale(step) * group["lr_factor"]

@@ -259,3 +259,26 @@ def test_parameters_without_a_gradient_stay_and_a_frozen_trunk_needs_no_second_o
     assert len(found.parameters) == 2
     with pytest.raises(BadInput, match=r"sgd.only 'trunk': matches no parameter"):
         Optimizers(frozen, dataclasses.replace(recipe(), sgd=SGD(only="trunk")))
+
+
+def test_sgd_may_step_everything() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    plan = dataclasses.replace(
+        recipe(), sgd=SGD(only="", lr=0.1, momentum=0.9, weight_decay=0.01), schedule=Schedule(steps=10, warmup=0)
+    )
+    found, moments = Optimizers(module, plan), {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    assert found.first is None and len(found.parameters) == 4
+    for step in range(3):
+        wanted = {}
+        module(torch.ones(4, 3)).sum().backward()
+        for name, p in module.named_parameters():
+            assert p.grad is not None
+            moments[name] = 0.9 * moments[name] + p.grad + 0.01 * p.detach()
+            wanted[name] = p.detach() - 0.1 * plan.schedule.scale(step) * moments[name]
+        found.step(step, torch.zeros(()))
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(p.detach(), wanted[name])
+    module.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing trains"):
+        Optimizers(module, plan)
