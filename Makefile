@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check parity bench docs clean
 
 demo: .venv/core ## generated scenes -> pre-trained UNITER -> runs/demo/report.html
-	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo --schedule.steps 2800
+	$(BIN)/intarsia pretrain uniter --size tiny --data worlds:6000 --valid worlds:300:1 --out runs/demo
 	$(BIN)/intarsia evaluate uniter --weights runs/demo --data worlds --report runs/demo/report.html
 
 test: .venv/dev check ## style, types, imports, tests
