@@ -220,8 +220,7 @@ class CBT(System):
         """Each hidden clip among all clips of the batch."""
         clips, picks = batch.clips, batch.picks("nce")
         assert clips is not None
-        true = clips.feats.index_copy(0, picks.rows, picks.labels.to(clips.feats.dtype))
-        keys = self.targets(replace(clips, feats=true)).float()
+        keys = self.targets(replace(clips, feats=self._true(batch))).float()
         apart = (clips.position_ids[picks.rows][:, None] - clips.position_ids).abs()
         same = clips.packing.doc[picks.rows][:, None] == clips.packing.doc
         near = same & (apart < self.config.neg_min_gap_clips) & (apart > 0)

@@ -67,7 +67,7 @@ def test_losses_are_those_of_a_slow_reading() -> None:
             same = plain.clips.packing.doc[other] == plain.clips.packing.doc[row]
             gap = abs(int(plain.clips.position_ids[other]) - int(plain.clips.position_ids[row]))
             if not (same and 0 < gap < 2):
-                scores[other] = float(encoded.visual[row] @ keys[other])
+                scores[other] = float(encoded.visual[row].detach() @ keys[other].detach())
         total = torch.logsumexp(torch.tensor(list(scores.values())), 0)
         each.append(float(total) - scores[row])
     assert float(losses["nce"]) == pytest.approx(np.mean(each), abs=2e-5)
