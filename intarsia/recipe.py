@@ -143,6 +143,9 @@ class Batching:
     """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
+    block: int = 0
+    """For data larger than memory or disk: blocks of so many neighbouring samples are shuffled, then the samples within a window, and a negative comes from the
+    block of its sample; about as many as a shard holds. 0 = all samples are shuffled."""
     accumulate: int = 1
     """Micro-batches a step."""
     reduce: Literal["sum", "mean"] = "mean"

@@ -20,6 +20,7 @@ from intarsia.features import frcnn_pixels
 from intarsia.features.detector import RULES, Detections, Proposed
 from intarsia.features.detector_weights import load_detector
 from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.select import attribute_hits
 
 DEFAULTS = {"caffe": "caffe", "milvlg": "caffe", "d2": "pillow", "maskrcnn": "vinvl"}
 """Form of the weights -> how its scripts prepare pictures."""
@@ -151,7 +152,7 @@ class BottomUp:
         if self.detector.config.attributes:
             probs = self._attribute_probs(maps, picked, features, logits)
             best, column = probs.max(1)
-            attributes, scores = (column + 1).cpu().numpy(), best.cpu().numpy()
+            attributes, scores = torch.where(best > 0, column + 1, 0).cpu().numpy(), best.cpu().numpy()
         boxes = (picked.boxes / sides).clamp(0, 1).float().cpu().numpy() if given is None else given
         return Found(
             boxes=boxes,
@@ -168,14 +169,14 @@ class BottomUp:
 
 
 class VinVL(BottomUp):
-    """VinVL's detector; arguments as `BottomUp`'s."""
+    """VinVL's detector; arguments as `BottomUp`'s. A region of which no attribute is likely enough says none (0, score 0)."""
 
     name = "vinvl"
     forms = ("maskrcnn",)
 
     def _attribute_probs(self, maps: Tensor, picked: Detections, features: Tensor, logits: Tensor) -> Tensor:
         owner = torch.zeros_like(picked.labels)
-        return self.detector.attribute_probs_at(maps, picked.boxes, owner, picked.labels)
+        return attribute_hits(self.detector.attribute_probs_at(maps, picked.boxes, owner, picked.labels))
 
 
 def _names(what: str, path: str, count: int) -> tuple[str, ...]:

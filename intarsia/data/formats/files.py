@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,15 +44,51 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def sha256_of(path: Path | str) -> str:
+    """The sha256 of the bytes of a file, local or remote, in hexadecimal.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        with open_file(str(path)) if is_remote(path) else open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
 
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is an address for fsspec: "s3://bucket/x.tar", "https://..", "memory://..". What it needs is installed by hand (s3fs, gcsfs)."""
     return "://" in str(path)
+
+
+def join(folder: Path | str, *names: str) -> Path | str:
+    """A path below a folder, local or remote. A name that is an address itself begins anew, as an absolute path does."""
+    folder = folder if is_remote(folder) else Path(folder)
+    for name in names:
+        if is_remote(name) or not is_remote(folder):
+            folder = name if is_remote(name) else Path(folder, name)
+        else:
+            protocol, _, inside = str(folder).partition("://")
+            folder = f"{protocol}://{posixpath.normpath(posixpath.join(inside, name))}"
+    return folder
+
+
+def parent_of(path: Path | str) -> Path | str:
+    """The folder of a path, local or remote."""
+    return str(path).rstrip("/").rpartition("/")[0] if is_remote(path) else Path(path).parent
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is such a file, local or remote.
+
+    Raises:
+        BadInput: an unknown protocol, or its package is missing.
+    """
+    if not is_remote(path):
+        return Path(path).is_file()
+    system, inside = file_system(str(path))
+    return bool(system.isfile(inside))
 
 
 def file_system(path: str) -> tuple[Any, str]:

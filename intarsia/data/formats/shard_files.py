@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from intarsia.data.formats.files import sha256_of
+from intarsia.data.formats.copies import at_hand
+from intarsia.data.formats.files import is_file, join, sha256_of
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 
@@ -72,15 +73,15 @@ class ShardIndex:
     """Lines that were not written because a picture of theirs has no regions."""
 
     @classmethod
-    def read(cls, root: Path) -> ShardIndex:
-        """The index of a folder.
+    def read(cls, root: Path | str) -> ShardIndex:
+        """The index of a folder, local or remote.
 
         Raises:
             BadInput: no such file, or not an index of this version.
         """
-        path = root / INDEX
+        path = join(root, INDEX)
         try:
-            tree = json.loads(path.read_bytes())
+            tree = json.loads(at_hand(path).read_bytes())
             if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
                 raise ValueError(f"not region shards of version {VERSION}")
             provenance = tree.pop("provenance")
@@ -102,11 +103,11 @@ class ShardIndex:
         )
 
 
-def read_names(root: Path, shard: Shard) -> list[str]:
+def read_names(root: Path | str, shard: Shard) -> list[str]:
     """Names of the pictures of a shard, in order."""
-    path = root / f"{shard.name}.json"
+    path = join(root, f"{shard.name}.json")
     try:
-        names = json.loads(path.read_bytes())["names"]
+        names = json.loads(at_hand(path, shard.names_sha256).read_bytes())["names"]
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -155,18 +156,32 @@ class Mapped:
     """(n + 1) cumulative region counts, as plain numbers."""
 
 
-def check_shard(root: Path, shard: Listed, verify: bool, index: str = INDEX) -> None:
+def map_shard(root: Path | str, shard: Shard) -> Mapped:
+    """Opens a shard; one of a remote folder is fetched first, and its sha256 compared.
+
+    Raises:
+        BadInput: it cannot be fetched, its bytes have changed, or it is not a whole safetensors file.
+    """
+    arrays = map_arrays(at_hand(join(root, f"{shard.name}.safetensors"), shard.sha256, passing=True))
+    return Mapped(arrays, arrays["cu_regions"].tolist())
+
+
+def check_shard(root: Path | str, shard: Listed, verify: bool, index: str = INDEX) -> None:
     """Checks the files of a shard against the index: their size, and with `verify` their sha256.
+
+    A remote shard is looked at with `verify` only: whoever fetches it compares its sha256.
 
     Raises:
         BadInput: a file is missing, has another size or other bytes.
     """
-    path = root / f"{shard.name}.safetensors"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file, but {index} lists it")
-    if path.stat().st_size != shard.size:
-        raise BadInput(f"{path}: {path.stat().st_size} bytes, {index} says {shard.size}")
-    for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
-        found = sha256_of(file) if file.is_file() else "absent"
+    path = join(root, f"{shard.name}.safetensors")
+    if isinstance(path, Path):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file, but {index} lists it")
+        if path.stat().st_size != shard.size:
+            raise BadInput(f"{path}: {path.stat().st_size} bytes, {index} says {shard.size}")
+    names = join(root, f"{shard.name}.json")
+    for file, expected in ((path, shard.sha256), (names, shard.names_sha256)) if verify else ():
+        found = sha256_of(file) if is_file(file) else "absent"
         if found != expected:
             raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {index} says {expected[:16]}..")

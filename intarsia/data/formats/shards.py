@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,17 +30,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from intarsia.batch import Picture, Regions, Sample
-from intarsia.data.formats.files import sha256_of, write_whole
+from intarsia.data.formats.files import is_remote, join, sha256_of, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import LINES, LineFile, write_pairs
 from intarsia.data.formats.regions import EXTRAS, INTEGERS, check_shapes
-from intarsia.data.formats.shard_files import INDEX, Mapped, Shard, ShardIndex, check_shard, map_arrays, read_names
+from intarsia.data.formats.shard_files import INDEX, Mapped, Shard, ShardIndex, check_shard, map_shard, read_names
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
 
 Array = NDArray[Any]
+MAPPED = 16
+"""Shards of a remote folder that a process keeps open, as their copies take room until they are closed."""
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -287,7 +290,7 @@ class ShardSource(LineSource):
     background (class 0) left out.
 
     Args:
-        root: the folder.
+        root: the folder, local or remote; remote shards are fetched when they are first needed (see `copies.at_hand`).
         split: "train", "val" or "test"; None = all lines.
         verify: compares the sha256 of every file first (reads all of it).
         on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps the message in
@@ -300,7 +303,26 @@ class ShardSource(LineSource):
     def __init__(
         self, root: str | Path, split: str | None = None, verify: bool = False, on_error: OnError = "stop"
     ) -> None:
-        self.root = Path(root)
+        self._open(root, verify)
+        names = (name for shard in self.shards.shards for name in read_names(self.root, shard))
+        hashes = np.fromiter(map(hash, names), np.int64)
+        order = hashes.argsort(kind="stable")
+        ordered = hashes[order]
+
+        def parse_stored(number: int) -> Line:
+            line = self.parse(number)
+            for entry in line.entries:
+                place = int(ordered.searchsorted(hash(entry.name)))
+                if place == len(ordered) or ordered[place] != hash(entry.name):
+                    raise BadInput(f"{line.where}: picture {entry.name} is in none of the shards")
+            return line
+
+        self.lines = LineFile(join(self.root, LINES))
+        self.index, named = build_index(len(self.lines), parse_stored, split, on_error)
+        self._stored = order[ordered.searchsorted(named)]
+
+    def _open(self, root: str | Path, verify: bool) -> None:
+        self.root: Path | str = join(root)
         self.shards = ShardIndex.read(self.root)
         self.provenance = self.shards.provenance
         if not self.shards.finished:
@@ -310,26 +332,13 @@ class ShardSource(LineSource):
             )
         for shard in self.shards.shards:
             check_shard(self.root, shard, verify)
+        self._images = join(self.root, self.shards.images)
         self._starts = np.cumsum([0] + [x.pictures for x in self.shards.shards]).tolist()
         self._mapped: list[Mapped | None] = [None] * len(self.shards.shards)
-        stored = {
-            name: number
-            for number, name in enumerate(name for shard in self.shards.shards for name in read_names(self.root, shard))
-        }
-
-        def parse_stored(number: int) -> Line:
-            line = self.parse(number)
-            for entry in line.entries:
-                if entry.name not in stored:
-                    raise BadInput(f"{line.where}: picture {entry.name} is in none of the shards")
-            return line
-
-        self.lines = LineFile(self.root / LINES)
-        self.index, names = build_index(len(self.lines), parse_stored, split, on_error)
-        self._stored = np.array([stored[name] for name in names], dtype=np.int64)
+        self._opened: deque[int] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": [None] * len(self._mapped)}
+        return {**self.__dict__, "_mapped": [None] * len(self._mapped), "_opened": deque()}
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -386,8 +395,10 @@ class ShardSource(LineSource):
         at = bisect_right(self._starts, number) - 1
         shard = self._mapped[at]
         if shard is None:
-            arrays = map_arrays(self.root / f"{self.shards.shards[at].name}.safetensors")
-            shard = self._mapped[at] = Mapped(arrays, arrays["cu_regions"].tolist())
+            shard = self._mapped[at] = map_shard(self.root, self.shards.shards[at])
+            self._opened.append(at)
+            if is_remote(self.root) and len(self._opened) > MAPPED:
+                self._mapped[self._opened.popleft()] = None
         return shard, number - self._starts[at]
 
     def _view(self, number: int, name: str) -> Picture:
@@ -402,6 +413,6 @@ class ShardSource(LineSource):
             boxes=arrays["boxes"][start:end],
             width=width,
             height=height,
-            path=str(self.root / self.shards.images / name) if self.shards.images else "",
+            path=str(join(self._images, name)) if self.shards.images else "",
             **said,
         )
