@@ -19,9 +19,9 @@ from torch import Tensor
 from intarsia import decode
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.data.formats.files import write_whole
-from intarsia.data.source import must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured
+from intarsia.features.extractor import must_be_alike
 from intarsia.model import build, read_provenance, read_recipe
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import Captioning, System

@@ -192,7 +192,7 @@ def _take(args: list[str], flag: str) -> str | None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
-    from intarsia.data.source import must_be_alike
+    from intarsia.features.extractor import must_be_alike
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train

@@ -141,7 +141,7 @@ def extract(
     out, ranks, pictures = Path(out), ranks or Alone(), _open(source, on_error)
     if pictures.picture_count == 0:
         raise BadInput(f"{source}: no picture in it")
-    target = _Target(out, extractor.provenance, _images(pictures, out), pictures_per_shard)
+    target = _Target(out, extractor.provenance, _images(pictures, out), pictures_per_shard, boxes)
     done = ranks.on_first(target.whole)
     writer = target.writer(out if ranks.size == 1 else out / f"{PART}{ranks.rank}")
     mine = _store(pictures, writer, extractor, (batch, workers, boxes), on_error, show, done, ranks)
@@ -176,10 +176,11 @@ class _Target:
     images: str
     """Where the pictures lie, relative to the folder, or an address; "" = they are in tars or tables."""
     pictures_per_shard: int
+    boxes: Boxes
 
     def writer(self, folder: Path) -> ShardWriter:
         """A writer of shards into the folder, or into a part of it."""
-        return ShardWriter(folder, self.provenance, self.images, self.pictures_per_shard)
+        return ShardWriter(folder, self.provenance, self.images, self.pictures_per_shard, self.boxes)
 
     def whole(self) -> frozenset[str]:
         """Names of the pictures that are stored, once the shards of all parts have been taken over."""
@@ -224,14 +225,15 @@ def _store(
     mine = (numbers for place, numbers in enumerate(batches) if place % ranks.size == ranks.rank)
     with Bar("extract", (pictures.picture_count - len(done)) // ranks.size, show and ranks.rank == 0) as bar:
         for members, failed in _decoded(pictures, done, mine, workers, boxes):
-            if failed and on_error == "stop":
-                raise failed[0]
-            skipped += map(str, failed)
-            found = _describe(extractor, members, boxes)
-            for (picture, pixels), region in zip(members, found, strict=True):
-                if picture.name not in done:
-                    writer.add(_filled(picture, pixels, region))
-                    regions += len(region.boxes)
+            made = [*failed, *_described(extractor, writer, members, boxes)]
+            for picture in made:
+                if isinstance(picture, BadInput):
+                    if on_error == "stop":
+                        raise picture
+                    skipped.append(str(picture))
+                elif picture.name not in done:
+                    writer.add(picture)
+                    regions += len(picture.boxes)
                     stored += 1
             bar.show(stored + len(skipped))
     return skipped, stored, regions
@@ -334,9 +336,19 @@ def _decoded(
 # ---------------------------------------------------------------------------------------------------------------------------- what to write
 
 
-def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
+def _described(
+    extractor: Extractor, writer: ShardWriter, members: Sequence[Member], boxes: Boxes
+) -> list[Picture | BadInput]:
+    """The pictures of a batch with their regions, as they are stored; of one that the extractor or the writer cannot use, what is wrong with it."""
     pixels = [x for _, x in members]
-    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+    try:
+        found = extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+        return [writer.ready(_filled(*member, regions)) for member, regions in zip(members, found, strict=True)]
+    except BadInput as error:
+        if len(members) == 1:
+            name = members[0][0].name
+            return [error if name in str(error) else BadInput(f"picture {name}: {error}")]
+    return [x for member in members for x in _described(extractor, writer, [member], boxes)]
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:

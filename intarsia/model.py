@@ -24,10 +24,10 @@ from torch import Tensor
 from intarsia.attend import watch
 from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
-from intarsia.data.source import Provenance, must_be_alike
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import maps_of
-from intarsia.features.extractor import Extractor, reopen
+from intarsia.features.extractor import Extractor, must_be_alike, reopen
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System, fit_config
 from intarsia.systems import find

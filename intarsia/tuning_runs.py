@@ -13,11 +13,12 @@ import torch
 
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
-from intarsia.data.source import Provenance, must_be_alike
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, evaluate
 from intarsia.evaluate.rerank import BASELINES, First, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
+from intarsia.features.extractor import must_be_alike
 from intarsia.model import read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System

@@ -118,12 +118,11 @@ def build_index(
 
 def _given_again(table: _Table, read: Callable[[int], Line]) -> dict[int, tuple[Line, str]]:
     """The lines whose key a line before them gave: by their places in the table, with a message each."""
-    keys = np.asarray(table.keys)
-    order = keys.argsort(kind="stable")
-    twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    keys = np.sort(table.keys)
+    twice = keys[1:][keys[1:] == keys[:-1]]
     known: dict[str, str] = {}
     again: dict[int, tuple[Line, str]] = {}
-    for place in np.union1d(order[twice], order[twice + 1]).tolist():
+    for place in np.flatnonzero(np.isin(table.keys, twice)).tolist() if len(twice) else ():
         line = read(table.numbers[place])
         if line.key in known:
             again[place] = line, f"{line.where}: key {line.key!r} was already given by {known[line.key]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
 
@@ -19,6 +20,8 @@ from intarsia.errors import BadInput
 Array = NDArray[Any]
 INDEX = "shards.json"
 VERSION = 1
+MADE = "provenance"
+"""Name of the metadata of a shard that says what made its features."""
 DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 
 
@@ -71,6 +74,8 @@ class ShardIndex:
     """Whether `pairs.jsonl` was written."""
     left_out: int = 0
     """Lines that were not written because a picture of theirs has no regions."""
+    regions: str = ""
+    """How the boxes were chosen: "found" by the extractor, "given" by the data; "" = not known."""
 
     @classmethod
     def read(cls, root: Path | str) -> ShardIndex:
@@ -92,6 +97,10 @@ class ShardIndex:
             raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path}: not an index of region shards: {error}") from None
+
+    def provenance_text(self) -> str:
+        """What made the features, as the shards say it."""
+        return json.dumps(asdict(self.provenance), ensure_ascii=False)
 
     def text(self) -> str:
         """The file's text."""
@@ -156,13 +165,19 @@ class Mapped:
     """(n + 1) cumulative region counts, as plain numbers."""
 
 
-def map_shard(root: Path | str, shard: Shard) -> Mapped:
+def map_shard(root: Path | str, shard: Shard, index: ShardIndex) -> Mapped:
     """Opens a shard; one of a remote folder is fetched first, and its sha256 compared.
 
     Raises:
-        BadInput: it cannot be fetched, its bytes have changed, or it is not a whole safetensors file.
+        BadInput: it cannot be fetched, its bytes have changed, it is not a whole safetensors file, or it says that other than the index's extractor made it.
     """
-    arrays = map_arrays(at_hand(join(root, f"{shard.name}.safetensors"), shard.sha256, passing=True))
+    path = join(root, f"{shard.name}.safetensors")
+    file = at_hand(path, shard.sha256, passing=True)
+    arrays = map_arrays(file)
+    with safetensors.safe_open(file, "numpy") as opened:
+        made = (opened.metadata() or {}).get(MADE, "")
+    if made and made != index.provenance_text():
+        raise BadInput(f"{path}: says its features were made by {made[:160]}.., {INDEX} says something else")
     return Mapped(arrays, arrays["cu_regions"].tolist())
 
 
