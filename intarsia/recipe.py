@@ -38,6 +38,8 @@ class Card:
     """Layouts of published weights that load."""
     unverified: tuple[str, ...] = ()
     """Facts of the recipes that could not be confirmed in code."""
+    features: tuple[tuple[str, str], ...] = ()
+    """Extractors, with their rules, whose regions the published weights were trained on; empty = not told, or none of this library's."""
 
 
 @dataclass(frozen=True)

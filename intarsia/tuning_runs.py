@@ -19,7 +19,7 @@ from intarsia.evaluate.benchmark import Measured, evaluate
 from intarsia.evaluate.rerank import BASELINES, First, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.features.extractor import must_be_alike
-from intarsia.model import read_ours, read_provenance, read_recipe
+from intarsia.model import must_suit, read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
@@ -212,6 +212,7 @@ def _pretrained(
     if vocab is None:
         raise BadInput(f"{weights}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
     words = Vocab.read(vocab)
+    must_suit(cls, source.provenance, weights)
     state, config = read_ours(cls, name, weights, size)
     if len(words) != config.vocab_size:
         raise BadInput(f"{vocab}: {len(words)} pieces, the weights {weights} have {config.vocab_size}")
