@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections import namedtuple
 from itertools import count
@@ -15,13 +16,17 @@ import numpy as np
 import pytest
 from pair_makers import MADE, jpeg, line, picture, same_picture, same_sample
 
+from intarsia.data import decode
 from intarsia.data.check import check, inspect
-from intarsia.data.formats import copies, shards
+from intarsia.data.decode import decode_image
+from intarsia.data.formats import copies, files, shards
+from intarsia.data.formats import tar as tars
 from intarsia.data.formats.copies import SUMS, at_hand
 from intarsia.data.formats.files import join, parent_of
 from intarsia.data.formats.pairs import PairsFolder
 from intarsia.data.formats.shards import ShardSource, ShardWriter
 from intarsia.data.formats.stored import open_pictures
+from intarsia.data.formats.tar import write_tar
 from intarsia.data.opening import open_source, open_texts
 from intarsia.errors import BadInput
 from intarsia.extract import extract
@@ -212,8 +217,6 @@ def test_stated_sums_are_compared(cache: Path, tmp_path: Path) -> None:
 
 
 def test_sums_of_tars_and_of_several_data_sets(tmp_path: Path) -> None:
-    from intarsia.data.formats.tar import write_tar
-
     (tmp_path / "tars").mkdir()
     for part in range(2):
         write_tar(tmp_path / f"tars/{part}.tar", [(f"k{part}", {"caption": "x"}, [("jpg", jpeg(part))], [])])
@@ -225,6 +228,31 @@ def test_sums_of_tars_and_of_several_data_sets(tmp_path: Path) -> None:
         handle.write(bytes(512))
     with pytest.raises(BadInput, match=r"1\.tar: its bytes have changed"):
         check(upload(tmp_path / "tars"))
+
+
+def test_a_remote_tar_is_read_through_once_and_then_only_for_pictures(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tars").mkdir()
+    samples = [(f"k{i}", {"caption": f"dog {i}"}, [("jpg", jpeg(i))], []) for i in range(9)]
+    write_tar(tmp_path / "tars/0.tar", samples)
+    where = upload(tmp_path / "tars")
+    walks, reads = list[str](), list[int]()
+    walk, read = tars.walk_tar, files.read_remote
+    monkeypatch.setattr(tars, "walk_tar", lambda path, texts: (walks.append(path), walk(path, texts))[1])
+    for module in (files, decode):
+        monkeypatch.setattr(module, "read_remote", lambda *args: (reads.append(args[2]), read(*args))[1])
+    for _ in range(2):
+        source = pickle.loads(pickle.dumps(open_source(where)))
+        assert [source[i].texts[0] for i in range(9)] == [f"dog {i}" for i in range(9)]
+    assert (len(walks), reads) == (1, [])
+    np.testing.assert_array_equal(decode_image(source[4].pictures[0].path), decode_image(jpeg(4)))
+    assert reads == [len(jpeg(4))]
+    write_tar(tmp_path / "tars/0.tar", samples[:5])
+    MEMORY.pipe_file(f"{where}/0.tar", (tmp_path / "tars/0.tar").read_bytes())
+    assert len(open_source(where)) == 5
+    next((cache / "kept").glob("*.texts")).write_bytes(b"")
+    assert {open_source(where)[i].texts[0] for i in range(5)} == {f"dog {i}" for i in range(5)}
 
 
 def test_copies_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +285,6 @@ def test_paths_below_addresses() -> None:
 
 def test_a_line_is_a_few_numbers(tmp_path: Path) -> None:
     """What is held of a caption file does not grow with its texts."""
-    import pickle
-
     sizes = []
     for words in (3, 60):
         (tmp_path / "cc12m.tsv").write_text(

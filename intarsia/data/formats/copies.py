@@ -44,10 +44,10 @@ def at_hand(path: Path | str, sha256: str = "", passing: bool = False) -> Path:
         return Path(path)
     address = str(path)
     system, inside = file_system(address)
-    folder = cache_root() / "remote" / ("passing" if passing else "kept")
+    folder = _cache() / ("passing" if passing else "kept")
     try:
         sha256 = sha256 or _sums(str(parent_of(address))).get(inside.rsplit("/", 1)[-1], "")
-        copy = folder / (sha256 or hashlib.sha256(f"{address} {system.ukey(inside)}".encode()).hexdigest())
+        copy = folder / (sha256 or _mark(address))
         folder.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
             with FileLock(folder / f".{copy.name[:16]}.lock"):  # of several processes, one fetches
@@ -58,6 +58,28 @@ def at_hand(path: Path | str, sha256: str = "", passing: bool = False) -> Path:
         why = "no such file" if isinstance(error, FileNotFoundError) else error
         raise BadInput(f"{address}: cannot be fetched: {why}") from None
     return copy
+
+
+def beside(path: str, suffix: str) -> Path:
+    """Where something that was made of a remote file, as it is now, is kept: a file with this suffix in the cache.
+
+    Raises:
+        BadInput: there is no such remote file.
+    """
+    try:
+        return _cache() / "kept" / f"{_mark(path)}{suffix}"
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else error
+        raise BadInput(f"{path}: cannot be opened: {why}") from None
+
+
+def _cache() -> Path:
+    return cache_root() / "remote"
+
+
+def _mark(address: str) -> str:
+    system, inside = file_system(address)
+    return hashlib.sha256(f"{address} {system.ukey(inside)}".encode()).hexdigest()
 
 
 def _fetch(address: str, system: Any, inside: str, copy: Path, sha256: str, passing: bool) -> None:
