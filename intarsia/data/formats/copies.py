@@ -134,6 +134,7 @@ def stated_sums(folder: Path | str) -> dict[str, str]:
         if len(value) != 64 or not set(value.lower()) <= set("0123456789abcdef") or not name[1:]:
             raise BadInput(f"{path}, line {number}: {line[:80]!r} is not a sha256 and a name")
         sums[name[1:].removeprefix("./")] = value.lower()
+    sums.pop(SUMS, None)
     return sums
 
 
