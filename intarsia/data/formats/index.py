@@ -113,6 +113,7 @@ def build_index(
         if split is None or line.split == split:
             ignored.subtract(line.ignored)
     told = tuple(skipped[number] for number in sorted(skipped))
+    table.keys = array("q")
     return _arrays(table, list(again), split, dict(+ignored), told)
 
 
@@ -139,26 +140,31 @@ def _arrays(
     usable[left_out] = False
     chosen = usable if split is None else usable & (splits == SPLITS.index(split))
     slots = np.asarray(table.slots)
-    names = np.asarray(table.names)[np.repeat(chosen, slots)]
-    hashes, first, pictures = np.unique(names, return_index=True, return_inverse=True)
-    order = first.argsort()  # pictures are numbered as they are first named
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
+    hashes, first, pictures = _as_first_named(np.asarray(table.names)[np.repeat(chosen, slots)])
     ends = _ends(slots[chosen])
-    first_line = ends.searchsorted(first[order], "right") - 1
+    first_line = ends.searchsorted(first, "right") - 1
     counts = np.bincount(splits[usable], minlength=len(SPLITS)).tolist()
     index = LineIndex(
         lines=_small(np.asarray(table.numbers)[chosen]),
         texts=_small(_ends(np.asarray(table.texts)[chosen])),
         first_line=_small(first_line),
-        first_slot=_small(first[order] - ends[first_line]),
-        pictures=_small(rank[pictures]),
+        first_slot=_small(first - ends[first_line]),
+        pictures=pictures,
         slots=_small(ends),
         splits={name: count for name, count in zip(SPLITS, counts, strict=True) if count},
         ignored=ignored,
         skipped=skipped,
     )
-    return index, hashes[order]
+    return index, hashes
+
+
+def _as_first_named(names: Array) -> tuple[Array, Array, Array]:
+    """Numbers pictures in the order in which they are first named: (P) hashes, (P) where each is first named, and the number of each name."""
+    hashes, first, pictures = np.unique(names, return_index=True, return_inverse=True)
+    order = first.argsort()
+    rank = np.empty(len(order), np.min_scalar_type(len(order)))
+    rank[order] = np.arange(len(order))
+    return hashes[order], first[order], rank[pictures]
 
 
 def _ends(counts: Array) -> Array:
