@@ -19,7 +19,7 @@ from pair_makers import MADE, jpeg, line, picture, same_picture, same_sample
 from intarsia.data import decode
 from intarsia.data.check import check, inspect
 from intarsia.data.decode import decode_image
-from intarsia.data.formats import copies, files, shards
+from intarsia.data.formats import copies, files, shard_files, shards
 from intarsia.data.formats import tar as tars
 from intarsia.data.formats.copies import SUMS, at_hand
 from intarsia.data.formats.files import join, parent_of
@@ -182,6 +182,18 @@ def test_what_passes_through_makes_room(cache: Path, tmp_path: Path, monkeypatch
         assert len(list((cache / "passing").glob("[!.]*"))) <= 2
         assert sum(x is not None for x in source._mapped) <= 3
     same_sample(first, expected[0])
+    real, gone = shard_files.map_arrays, list[Path]()
+
+    def snatched(file: Path) -> Any:
+        if len(gone) < 3:
+            gone.append(file)
+            file.unlink()  # as another process would that needs room
+        return real(file)
+
+    monkeypatch.setattr(shard_files, "map_arrays", snatched)
+    again = ShardSource(where)
+    same_sample(again[7], expected[7])
+    assert len(set(gone)) == 1 and len(gone) == 3
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda folder: usage(0, 0, 0))
     for i in range(20):  # no room at all: what comes is used and goes with the next
         same_sample(source[i], expected[i])

@@ -49,11 +49,10 @@ def at_hand(path: Path | str, sha256: str = "", passing: bool = False) -> Path:
         sha256 = sha256 or _sums(str(parent_of(address))).get(inside.rsplit("/", 1)[-1], "")
         copy = folder / (sha256 or _mark(address))
         folder.mkdir(parents=True, exist_ok=True)
-        if not copy.exists():
+        while not _touched(copy):
             with FileLock(folder / f".{copy.name[:16]}.lock"):  # of several processes, one fetches
                 if not copy.exists():
                     _fetch(address, system, inside, copy, sha256, passing)
-        os.utime(copy)
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error
         raise BadInput(f"{address}: cannot be fetched: {why}") from None
@@ -71,6 +70,15 @@ def beside(path: str, suffix: str) -> Path:
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error
         raise BadInput(f"{path}: cannot be opened: {why}") from None
+
+
+def _touched(copy: Path) -> bool:
+    """Whether a copy is there; it counts as used now."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _cache() -> Path:

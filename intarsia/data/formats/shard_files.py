@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from intarsia.data.formats.copies import at_hand
-from intarsia.data.formats.files import is_file, join, sha256_of
+from intarsia.data.formats.files import is_file, is_remote, join, sha256_of
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 
@@ -173,9 +173,14 @@ def map_shard(root: Path | str, shard: Shard, index: ShardIndex) -> Mapped:
     """
     path = join(root, f"{shard.name}.safetensors")
     file = at_hand(path, shard.sha256, passing=True)
-    arrays = map_arrays(file)
-    with safetensors.safe_open(file, "numpy") as opened:
-        made = (opened.metadata() or {}).get(MADE, "")
+    try:
+        arrays = map_arrays(file)
+        with safetensors.safe_open(file, "numpy") as opened:
+            made = (opened.metadata() or {}).get(MADE, "")
+    except (BadInput, FileNotFoundError):
+        if not is_remote(path) or file.exists():
+            raise
+        return map_shard(root, shard, index)  # another process has just made room
     if made and made != index.provenance_text():
         raise BadInput(f"{path}: says its features were made by {made[:160]}.., {INDEX} says something else")
     return Mapped(arrays, arrays["cu_regions"].tolist())
