@@ -100,7 +100,7 @@ def _recipes() -> dict[str, Recipe[UNITERConfig]]:
             scale={"wra": 0.1},
         ),
         **TINY_RUN,
-        note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores. Words with a gold link are hidden more often; false captions of the true one's own words (itm_order) come last.",
+        note="Not a published recipe: for generated scenes on two CPU cores. Linked words are hidden more often; false captions of the true one's words (itm_order) come last.",
     )
     return {"tiny": tiny, "base": base, "base_in_domain": in_domain, "large": large}
 
