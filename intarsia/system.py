@@ -325,6 +325,8 @@ class Finetune:
     """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
+    copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Table -> a row, and the row that it starts as a copy of."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
@@ -382,6 +384,9 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         if name.startswith(finetune.frozen):
             parameter.requires_grad_(False)
     with torch.no_grad():
+        for name, (to, like) in finetune.copies.items():
+            rows_of = tuned.system.get_parameter(name)
+            rows_of[to] = rows_of[like]
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

@@ -20,6 +20,13 @@ from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, two_linear, with_target
 
+COCO = """person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench bird cat dog horse sheep cow
+elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard sportsball kite baseballbat baseballglove skateboard surfboard
+tennisracket bottle wineglass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hotdog pizza donut cake chair couch pottedplant bed
+diningtable toilet tv laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator book clock vase scissors teddybear hairdrier toothbrush"""
+KINDS = {name: number for number, name in enumerate(COCO.split(), start=1)}
+"""COCO's classes as VCR names them; 0 is background."""
+
 
 def joined(sample: Sample) -> Sample:
     """A sample whose first two texts, a question and its right answer, are one."""
@@ -130,8 +137,8 @@ class VCRAndObjects(VCREach):
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
-        """With the class of every region as its detector says, where it says none background."""
-        found = super().documents(lay, sample, rng, draw)
+        """With the class of every region: what the benchmark names it, else what its detector says, else background."""
+        found = super().documents(lay, self._labelled(sample), rng, draw)
         for example in found:
             assert example.regions is not None, "names objects by their regions"
             labels = example.regions.labels
@@ -140,6 +147,17 @@ class VCRAndObjects(VCREach):
                 raise BadInput(f"sample {sample.key}: region of class {kinds.max()}, the head knows {self.classes}")
             example.targets["objects"] = Pick("regions", np.arange(len(kinds)), kinds)
         return found
+
+    def _labelled(self, sample: Sample) -> Sample:
+        """With what the benchmark names as labels."""
+        names = sample.pictures[0].names
+        if not names:
+            return sample
+        unknown = next((x for x in names if x and x not in KINDS), None)
+        if unknown is not None:
+            raise BadInput(f"sample {sample.key}: object {unknown!r} is none of COCO's classes")
+        labels = np.array([KINDS.get(x, 0) for x in names], np.int64)
+        return replace(sample, pictures=(replace(sample.pictures[0], labels=labels), *sample.pictures[1:]))
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector; two layers from each region to its class."""

@@ -270,14 +270,36 @@ def test_vl_bert_ends_its_documents_and_shows_the_whole_picture_without_what_is_
         assert not masked.masked[-1]
 
 
-def test_vl_bert_cuts_the_longer_of_words_and_regions() -> None:
-    example = system("vl_bert", max_rows=14).lay_out(made(3, regions=20, length=30))
+def test_vl_bert_cuts_the_longer_of_words_and_regions_and_keeps_the_surest() -> None:
+    sample, vl_bert = made(3, regions=20, length=30), system("vl_bert", max_rows=14)
+    example, picture = vl_bert.lay_out(sample), sample.pictures[0]
     assert len(example.text) - 1 + len(example.regions) == 14
     assert abs(len(example.text) - 1 - len(example.regions)) <= 1
     assert example.text.ids[-2] == VOCAB.sep
-    np.testing.assert_array_equal(
-        example.regions.feats[:-1], made(3, regions=20, length=30).pictures[0].features[: len(example.regions) - 1]
-    )
+    most = picture.probs.max(1)
+    kept = [i for i in range(20) if (most > most[i]).sum() < len(example.regions) - 1]
+    np.testing.assert_array_equal(example.regions.feats[:-1], picture.features[kept])
+    np.testing.assert_array_equal(example.regions.probs[:-1], picture.probs[kept])
+    np.testing.assert_allclose(example.regions.feats[-1], picture.features.mean(0), rtol=1e-4, atol=1e-6)  # of all
+    for seed in range(40):
+        regions = vl_bert.hide(sample, "mvrc", np.random.default_rng(seed), lambda: made(4)).regions
+        seen = np.delete(picture.features, np.array(kept)[regions.masked[:-1]], 0)
+        np.testing.assert_allclose(regions.feats[-1], seen.mean(0), rtol=1e-3, atol=1e-5)
+
+
+def test_vl_bert_turns_half_of_the_pictures_but_no_words_nor_features() -> None:
+    turned = 0
+    for number in range(COUNT):
+        example, plain = hidden("vl_bert", "mlm+mvrc", number, mlm_rate=0.0), system("vl_bert").lay_out(made(number))
+        np.testing.assert_array_equal(example.text.ids, plain.text.ids)
+        np.testing.assert_array_equal(example.regions.feats[:-1], plain.regions.feats[:-1])
+        x1, y1, x2, y2 = plain.regions.boxes.T
+        if np.allclose(example.regions.boxes, plain.regions.boxes):
+            continue
+        turned += 1
+        mirror = np.stack([199 / 200 - x2, y1, 199 / 200 - x1, y2], 1)
+        np.testing.assert_allclose(example.regions.boxes, mirror, atol=1e-6)
+    assert within(turned, COUNT, 0.5)
 
 
 def test_vl_bert_reads_texts_alone_without_cls_and_sep() -> None:
