@@ -5,9 +5,8 @@ One document a choice; the four share their sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -190,19 +189,3 @@ class VCRPretrained(VCR):
     def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
         """(S, choices) log odds."""
         return (scores[:, 1] - scores[:, 0])[groups(batch.sample, self.choices)]
-
-
-def choices(example: Mapping[str, Any], rationales: bool, test: bool) -> Iterator[tuple[int, int, list[Any], int]]:
-    """The documents of one line of the annotation: choice number (4 answer + rationale), answer, words of the rationale, label.
-
-    Args:
-        example: with answer_choices, rationale_choices and, but in the test, answer_label and rationale_label.
-        rationales: each rationale with the right answer, which then is number 0; in the test with all answers. Else the answers alone.
-        test: labels are 0.
-    """
-    gold = rationales and not test
-    answers = [example["answer_label"]] if gold else range(len(example["answer_choices"]))
-    for i, answer in enumerate(answers):
-        for j, reason in enumerate(example["rationale_choices"] if rationales else [[]]):
-            right = j == example["rationale_label"] if rationales else answer == example["answer_label"]
-            yield 4 * i + j, answer, reason, int(right and not test)

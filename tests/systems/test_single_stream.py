@@ -444,16 +444,3 @@ def test_unicoder_regions_share_a_position_or_have_their_own() -> None:
     assert system("unicoder_vl").lay_out(made(1)).regions.position_ids.tolist() == [0] * REGIONS
     ordered = system("unicoder_vl", region_position="sequential").lay_out(made(1))
     assert ordered.regions.position_ids.tolist() == list(range(REGIONS))
-
-
-def test_b2t2_names_objects_after_their_mentions() -> None:
-    sample = dataclasses.replace(
-        made(1), texts=("w1 w2", "w3", "w4 w5 w6"), links=(Link(3, 5, 1, 0), Link(0, 2, 6, 2), Link(6, 8, 1, 2))
-    )
-    example = system("b2t2").lay_out(sample, "vcr", 1)
-    pieces = [VOCAB.tokens[i] for i in example.text.ids]
-    assert " ".join(pieces) == "[CLS] [IMAGE] w1 w2 [OBJ-1] [SEP] w4 [OBJ-6] w5 w6 [OBJ-1] [SEP]"
-    assert example.text.segment_ids.tolist() == [0] * 6 + [1] * 6
-    assert sorted(map(tuple, example.links.tolist())) == [(1, REGIONS), (4, 1), (7, 6), (10, 1)]
-    first = system("b2t2", max_num_bboxes=1).lay_out(sample, "vcr", 1)
-    assert sorted(map(tuple, first.links.tolist())) == [(1, REGIONS), (4, 1)]  # later mentions carry nothing
