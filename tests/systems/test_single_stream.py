@@ -15,6 +15,7 @@ from intarsia.errors import BadInput
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
+from intarsia.tuned import LayOf
 
 WORDS = [f"w{i}" for i in range(300)]
 TAGS = [f"t{i}" for i in range(40)]
@@ -215,13 +216,55 @@ def test_oscar_may_leave_exchanged_tags_alone() -> None:
 def test_b2t2_asks_for_words_of_true_captions_only() -> None:
     true = 0
     for number in range(COUNT):
-        example = hidden("b2t2", "mlm+itm", number)
-        label = int(example.targets["itm"])
+        example, plain = hidden("b2t2", "mlm+itm", number), hidden("b2t2", "mlm+itm", number, mlm_rate=0.0)
+        label, sample = int(example.targets["itm"]), made(number)
+        assert label == int(plain.targets["itm"])
+        assert " ".join(said(plain)) == (sample if label else made(number + 5000)).texts[0]
+        np.testing.assert_array_equal(plain.regions.feats[:-1], sample.pictures[0].features)
+        assert label or not len(example.targets["mlm"].rows)
         true += label
-        if not label:
-            assert not len(example.targets["mlm"].rows)
-            assert set(said(example)) & set(made(number + 5000).texts[0].split())
     assert within(true, COUNT, 0.5)
+
+
+def test_vl_berts_optional_relation_takes_the_caption_of_another_picture() -> None:
+    true = 0
+    for number in range(COUNT):
+        example = hidden("vl_bert", "mlm+mvrc+itm", number, relation=True, mlm_rate=0.0, flip_rate=0.0)
+        label, sample = int(example.targets["itm"]), made(number)
+        assert " ".join(said(example)) == (sample if label else made(number + 5000)).texts[0]
+        np.testing.assert_array_equal(example.regions.boxes[:-1], sample.pictures[0].boxes)
+        true += label
+    assert within(true, COUNT, 0.5)
+
+
+def test_vl_bert_hides_words_of_texts_alone_at_the_same_rate() -> None:
+    chosen = masked = 0
+    for number in range(COUNT):
+        alone = dataclasses.replace(made(number), pictures=())
+        rng = np.random.default_rng(number)
+        example = system("vl_bert").hide(alone, "mlm+mvrc+mlm_text", rng, lambda: made(2))
+        pick = example.targets["mlm_text"]
+        assert (pick.rows < LENGTH).all()  # never [END]
+        np.testing.assert_array_equal(pick.labels, VOCAB.encode(alone.texts[0]).ids[pick.rows])
+        chosen, masked = chosen + len(pick.rows), masked + int((example.text.ids[pick.rows] == VOCAB.mask).sum())
+    assert within(chosen, COUNT * LENGTH, 0.15)
+    assert within(masked, chosen, 0.8 + 0.1 / len(VOCAB))
+
+
+def test_vlp_hides_one_piece_of_each_question_it_learns_from() -> None:
+    task, counts = dataclasses.replace(find("vlp").finetune["vqa"].task, labels=("", "yes")), Counter[int]()
+    masked = 0
+    for number in range(COUNT):
+        lay, sample = LayOf(system("vlp"), "vqa"), dataclasses.replace(made(number), answers=(("yes", 1.0),))
+        (plain,), rng = task.forms(lay, sample), np.random.default_rng(number)
+        (example,) = task.documents(lay, sample, rng, lambda: made(2))
+        assert set(example.targets) == {"vqa"} and example.targets["vqa"].sum() == 1
+        other = np.flatnonzero(example.text.ids != plain.text.ids)
+        assert len(other) <= 1
+        counts.update(other.tolist())
+        masked += int((example.text.ids == VOCAB.mask).sum())
+    assert set(counts) == set(range(2, LENGTH + 3))
+    assert within(masked, COUNT, 0.8 + 0.1 / len(VOCAB))
 
 
 # ------------------------------------------------------------------------------------------------------------ lay-outs

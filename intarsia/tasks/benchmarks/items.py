@@ -284,10 +284,12 @@ def _objects(item: Item, picture: Picture) -> Picture:
 
 
 def _regions(item: Item, picture: Picture) -> dict[int, int]:
-    """The region of each object that has one: that of its number, or that which overlaps its box most and by half."""
-    count = len(picture.boxes)
-    if not count or not item.objects:
+    """The region of each object that has one: that of its number, where there are no boxes to go by or the regions have them; else what overlaps it most and by half."""
+    count, objects = len(picture.boxes), len(item.objects)
+    if not count or not objects:
         return {i: i for i in range(count)}
+    if count >= objects and np.allclose(picture.boxes[:objects], fractions(item.objects, item, picture), atol=1e-3):
+        return {i: i for i in range(objects)}
     fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
     return {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
 
