@@ -183,6 +183,11 @@ class System(nn.Module, ABC):
         return type(self).match_scores is not System.match_scores
 
     @property
+    def reads_features(self) -> bool:
+        """Whether its regions must come with features; not where a trunk of its own reads them off pixels."""
+        return "regions" in self.needs and getattr(self.config, "trunk", None) is None
+
+    @property
     def predicts_words(self) -> bool:
         """Whether `word_logits` says anything."""
         return hasattr(self, "word_head")

@@ -304,6 +304,21 @@ def _named(item: Item, picture: Picture, region: Mapping[int, int]) -> Picture:
     return replace(picture, names=tuple(names))
 
 
+def object_lines(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    """The annotated objects of the first pictures of items as lines of `pairs.jsonl`, a picture once, its objects' names as caption; the others are passed over."""
+    seen: set[str] = set()
+    for item in items:
+        name = item.pictures[0] if item.pictures else ""
+        if name in seen or not (name and item.objects and all(item.size)):
+            continue
+        seen.add(name)
+        names = item.names or ("object",) * len(item.objects)
+        boxes = np.clip(item.objects, 0, [*item.size, *item.size]).tolist()
+        width, height = item.size
+        line = {"key": name, "image": name, "captions": [" ".join(names)], "boxes": boxes, "labels": list(names)}
+        yield line | {"width": width, "height": height}
+
+
 def xyxy(box: Sequence[float]) -> Box:
     """COCO's x, y, wide, high as corners."""
     x, y, width, height = (float(v) for v in box)
