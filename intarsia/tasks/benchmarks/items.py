@@ -240,7 +240,7 @@ class Annotated:
         if shown and item.objects and not shown[0].features.shape[1]:
             shown = (_objects(item, shown[0]), *shown[1:])
             links = tuple(Link(x.start, x.end, x.object, x.text) for x in item.mentions)
-        elif shown:
+        elif shown and (item.mentions or item.names):
             region = _regions(item, shown[0])
             shown = (_named(item, shown[0], region), *shown[1:])
             links = tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
