@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -244,6 +245,31 @@ def mirrored(picture: Picture, edge: float) -> Picture:
     return replace(picture, boxes=boxes, covers=covers, pixels=pixels)
 
 
+def turned(sample: Sample, edge: float, words: bool) -> Sample:
+    """A sample whose first picture is `mirrored`, the boxes that it means too.
+
+    Args:
+        sample: with a picture.
+        edge: see `mirrored`.
+        words: "left" and "right" change places in its texts and answers.
+    """
+    meant = []
+    for x in sample.meant:
+        boxes = np.array(x.boxes)
+        boxes[:, [0, 2]] = edge - boxes[:, [2, 0]]
+        meant.append(replace(x, boxes=boxes))
+    pictures = (mirrored(sample.pictures[0], edge), *sample.pictures[1:])
+    sample = replace(sample, pictures=pictures, meant=tuple(meant))
+    if not words:
+        return sample
+    answers = tuple((_other_side(answer), share) for answer, share in sample.answers)
+    return replace(sample, texts=tuple(map(_other_side, sample.texts)), answers=answers)
+
+
+def _other_side(text: str) -> str:
+    return re.sub(r"\b(left|right)\b", lambda x: "right" if x[0] == "left" else "left", text)
+
+
 def _turned(picture: Picture) -> Array:
     return np.ascontiguousarray(pixels_of(picture, picture.name)[:, ::-1])
 
@@ -302,6 +328,12 @@ def whole_feature(feats: Array, hidden: Array) -> Array:
     """
     kept = feats[~hidden].astype(np.float32)
     return np.asarray(kept.sum(0) / max(len(kept) + 1e-5 * hidden.any(), 1e-5))
+
+
+def rest_feature(picture: Picture, hidden: Array) -> Array:
+    """(F) the same of a picture whose `surest` regions have rows, some of them hidden (R); those without a row count as seen."""
+    rows = surest(picture, len(hidden))[hidden]
+    return whole_feature(picture.features, np.isin(np.arange(len(picture.boxes)), rows))
 
 
 def no_regions(width: int, classes: int) -> RegionRows:

@@ -150,6 +150,10 @@ class System(nn.Module, ABC):
         """All documents of a sample with the targets of a goal, as `hide` gives one of them; they stay in one batch, in their order."""
         return [self.hide(sample, goal, rng, draw)]
 
+    def vary(self, sample: Sample, task: str | None, rng: np.random.Generator) -> Sample:
+        """A sample as training sees it, where the authors change pictures at random; for a downstream task the loop asks, `hide` for itself."""
+        return sample
+
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
         """The streams."""

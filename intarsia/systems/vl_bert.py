@@ -65,7 +65,7 @@ class VLBERTConfig(BertNumbers):
     max_pieces: int = 0
     """Pieces of a text, or of two; the longer one is cut. 0 = `max_rows` alone bounds them."""
     flip_rate: float = 0.5
-    """Share of pictures whose left and right are exchanged; words and features made beforehand stay."""
+    """Share of pictures whose left and right are exchanged in training; features made beforehand stay."""
     mlm_rate: float = 0.15
     mvrc_rate: float = 0.15
     relation: bool = False
@@ -251,16 +251,20 @@ class VLBERT(System):
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
+    def vary(self, sample: Sample, task: str | None, rng: np.random.Generator) -> Sample:
+        """Left and right of some pictures are exchanged; of questions and expressions those words too."""
+        if not sample.pictures or not self.config.flip_rate or rng.random() >= self.config.flip_rate:
+            return sample
+        edge = layout.last_pixel(sample.pictures[0], self._images(sample))[0]
+        return layout.turned(sample, edge, words=task in ("vqa", "re"))
+
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Whole words and regions of a pair; whole words of a text without picture (sec. 3.3)."""
         config, goals, label = self.config, goal.split("+"), 1
         if "itm" in goals and sample.pictures and rng.random() < config.itm_rate:
             sample, label = replace(sample, texts=draw().texts, links=()), 0
-        picture = sample.pictures[0] if sample.pictures else None
-        if picture and config.flip_rate and rng.random() < config.flip_rate:
-            picture = layout.mirrored(picture, layout.last_pixel(picture, self._images(sample))[0])
-            sample = replace(sample, pictures=(picture,))
-        example, alone = self.lay_out(sample), picture is None
+        sample = self.vary(sample, None, rng)
+        example, alone = self.lay_out(sample), not sample.pictures
         for name in [x for x in goals if x in ("mlm", "mlm_text")]:
             rate = config.mlm_rate if alone == (name == "mlm_text") else 0.0
             mlm.hide_words(example, self.vocab, rng, rate, name)
@@ -268,9 +272,8 @@ class VLBERT(System):
             regions = mrm.hide_most(example, rng, ("mvrc",), config.mvrc_rate, spare=1).regions
             assert regions is not None
             example.images = self._images(sample, regions.boxes[regions.masked])
-            if picture and regions.feats.shape[1]:
-                rows = layout.surest(picture, len(regions) - 1)[regions.masked[:-1]]
-                regions.feats[-1] = layout.whole_feature(picture.features, np.isin(np.arange(len(picture.boxes)), rows))
+            if sample.pictures and regions.feats.shape[1]:
+                regions.feats[-1] = layout.rest_feature(sample.pictures[0], regions.masked[:-1])
         if "itm" in goals:
             example.targets["itm"] = np.array(-1 if alone else label)
         return example

@@ -15,7 +15,7 @@ from PIL import Image
 from test_vl_bert_trunk import build, slow_boxes, slow_features, slow_pixels
 
 from intarsia import tuning_runs
-from intarsia.batch import Pick, Sample, pack
+from intarsia.batch import Meant, Pick, Sample, pack
 from intarsia.cli import main
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
@@ -172,6 +172,34 @@ def test_documents_classes_and_what_is_cut(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"val-1/qa: object 'unicorn' is none of COCO's"):
         odd = replace(source[0].pictures[0], names=("person", "unicorn", "dog"))
         system.documents(replace(source[0], pictures=(odd,)), "vcr", np.random.default_rng(0), lambda: source[1])
+
+
+def test_training_turns_half_of_the_pictures_their_outlines_and_what_is_said_of_sides(tmp_path: Path) -> None:
+    source, turned = items(tmp_path), 0
+    system = tuned()
+    system.system.config = replace(system.system.config, flip_rate=0.5)
+    (plain, *_) = system.forms(source[0])
+    for seed in range(60):
+        example, *_ = system.documents(source[0], "vcr", np.random.default_rng(seed), lambda: source[1])
+        assert example.text.ids.tolist() == plain.text.ids.tolist()
+        if np.allclose(example.regions.boxes, plain.regions.boxes):
+            continue
+        turned += 1
+        np.testing.assert_array_equal(example.regions.covers, plain.regions.covers[:, :, ::-1])
+        np.testing.assert_array_equal(example.images[0].read(), plain.images[0].read()[:, :, ::-1])
+    assert 12 < turned < 48
+    vl_bert = build(flip_rate=1.0)
+    boxes = np.array([[0.1, 0.0, 0.3, 1.0]])
+    asked = replace(source[0], texts=("w1 left right lefty",), answers=(("left", 1.0),), meant=(Meant(0, 5, boxes),))
+    for task, text, answer in (("re", "w1 right left lefty", "right"), (None, asked.texts[0], "left")):
+        seen = vl_bert.vary(asked, task, np.random.default_rng(0))
+        assert (seen.texts[0], seen.answers[0][0]) == (text, answer)
+        edge = (seen_width(vl_bert, asked) - 1) / seen_width(vl_bert, asked)
+        np.testing.assert_allclose(seen.meant[0].boxes, [[edge - 0.3, 0, edge - 0.1, 1]])
+
+
+def seen_width(system: VLBERT, sample: Sample) -> int:
+    return system.lay_out(sample).images[0].width
 
 
 def test_heads_and_the_second_segment_start_from_what_was_pretrained() -> None:
