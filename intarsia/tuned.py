@@ -99,6 +99,7 @@ class Tuned(System):
         self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
         """All documents of a sample with the task's targets."""
+        sample = self.system.vary(sample, self.name, rng)
         return self.task.documents(LayOf(self.system, self.name), sample, rng, draw)  # type: ignore[no-any-return]
 
     def encode(self, batch: Batch) -> Encoded:

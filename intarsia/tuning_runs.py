@@ -205,7 +205,7 @@ def _pretrained(
         from intarsia.model import open as open_model
 
         model = open_model(name, weights=weights)
-        if "regions" in cls.needs and model.provenance is not None:
+        if model.system.reads_features and model.provenance is not None:
             must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
         return model.system.cpu()
     if vocab is None:
@@ -322,7 +322,7 @@ def measure(
     where, shown = data or Path(about.data), regions or about.regions
     part = split or benchmark.splits[min(1, len(benchmark.splits) - 1)]
     source = open_items(benchmark, where, shown, part, about.labels)
-    if "regions" in tuned.system.needs and (run / "provenance.json").is_file():
+    if tuned.system.reads_features and (run / "provenance.json").is_file():
         must_be_alike(shown, source.provenance, read_provenance(run))
     train = open_items(benchmark, where, shown, benchmark.splits[0], about.labels) if blind else None
     first = None
