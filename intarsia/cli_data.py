@@ -27,15 +27,33 @@ class Fetch:
     """A copy you already have, instead of a download."""
 
 
+@dataclass(kw_only=True)
+class Reading:
+    """How to read layouts that do not say everything themselves."""
+
+    sizes: Path | None = None
+    """JSON object {picture: [width, height]}, for sources without sizes (UNITER's)."""
+    boxes: Literal["xyxy", "xywh", "none"] = "xyxy"
+    """Box convention, where the source's layout does not settle it (GQA's); none = take features without boxes as whole pictures."""
+    width: int = 2048
+    """Numbers a region, of Oscar's features without the geometry behind them."""
+
+    def options(self) -> dict[str, Any]:
+        """The same for `open_store`."""
+        from intarsia.data.convert import read_sizes
+
+        return {"sizes": read_sizes(self.sizes), "boxes": self.boxes, "width": self.width}
+
+
 @dataclass
-class Inspect:
+class Inspect(Reading):
     """Says what a data set holds."""
 
     path: tyro.conf.Positional[str]
 
 
 @dataclass
-class Check:
+class Check(Reading):
     """Validates every sample of a data set."""
 
     path: tyro.conf.Positional[str]
@@ -44,23 +62,17 @@ class Check:
 
 
 @dataclass
-class Convert:
+class Convert(Reading):
     """Writes region features in another layout; goes on where a killed run stopped."""
 
     source: tyro.conf.Positional[str]
-    """TSV, LMDB, HDF5, folder of .npz or .npy, VL-BERT's lines, or region shards."""
+    """TSV, LMDB, HDF5, torch file, folder of .npz or .npy, VL-BERT's lines or zips, or region shards."""
     out: tyro.conf.Positional[Path]
     layout: Literal["shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5"] = "shards"
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
     """Captions for shards: a data set that names the same pictures."""
-    sizes: Path | None = None
-    """JSON object {picture: [width, height]}, for sources without sizes (UNITER's)."""
-    boxes: Literal["xyxy", "xywh"] = "xyxy"
-    """Box convention, where the source's layout does not settle it (GQA's)."""
-    width: int = 2048
-    """Numbers a region, of Oscar's features without the geometry behind them."""
     on_error: Literal["stop", "skip"] = "stop"
 
 
@@ -121,14 +133,14 @@ def _fetch(options: Fetch) -> None:
 def _inspect(options: Inspect) -> None:
     from intarsia.data.check import inspect
 
-    for line in inspect(options.path).lines():
+    for line in inspect(options.path, **options.options()).lines():
         out.print(line, highlight=False)
 
 
 def _check(options: Check) -> None:
     from intarsia.data.check import check
 
-    for line in check(options.path, options.on_error).lines():
+    for line in check(options.path, options.on_error, **options.options()).lines():
         out.print(line, highlight=False)
 
 

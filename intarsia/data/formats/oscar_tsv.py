@@ -41,20 +41,21 @@ class OscarTsv(RegionStore):
         self.path, self.width = Path(path), width
         features, labels, captions, sizes = self.path, _beside(self.path), None, None
         if self.path.suffix in (".yaml", ".yml"):
-            said = _yaml(self.path)
-            features, labels, captions, sizes = (said.get(x) for x in ("feature", "label", "caption", "hw"))  # type: ignore[assignment]
+            named = _yaml(self.path)
+            features, labels, captions, sizes = (named.get(x) for x in ("feature", "label", "caption", "hw"))  # type: ignore[assignment]
             if features is None:
                 raise BadInput(f"{path}: names no feature file")
         self.lines = IndexedLines(features)
         self.names = [self.lines.first_column(i) for i in range(len(self.lines))]
         places = {name: i for i, name in enumerate(self.names)}
         self.labels, self._label_at = _other(labels, places)
-        self.sizes, self._size_at = _other(sizes, places)
+        self.size_lines, self._size_at = _other(sizes, places)
         self._captions = _captions(captions) if captions else {}
 
-    def captions(self, number: int) -> tuple[str, ...]:
+    def said(self, number: int) -> dict[str, Any]:
         """The captions of a .yaml's caption file."""
-        return self._captions.get(self.names[number], ())
+        found = self._captions.get(self.names[number], ())
+        return {"captions": list(found)} if found else {}
 
     def picture(self, number: int) -> Picture:
         """A line as a picture."""
@@ -96,7 +97,7 @@ class OscarTsv(RegionStore):
         return table[:, : self.width], table[:, self.width : self.width + 4]
 
     def _labelled(self, number: int, where: str) -> tuple[tuple[int, int], list[Any]]:
-        size, objects = (0, 0), []
+        size, objects = self.size_of(self.names[number]), []
         if self.labels and number in self._label_at:
             found = _json(self.labels, self._label_at[number])
             if isinstance(found, dict):
@@ -106,8 +107,8 @@ class OscarTsv(RegionStore):
                 )
                 found = found.get("objects", [])
             objects = found
-        if self.sizes and number in self._size_at:
-            found = _json(self.sizes, self._size_at[number])
+        if self.size_lines and number in self._size_at:
+            found = _json(self.size_lines, self._size_at[number])
             found = found[0] if isinstance(found, list) and len(found) == 1 else found
             high, wide = (found.get("height"), found.get("width")) if isinstance(found, dict) else found
             size = whole_number(wide, f"{where}: width"), whole_number(high, f"{where}: height")
