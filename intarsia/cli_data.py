@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from intarsia.cli_cluster import Cluster, cluster
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
+
+if TYPE_CHECKING:
+    from intarsia.tasks.benchmarks.survey import Survey
 
 out = Console()
 
@@ -133,14 +136,36 @@ def _fetch(options: Fetch) -> None:
 def _inspect(options: Inspect) -> None:
     from intarsia.data.check import inspect
 
-    for line in inspect(options.path, **options.options()).lines():
+    try:
+        lines = inspect(options.path, **options.options()).lines()
+    except BadInput:
+        lines = _surveyed(options.path).lines()
+        if not lines:
+            raise
+    for line in lines:
         out.print(line, highlight=False)
+
+
+def _surveyed(path: str) -> Survey:
+    """The benchmarks whose files lie in a folder that is no data set."""
+    from intarsia.tasks.benchmarks.survey import Survey, survey
+
+    return survey(Path(path)) if Path(path).is_dir() else Survey((), ())
 
 
 def _check(options: Check) -> None:
     from intarsia.data.check import check
 
-    for line in check(options.path, options.on_error, **options.options()).lines():
+    try:
+        lines = check(options.path, options.on_error, **options.options()).lines()
+    except BadInput:
+        found = _surveyed(options.path)
+        if not found.splits:
+            raise
+        if found.problems and options.on_error == "stop":
+            raise BadInput(found.problems[0]) from None
+        lines = found.lines()
+    for line in lines:
         out.print(line, highlight=False)
 
 
