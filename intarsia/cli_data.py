@@ -71,11 +71,18 @@ class Convert(Reading):
     source: tyro.conf.Positional[str]
     """TSV, LMDB, HDF5, torch file, folder of .npz or .npy, VL-BERT's lines or zips, or region shards."""
     out: tyro.conf.Positional[Path]
-    layout: Literal["shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5"] = "shards"
+    layout: Literal[
+        "shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "uniter-text", "vilbert", "volta-h5"
+    ] = "shards"
+    """uniter-text takes any data set of lines instead, and needs --vocab."""
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
-    """Captions for shards: a data set that names the same pictures."""
+    """Captions for shards and oscar: a data set that names the same pictures."""
+    vocab: Path | None = None
+    """For uniter-text: vocab.txt of the tokenizer, bert-base-cased's for UNITER's weights."""
+    answers: Path | None = None
+    """For uniter-text: ans2label.json, the numbers of the answers; without it they are numbered as they come."""
     on_error: Literal["stop", "skip"] = "stop"
 
 
@@ -172,6 +179,8 @@ def _check(options: Check) -> None:
 def _convert(options: Convert) -> None:
     from intarsia.data.convert import convert
 
+    if options.layout == "uniter-text":
+        return _convert_texts(options)
     done = convert(
         options.source,
         options.out,
@@ -184,6 +193,28 @@ def _convert(options: Convert) -> None:
         on_error=options.on_error,
     )
     for line in done.lines_of_text():
+        out.print(line, highlight=False)
+
+
+def _convert_texts(options: Convert) -> None:
+    from intarsia.data.formats.index import LineSource
+    from intarsia.data.formats.question_lines import read_numbers
+    from intarsia.data.opening import open_source
+    from intarsia.data.text_writer import write_uniter_text
+    from intarsia.text import Vocab
+
+    if options.vocab is None:
+        raise BadInput(f"{options.out}: layout uniter-text needs --vocab, the vocab.txt of the tokenizer")
+    source = open_source(options.source, on_error=options.on_error)
+    if not isinstance(source, LineSource):
+        raise BadInput(f"{options.source}: its texts cannot be taken line by line")
+    vocab = Vocab.read(options.vocab)
+    table = {answer: number for number, answer in read_numbers(options.answers).items()} if options.answers else None
+    special = {"CLS": vocab.cls, "SEP": vocab.sep, "MASK": vocab.mask, "UNK": vocab.unk}
+    name = f"bert-base-{'uncased' if vocab.lower else 'cased'}"
+    meta = special | {"v_range": [vocab.first_ordinary, len(vocab)], "tokenizer": name, "toker": name}
+    written = write_uniter_text(source, options.out, lambda x: vocab.encode(x).ids.tolist(), meta, table)
+    for line in [*written.lines_of_text(), *source.skipped[:20]]:
         out.print(line, highlight=False)
 
 

@@ -111,8 +111,9 @@ def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Pat
 
 
 def read_answers(path: Path) -> tuple[str, ...]:
-    """A table of answers: a text file with one a line, a JSON list (of texts, or of LXMERT's objects with "ans"), a JSON object from answer to number, in
-    which numbers are not skipped, or a pickle of one of these.
+    """A table of answers: a text file, a JSON list (of texts, or of LXMERT's objects with "ans"), a JSON object or a pickle of one of these.
+
+    A text file has an answer a line; an object has numbers by answer, in which none is skipped.
 
     Raises:
         BadInput: it is none of these.

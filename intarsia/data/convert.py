@@ -17,6 +17,7 @@ from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.names import by_key, picture_key
+from intarsia.data.formats.oscar_tsv import write_oscar_texts
 from intarsia.data.formats.shards import ShardWriter, check_fractions
 from intarsia.data.formats.store import RegionStore
 from intarsia.data.opening import open_source
@@ -78,7 +79,7 @@ def convert(
         target: what to write.
         layout: one of LAYOUTS.
         extractor: what made the features; for shards, unless the source says so itself.
-        pairs: captions for shards, any data set with pictures of the same names ("COCO_val2014_000000000042.jpg" and 42 are the
+        pairs: captions for shards and Oscar's, any data set with pictures of the same names ("COCO_val2014_000000000042.jpg" and 42 are the
             same); without them the source's own.
         sizes: JSON object {picture: [width, height]} in pixels, for sources that do not say it.
         boxes: "xyxy" or "xywh", where the source's layout does not settle it; "none" takes features without boxes as whole pictures.
@@ -99,8 +100,8 @@ def convert(
     pictures = _Pictures(store, known, on_error)
     if layout == "shards":
         return _to_shards(store, pictures, target, extractor, pairs)
-    if pairs or extractor:
-        raise BadInput(f"layout {layout}: keeps no {'captions' if pairs else 'provenance'}; only shards do")
+    if extractor or (pairs and layout != "oscar"):
+        raise BadInput(f"layout {layout}: keeps no {'provenance' if extractor else 'captions'}; shards do")
     with _writer(target, layout) as writer:
         named = {f"{x}.npz": x for x in store.names} if layout.startswith("uniter") else {}
         before = {named.get(x, x) for x in writer.done}
@@ -114,6 +115,10 @@ def convert(
                 f"{source}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
             )
         writer.finish()
+    if layout == "oscar":
+        lines, gone = write_oscar_texts(target, _records(store, pairs, Counter()))
+        told = tuple(pictures.problems), dict(store.left)
+        return Converted(pictures.written, len(before), lines, gone, *told)
     return Converted(pictures.written, len(before), None, 0, tuple(pictures.problems), dict(store.left))
 
 

@@ -6,6 +6,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ class ShardStore(RegionStore):
         self.names = [self.source.picture(i).name for i in range(self.source.picture_count)]
 
     def picture(self, number: int) -> Picture:
-        """A picture; a view into its shard."""
-        return self.source.picture(number)
+        """A picture; a view into its shard. Its tags are the classes of its regions, one each, where they are known."""
+        picture, classes = self.source.picture(number), self.provenance.classes if self.provenance else ()
+        if picture.labels is None or not classes:
+            return picture
+        return replace(picture, tags=tuple(classes[i] for i in picture.labels.tolist()))
 
 
 def open_store(

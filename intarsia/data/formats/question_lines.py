@@ -38,15 +38,18 @@ def split_of(path: Path) -> str:
 
 
 def answer_table(folder: Path) -> dict[int, str]:
-    """The answers by number, from a table beside, or in `cache` beside, a file of questions; empty where there is none.
-
-    Raises:
-        BadInput: a table that is neither a list of answers nor a dict of numbers by answer.
-    """
+    """The answers by number, from a table beside, or in `cache` beside, a file of questions; empty where there is none."""
     places = (where / name for where in (folder, folder / "cache", folder.parent) for name in TABLES)
     path = next((x for x in places if x.is_file()), None)
-    if path is None:
-        return {}
+    return {} if path is None else read_numbers(path)
+
+
+def read_numbers(path: Path) -> dict[int, str]:
+    """The answers by number of a table: a list of them, or a dict of numbers by answer, as JSON or pickled.
+
+    Raises:
+        BadInput: it is neither.
+    """
     table = read_json(path) if path.suffix == ".json" else read_pickle(path)
     if isinstance(table, list) and all(isinstance(x, str) for x in table):
         return dict(enumerate(table))

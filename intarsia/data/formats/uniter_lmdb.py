@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from intarsia.batch import Picture
+from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.lmdb_file import LmdbFile
 from intarsia.data.formats.npz import read_npz
 from intarsia.data.formats.store import Array, RegionStore, make_picture
@@ -98,6 +99,17 @@ class UniterLmdb(RegionStore):
         if count > rows:
             raise BadInput(f"{where}: {rows} regions, its number of boxes is said to be {count}")
         return count
+
+
+def write_counts(path: Path) -> None:
+    """Writes `nbb_*.json`, how many regions of each picture count, beside an environment whose folder says the rule: UNITER's code reads no such one without."""
+    rule = RULE.fullmatch(path.name)
+    beside = path.parent / f"nbb_{rule['rule']}.json" if rule else None
+    if beside is not None and not beside.exists():
+        store = UniterLmdb(path)
+        counts = {name: len(store.picture(i).boxes) for i, name in enumerate(store.names)}
+        with write_whole(beside) as temporary:
+            temporary.write_text(json.dumps(counts))
 
 
 def _counts(path: Path) -> dict[str, int]:
