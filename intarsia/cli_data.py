@@ -72,13 +72,23 @@ class Convert(Reading):
     """TSV, LMDB, HDF5, torch file, folder of .npz or .npy, VL-BERT's lines or zips, or region shards."""
     out: tyro.conf.Positional[Path]
     layout: Literal[
-        "shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "uniter-text", "vilbert", "volta-h5"
+        "shards",
+        "butd",
+        "lxmert",
+        "oscar",
+        "uniter",
+        "uniter-npz",
+        "uniter-text",
+        "vilbert",
+        "volta-h5",
+        "vl-bert",
+        "brivl",
     ] = "shards"
     """uniter-text takes any data set of lines instead, and needs --vocab."""
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
-    """Captions for shards and oscar: a data set that names the same pictures."""
+    """Captions for shards, oscar, vl-bert and brivl: a data set that names the same pictures."""
     vocab: Path | None = None
     """For uniter-text: vocab.txt of the tokenizer, bert-base-cased's for UNITER's weights."""
     answers: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from intarsia.data.formats.names import by_key, picture_key
 from intarsia.data.formats.oscar_tsv import write_oscar_texts
 from intarsia.data.formats.shards import ShardWriter, check_fractions
 from intarsia.data.formats.store import RegionStore
+from intarsia.data.line_writers import BriVLWriter, PictureFiles, VLBERTWriter, write_lines
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance
 from intarsia.data.store_writers import LmdbWriter, StoreWriter, TsvWriter, VoltaWriter
@@ -28,7 +29,9 @@ from intarsia.errors import BadInput
 
 ENOUGH = 0.5
 """Overlap from which a region of the source is what a link to another box means."""
-LAYOUTS = ("shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5")
+LAYOUTS = ("shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5", "vl-bert", "brivl")
+WITH_CAPTIONS = ("oscar", "vl-bert", "brivl")
+"""Layouts beside shards that keep captions."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def convert(
     pictures = _Pictures(store, known, on_error)
     if layout == "shards":
         return _to_shards(store, pictures, target, extractor, pairs)
-    if extractor or (pairs and layout != "oscar"):
+    if extractor or (pairs and layout not in WITH_CAPTIONS):
         raise BadInput(f"layout {layout}: keeps no {'provenance' if extractor else 'captions'}; shards do")
     with _writer(target, layout) as writer:
         named = {f"{x}.npz": x for x in store.names} if layout.startswith("uniter") else {}
@@ -115,8 +118,12 @@ def convert(
                 f"{source}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
             )
         writer.finish()
-    if layout == "oscar":
-        lines, gone = write_oscar_texts(target, _records(store, pairs, Counter()))
+    if layout in WITH_CAPTIONS:
+        records = _records(store, pairs, Counter())
+        if isinstance(writer, PictureFiles):
+            lines, gone = write_lines(writer, records)
+        else:
+            lines, gone = write_oscar_texts(target, records)
         told = tuple(pictures.problems), dict(store.left)
         return Converted(pictures.written, len(before), lines, gone, *told)
     return Converted(pictures.written, len(before), None, 0, tuple(pictures.problems), dict(store.left))
@@ -125,7 +132,12 @@ def convert(
 def _writer(target: Path, layout: str) -> StoreWriter:
     if layout in ("butd", "lxmert", "oscar"):
         return TsvWriter(target, layout)
-    return VoltaWriter(target) if layout == "volta-h5" else LmdbWriter(target, layout)
+    own: dict[str, Callable[[Path], StoreWriter]] = {
+        "volta-h5": VoltaWriter,
+        "vl-bert": VLBERTWriter,
+        "brivl": BriVLWriter,
+    }
+    return own[layout](target) if layout in own else LmdbWriter(target, layout)
 
 
 class _Pictures:

@@ -89,8 +89,11 @@ class TsvWriter(StoreWriter):
 
     def add(self, picture: Picture) -> None:
         """Takes a picture."""
-        lines = oscar_lines(picture) if self.layout == "oscar" else ()
-        lines = lines or (butd_line(picture) if self.layout == "butd" else lxmert_line(picture),)
+        lines: tuple[bytes, ...]
+        if self.layout == "oscar":
+            lines = oscar_lines(picture)
+        else:
+            lines = (butd_line(picture) if self.layout == "butd" else lxmert_line(picture),)
         for file, line in zip(self._files, lines, strict=True):
             file.write(line)
         self.done.add(picture.name)

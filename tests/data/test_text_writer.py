@@ -9,10 +9,12 @@ import msgpack
 import numpy as np
 import pytest
 import yaml
-from store_makers import NAMES, F, lxmert, oscar, uniter_msgpack
+from store_makers import NAMES, F, arrays, lxmert, oscar, uniter_msgpack
 
+from intarsia.batch import Picture
 from intarsia.cli_data import data
 from intarsia.data.convert import convert
+from intarsia.data.line_writers import VLBERTWriter
 from intarsia.data.opening import open_source
 from intarsia.data.stores import open_store
 from intarsia.errors import BadInput
@@ -136,3 +138,46 @@ def test_oscar_needs_sizes(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(BadInput, match="its size is not known"):
         convert(uniter_msgpack(tmp_path / "in"), tmp_path / "v.feature.tsv", "oscar")
+
+
+@pytest.mark.parametrize("layout", ["brivl", "vl-bert"])
+def test_lines_with_captions_are_read_again(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = oscar(tmp_path / "in")
+    out = tmp_path / ("train.jsonl" if layout == "brivl" else "train_frcnn.json")
+    done = convert(source, out, layout, width=F)
+    assert (done.written, done.lines, done.lines_left_out) == (3, 3, 0)
+    lines = [json.loads(x) for x in out.read_text().splitlines()]
+    if layout == "brivl":
+        assert lines[0]["image_id"] == NAMES[0] and lines[0]["sentences"] == [["sur_text", "picture 42"]]
+        assert lines[0]["bbox"] == arrays(0)["boxes"].astype(int).tolist()
+    else:
+        assert lines[1] == {
+            "image": NAMES[1],
+            "caption": ["picture", "73"],
+            "frcnn": f"train_frcnn_frcnn.zip@/{NAMES[1]}.json",
+        }
+        store = open_store(out)
+        assert store is not None and store.said(1) == {"captions": ["picture 73"]}
+        np.testing.assert_array_equal(store.picture(1).features, arrays(1)["features"])
+
+
+def test_half_written_lines_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    source, out = oscar(tmp_path / "in"), tmp_path / "x.json"
+    calls: list[str] = []
+    content = VLBERTWriter.content
+
+    def dies(self: VLBERTWriter, picture: Picture) -> dict[str, object]:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(picture.name)
+        return content(self, picture)
+
+    monkeypatch.setattr(VLBERTWriter, "content", dies)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, "vl-bert", width=F)
+    assert not out.exists() and not (tmp_path / "x_frcnn").exists()
+    monkeypatch.setattr(VLBERTWriter, "content", content)
+    done = convert(source, out, "vl-bert", width=F)
+    assert (done.written, done.before, done.lines) == (2, 1, 3)
