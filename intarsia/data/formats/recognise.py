@@ -1,4 +1,4 @@
-"""Which corpus a file is of: captions (`corpus_lines.py`) or questions and labels (`question_lines.py`)."""
+"""Which corpus a file is of: captions (`corpus_lines.py`), boxes (`box_lines.py`) or questions and labels (`question_lines.py`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.data.formats import corpus_lines
+from intarsia.data.formats.box_lines import by_name
 from intarsia.data.formats.corpus_lines import Make
 from intarsia.data.formats.question_lines import (
     LANGUAGES,
@@ -32,7 +33,9 @@ def recognise(path: Path) -> tuple[str, Make] | None:
     Raises:
         BadInput: a .json that is none, or a damaged torch file.
     """
-    suffix = path.suffix
+    suffix, known = path.suffix, by_name(path)
+    if known is not None:
+        return known
     if suffix in (".json", ".jsonl"):
         return _by_object(path) or corpus_lines.recognise(path)
     if suffix == ".npy":
