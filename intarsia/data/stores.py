@@ -25,6 +25,7 @@ from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.store import RegionStore
 from intarsia.data.formats.tensorpack import TensorpackLmdb
+from intarsia.data.formats.tfrecord import FashionBERTRecords
 from intarsia.data.formats.torch_features import TorchFeatures, is_features, read_content
 from intarsia.data.formats.uniter_lmdb import NAMES as UNITER_NAMES
 from intarsia.data.formats.uniter_lmdb import UniterLmdb
@@ -98,6 +99,8 @@ def _file(path: Path, boxes: str, width: int) -> RegionStore | None:
             return _hdf5(path)
         case ".yaml" | ".yml":
             return OscarTsv(path, width)
+        case ".tfrecord" | ".tfrecords":
+            return FashionBERTRecords(path)
         case ".zip":
             return VLBERTRegions(path)
         case ".pt" | ".pth" | ".th":
