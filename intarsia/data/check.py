@@ -208,7 +208,7 @@ def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
     for place in places:
         try:
             pictures.append(store.picture(place))
-            texts += store.said(place).get("captions", ())
+            texts += [text for said in store.said(place) for text in said.get("captions", ())]
         except BadInput as error:
             unreadable.append(str(error))
     return Report(

@@ -221,13 +221,23 @@ def _to_shards(store: RegionStore, pictures: _Pictures, target: Path, extractor:
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal count
+        places = {name: i for i, name in enumerate(store.names)}
         for record in chain([head], records):
             count += 1
-            yield record
+            yield _tagged(record, store, places)
 
     left_out = writer.finish(counted(), "skip")
     told = tuple(pictures.problems), dict(store.left)
     return Converted(pictures.written, len(before), count - left_out, left_out, *told, lost["links"])
+
+
+def _tagged(record: dict[str, Any], store: RegionStore, places: Mapping[str, int]) -> dict[str, Any]:
+    """A line with the tags that the store has of its pictures, unless it has its own."""
+    if record.keys() & {"tags", "labels"}:
+        return record
+    names = record["image"] if isinstance(record["image"], list) else [record["image"]]
+    tags = [list(store.tags(places[x])) if x in places else [] for x in names]
+    return record | ({"tags": tags if isinstance(record["image"], list) else tags[0]} if any(tags) else {})
 
 
 def _records(store: RegionStore, pairs: str, lost: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -236,9 +246,9 @@ def _records(store: RegionStore, pairs: str, lost: Counter[str]) -> Iterator[dic
             yield from store.source.records()
             return
         for number, name in enumerate(store.names):
-            said = store.said(number)
-            if said:
-                yield {"key": str(number), "image": name, **said}
+            lines = store.said(number)
+            for i, said in enumerate(lines):
+                yield {"key": f"{number}.{i}" if len(lines) > 1 else str(number), "image": name, **said}
         return
     source = open_source(pairs)
     if not isinstance(source, LineSource):

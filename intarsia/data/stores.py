@@ -19,7 +19,8 @@ from intarsia.data.formats.hdf5 import VLPH5, GqaGridH5, GqaH5, Hdf5File, VoltaH
 from intarsia.data.formats.line_index import parts_of
 from intarsia.data.formats.lmdb_file import LmdbFile
 from intarsia.data.formats.npz_folder import NpzFolder
-from intarsia.data.formats.oscar_tsv import OscarTsv
+from intarsia.data.formats.oscar_corpus import OscarCorpus
+from intarsia.data.formats.oscar_tsv import OscarTsv, read_yaml
 from intarsia.data.formats.recognise import holds_objects
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
@@ -98,7 +99,7 @@ def _file(path: Path, boxes: str, width: int) -> RegionStore | None:
         case ".h5" | ".hdf5":
             return _hdf5(path)
         case ".yaml" | ".yml":
-            return OscarTsv(path, width)
+            return OscarCorpus(path, width) if "corpus_file" in read_yaml(path) else OscarTsv(path, width)
         case ".tfrecord" | ".tfrecords":
             return FashionBERTRecords(path)
         case ".zip":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def test_expressions_of_ernie_vil(suffix: str, tmp_path: Path) -> None:
     for i in (1, 0, 1):  # back and forth
         np.testing.assert_array_equal(store.picture(i).features, arrays(i)["features"])
         np.testing.assert_allclose(store.picture(i).boxes, arrays(i)["boxes"] / [W, H, W, H], atol=1e-6)
-    assert store.said(0) == {"captions": ["the dog 0"], "links": [[0, 0, 9, 1]]}
-    assert store.said(1) == {"captions": ["the dog 1"]}  # no box overlaps by half
+    assert store.said(0) == [{"captions": ["the dog 0"], "links": [[0, 0, 9, 1]]}]
+    assert store.said(1) == [{"captions": ["the dog 1"]}]  # no box overlaps by half
     done = convert(path, tmp_path / "out", "shards", extractor="butd")
     source = ShardSource(tmp_path / "out")
     assert (done.lines, [x.region for x in source[0].links], source[1].links) == (2, [1], ())
@@ -191,3 +192,64 @@ def test_a_folder_of_files_as_img2dataset_leaves_it(tmp_path: Path) -> None:
     assert (report.kind, report.samples, report.with_pixels) == ("FilesSource", 1, 1)
     assert "sample 00000/000000001: img2dataset could not fetch it: failed_to_download: 404" in report.skipped[0]
     assert check(str(tmp_path), on_error="skip").decoded == 1
+
+
+def corpus(root: Path) -> Path:
+    """Two data sets of VinVL's, one in chunks, with captions and a question."""
+    table = [(i, b64(oscar_table(i))) for i in range(3)]
+    (root / "feats" / "coco").mkdir(parents=True)
+    (root / "feats" / "cc" / "7").mkdir(parents=True)
+    rows = [len(arrays(i)["boxes"]) for i in range(3)]
+    (root / "feats" / "coco" / "features.tsv").write_text(
+        "".join(f"{40 + i}\t{rows[i]}\t{text}\n" for i, text in table[:2])
+    )
+    (root / "feats" / "cc" / "7" / "features.tsv").write_text(f"40\t{rows[2]}\t{table[2][1]}\n")
+    for name, ids in (("coco", [40, 41]), ("cc", [40])):
+        (root / "labels" / name).mkdir(parents=True)
+        objects = [{"class": f"{name} thing", "rect": [0, 0, 1, 1], "conf": 0.5}]
+        about = {"image_h": H, "image_w": W, "objects": objects}
+        lines = "".join(f"{i}\t{json.dumps(about)}\n" for i in ids)
+        (root / "labels" / name / "predictions_gt.tsv").write_text(lines)
+    (root / "labels" / "coco" / "QA_fileB.tsv").write_text('9001\t{"labels": ["red", "blue"]}\n')
+    texts = ["coco_40\tcoco_40\ta dog", "coco_40\tcoco_40\ttwo dogs", "coco_41\tcoco_qa_41_9001\twhat colour?"]
+    texts += ["cc_7_40\tcc_40\ta cat", "sbu_1_2\tsbu_2\tnot here"]
+    (root / "corpus.tsv").write_text("".join(f"{x}\n" for x in texts))
+    paths = "\n".join(f"  {x}: {{}}/{y}" for x, y in (("coco", "coco"), ("googlecc", "cc")))
+    head = "corpus: coco_googlecc\ncorpus_file: corpus.tsv\n"
+    text = f"image_feature_path:\n{paths.format('feats', 'feats')}\nimage_label_path:\n{paths.format('labels', 'labels')}\n"
+    (root / "pretrain.yaml").write_text(head + text)
+    return root / "pretrain.yaml"
+
+
+def test_the_corpus_of_oscar_plus(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = corpus(tmp_path / "in")
+    store = open_store(path, width=F)
+    assert store is not None and store.names == ["coco_40", "coco_41", "googlecc_7_40"]
+    assert store.said(0) == [{"captions": ["a dog", "two dogs"]}]
+    assert store.said(1) == [{"question": "what colour?", "answers": [["red", 1.0], ["blue", 1.0]]}]
+    np.testing.assert_array_equal(store.picture(2).features, arrays(2)["features"])
+    report = inspect(str(path), width=F)
+    assert (report.pictures, report.ignored) == (3, {"rows of texts without features": 1})
+    done = convert(path, tmp_path / "out", "shards", extractor="vinvl", width=F)
+    assert (done.written, done.lines) == (3, 3)
+    source = ShardSource(tmp_path / "out")
+    assert [(x.texts[0], x.pictures[0].tags) for x in source][1:] == [
+        ("two dogs", ("coco thing",)),
+        ("what colour?", ("coco thing",)),
+        ("a cat", ("cc thing",)),
+    ]
+    assert source[2].answers == (("red", 1.0), ("blue", 1.0))
+
+
+def test_faults_of_a_corpus_are_named(tmp_path: Path) -> None:
+    path = corpus(tmp_path)
+    (tmp_path / "labels" / "coco" / "QA_fileB.tsv").write_text('9002\t{"labels": ["red"]}\n')
+    with pytest.raises(BadInput, match=r"corpus\.tsv, line 3: question 9001 is not in QA_fileB\.tsv of coco"):
+        check(str(path), width=F)
+    path.write_text(path.read_text().replace("feats/cc", "feats/none"))
+    with pytest.raises(BadInput, match=r"pretrain\.yaml: googlecc: .*none has no features\.tsv"):
+        open_store(path, width=F)
+    path.write_text("corpus_file: corpus.tsv\n")
+    with pytest.raises(BadInput, match=r"not the \.yaml of a pre-training corpus: KeyError\('corpus'\)"):
+        open_store(path, width=F)

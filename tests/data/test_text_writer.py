@@ -131,7 +131,7 @@ def test_oscars_captioning_files(tmp_path: Path) -> None:
     offsets = [int(x) for x in (tmp_path / "val.label.lineidx").read_text().split()]
     assert [lines[x:].split(b"\t")[0].decode() for x in offsets] == NAMES
     store = open_store(tmp_path / "val.yaml", width=F)
-    assert store is not None and store.said(1) == {"captions": ["picture 73"]} and store.picture(0).width == 60
+    assert store is not None and store.said(1) == [{"captions": ["picture 73"]}] and store.picture(0).width == 60
 
 
 def test_oscar_needs_sizes(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_lines_with_captions_are_read_again(layout: str, tmp_path: Path) -> None
             "frcnn": f"train_frcnn_frcnn.zip@/{NAMES[1]}.json",
         }
         store = open_store(out)
-        assert store is not None and store.said(1) == {"captions": ["picture 73"]}
+        assert store is not None and store.said(1) == [{"captions": ["picture 73"]}]
         np.testing.assert_array_equal(store.picture(1).features, arrays(1)["features"])
 
 

@@ -84,7 +84,7 @@ def test_patches_and_descriptions_of_fashionbert(tmp_path: Path) -> None:
     path = write(tmp_path / "train.tfrecord", ROWS)
     store = open_store(path)
     assert store is not None and store.names == ["p1_a", "p2_a"]
-    assert [store.said(i) for i in range(2)] == [{"captions": ["a red dress", "a dress"]}, {}]
+    assert [store.said(i) for i in range(2)] == [[{"captions": ["a red dress", "a dress"]}], []]
     picture = store.picture(1)
     np.testing.assert_array_equal(picture.features, ROWS[1]["image_feature"].reshape(64, 3)[:60])
     np.testing.assert_allclose(picture.boxes[9], [1 / 8, 1 / 8, 2 / 8, 2 / 8])

@@ -61,7 +61,7 @@ class ErnieTsv(RegionStore):
             self.names[number], where, features, boxes if rows else boxes.reshape(0, 4), (width, height)
         )
 
-    def said(self, number: int) -> dict[str, Any]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The expression, and a link to the region that it means."""
         where, cells = self.where(number), self._cells(number)
         try:
@@ -74,7 +74,7 @@ class ErnieTsv(RegionStore):
             raise BadInput(f"{where}: label holds {len(fits)} numbers for {rows} boxes")
         best = int(fits.argmax()) if rows else 0
         links = [[0, 0, len(text), best]] if rows and fits[best] >= ENOUGH and text else []
-        return {"captions": [text], **({"links": links} if links else {})}
+        return [{"captions": [text], **({"links": links} if links else {})}]
 
 
 def _numbers(text: bytes, where: str) -> Array:

@@ -32,6 +32,7 @@ class OscarTsv(RegionStore):
     Args:
         path: the .feature.tsv, a features.tsv, or a .yaml.
         width: F, numbers a region without the geometry.
+        labels: the file of labels; None = the one beside, or that of the .yaml.
 
     Raises:
         BadInput: no such file, a .yaml without feature, or label lines that are of other pictures.
@@ -39,11 +40,12 @@ class OscarTsv(RegionStore):
 
     kind = "Oscar / VinVL TSV"
 
-    def __init__(self, path: str | Path, width: int = 2048) -> None:
+    def __init__(self, path: str | Path, width: int = 2048, labels: Path | None = None) -> None:
         self.path, self.width = Path(path), width
-        features, labels, captions, sizes = self.path, _beside(self.path), None, _other_kind(self.path, "hw")
+        labels = labels or _beside(self.path)
+        features, captions, sizes = self.path, None, _other_kind(self.path, "hw")
         if self.path.suffix in (".yaml", ".yml"):
-            named = _yaml(self.path)
+            named = {x: self.path.parent / y for x, y in read_yaml(self.path).items() if isinstance(y, str)}
             features, labels, captions, sizes = (named.get(x) for x in ("feature", "label", "caption", "hw"))  # type: ignore[assignment]
             if features is None:
                 raise BadInput(f"{path}: names no feature file")
@@ -54,10 +56,14 @@ class OscarTsv(RegionStore):
         self.size_lines, self._size_at = _other(sizes, places)
         self._captions = _captions(captions) if captions else {}
 
-    def said(self, number: int) -> dict[str, Any]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The captions of a .yaml's caption file."""
         found = self._captions.get(self.names[number], ())
-        return {"captions": list(found)} if found else {}
+        return [{"captions": list(found)}] if found else []
+
+    def tags(self, number: int) -> tuple[str, ...]:
+        """The classes of a picture's labels."""
+        return _classes(self._labelled(number, self.where(number))[1])
 
     def picture(self, number: int) -> Picture:
         """A line as a picture."""
@@ -83,7 +89,7 @@ class OscarTsv(RegionStore):
                     f"{where}: an object of {self.labels.path if self.labels else ''} has no usable conf"
                 ) from None
         picture = make_picture(name, where, features, boxes, size, pixels=False, **extras)
-        tags = tuple(str(x["class"]) for x in objects if isinstance(x, dict) and x.get("class"))
+        tags = _classes(objects)
         return replace(picture, tags=tags) if tags else picture
 
     def _rows(self, text: Any, count: int, where: str) -> tuple[Array, Array]:
@@ -101,7 +107,7 @@ class OscarTsv(RegionStore):
     def _labelled(self, number: int, where: str) -> tuple[tuple[int, int], list[Any]]:
         size, objects = self.size_of(self.names[number]), []
         if self.labels and number in self._label_at:
-            found = _json(self.labels, self._label_at[number])
+            found = read_json_cell(self.labels, self._label_at[number])
             if isinstance(found, dict):
                 size = (
                     whole_number(found.get("image_w", 0), f"{where}: image_w"),
@@ -110,13 +116,17 @@ class OscarTsv(RegionStore):
                 found = found.get("objects", [])
             objects = found
         if self.size_lines and number in self._size_at:
-            found = _json(self.size_lines, self._size_at[number])
+            found = read_json_cell(self.size_lines, self._size_at[number])
             found = found[0] if isinstance(found, list) and len(found) == 1 else found
             high, wide = (found.get("height"), found.get("width")) if isinstance(found, dict) else found
             size = whole_number(wide, f"{where}: width"), whole_number(high, f"{where}: height")
         if not isinstance(objects, list):
             raise BadInput(f"{where}: its labels are no list")
         return size, objects
+
+
+def _classes(objects: list[Any]) -> tuple[str, ...]:
+    return tuple(str(x["class"]) for x in objects if isinstance(x, dict) and x.get("class"))
 
 
 def _beside(path: Path) -> Path | None:
@@ -141,14 +151,24 @@ def _other(path: Path | None, places: dict[str, int]) -> tuple[IndexedLines | No
     return lines, found
 
 
-def _json(lines: IndexedLines, number: int) -> Any:
+def read_json_cell(lines: IndexedLines, number: int) -> Any:
+    """The JSON in the second column of a line.
+
+    Raises:
+        BadInput: there is none.
+    """
     try:
         return json.loads(lines[number].split(b"\t", 1)[1])
     except (ValueError, IndexError):
         raise BadInput(f"{lines.path}, line {number + 1}: its second column is not JSON") from None
 
 
-def _yaml(path: Path) -> dict[str, Path]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A .yaml that is a map, read without making anything but plain values.
+
+    Raises:
+        BadInput: cannot be read, or no map.
+    """
     try:
         import yaml
     except ImportError:
@@ -159,7 +179,7 @@ def _yaml(path: Path) -> dict[str, Path]:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: not a map of file names")
-    return {name: path.parent / value for name, value in tree.items() if isinstance(value, str)}
+    return tree
 
 
 def _captions(path: Path) -> dict[str, tuple[str, ...]]:

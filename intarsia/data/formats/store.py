@@ -59,9 +59,13 @@ class RegionStore(ABC):
             BadInput: its record cannot be used; names file, picture and value.
         """
 
-    def said(self, number: int) -> dict[str, Any]:
-        """What is said of a picture, in the fields of `pairs.jsonl`; nothing in most layouts."""
-        return {}
+    def said(self, number: int) -> list[dict[str, Any]]:
+        """What is said of a picture, as lines of `pairs.jsonl` without key and image; nothing in most layouts."""
+        return []
+
+    def tags(self, number: int) -> tuple[str, ...]:
+        """The names of a picture's objects, where the layout keeps them."""
+        return ()
 
     @cached_property
     def left(self) -> Counter[str]:

@@ -78,9 +78,9 @@ class TensorpackLmdb(RegionStore):
             self.names[number], where, array("features"), boxes, (width, height), probs=array("probs"), **extras
         )
 
-    def said(self, number: int) -> dict[str, Any]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The caption of a record."""
         caption = self._record(number)["caption"]
         if not isinstance(caption, str) or not caption.strip():
             raise BadInput(f"{self.where(number)}: caption is {caption!r}, expected text")
-        return {"captions": [caption.strip()]}
+        return [{"captions": [caption.strip()]}]

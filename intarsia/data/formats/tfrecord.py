@@ -152,10 +152,10 @@ class FashionBERTRecords(RegionStore):
             name, where, features.reshape(SIDE * SIDE, -1)[kept], cells[kept], self.size_of(name), pixels=False
         )
 
-    def said(self, number: int) -> dict[str, Any]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The descriptions of a picture."""
         texts = self._texts[self.names[number]]
-        return {"captions": texts} if texts else {}
+        return [{"captions": texts}] if texts else []
 
 
 def _text(row: dict[str, list[bytes] | Array], name: str) -> str:

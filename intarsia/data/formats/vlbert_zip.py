@@ -98,7 +98,7 @@ class VLBERTLines(_Regions):
                     raise BadInput(f"{where}: {field} is {record.get(field)!r}, expected text")
             self.names.append(record["image"])
 
-    def said(self, number: int) -> dict[str, Any]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The caption of a line, its words joined by spaces."""
         record, where, _ = self.lines.read(number)
         caption = record.get("caption")
@@ -107,7 +107,7 @@ class VLBERTLines(_Regions):
         )
         if not isinstance(caption, str) or not caption.strip():
             raise BadInput(f"{where}: caption is {caption!r}, expected text or a list of words")
-        return {"captions": [caption]}
+        return [{"captions": [caption]}]
 
     def picture(self, number: int) -> Picture:
         """The picture of a line."""
