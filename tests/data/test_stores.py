@@ -145,6 +145,8 @@ def test_every_layout_becomes_shards(name: str, tmp_path: Path) -> None:
     assert source.provenance.settings["converted from"]
     expect(source[0].pictures[0], 0, extras, name not in NO_SIZE, name == "vlp")
     assert source[0].texts == ("a picture of 42",)
+    if name == "oscar":
+        assert source[0].pictures[0].tags == ("thing 0", "thing 1", "thing 2")
 
 
 WRITERS = {
