@@ -87,16 +87,20 @@ class Annotations:
 # ------------------------------------------------------------------------------------------------------------------ files
 
 
+class Missing(BadInput):
+    """A file is not there."""
+
+
 def find_file(root: Path, *names: str) -> Path:
     """The file of one of these names under a folder; the first name that is there, the first place by its path.
 
     Raises:
-        BadInput: none is there.
+        Missing: none is there.
     """
     for name in names:
         if found := sorted(root.rglob(name)):
             return found[0]
-    raise BadInput(f"{root}: holds no {' nor '.join(names)}")
+    raise Missing(f"{root}: holds no {' nor '.join(names)}")
 
 
 def read_json(path: Path) -> Any:
