@@ -14,8 +14,9 @@ import torch
 from intarsia.batch import pack
 from intarsia.errors import BadInput
 from intarsia.studies import family, granularity, volume
-from intarsia.studies.granularity import ARMS, MEASURES, Blind, Run
-from intarsia.studies.tying import _auc, bag
+from intarsia.studies.granularity import ARMS, COMPARED, MEASURES, Blind, Run
+from intarsia.studies.readouts import MAPS
+from intarsia.studies.tying import auc, bag
 from intarsia.systems.inlay import EVERY, Inlay
 from intarsia.train.start import captions, fresh
 from intarsia.worlds import WorldConfig, WorldSource
@@ -26,17 +27,20 @@ PAGES = Path(__file__).parents[2] / "docs/studies"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("runs")
-    return folder, granularity.perform(Run(pairs=40, steps=2, batch=8, seed=1), folder, scenes=24, fused=6)
+    return folder, granularity.perform(
+        Run(pairs=40, steps=10, batch=8, seed=1), folder, folder / "work", scenes=24, fused=6
+    )
 
 
 def test_a_run_says_every_measure_and_is_made_once(made: tuple[Path, dict[str, Any]]) -> None:
     folder, found = made
-    for name, value in MEASURES.items():
+    for name, value in (MEASURES | COMPARED).items():
         assert np.isfinite(value(found)), name
     assert found["test"]["pointing"]["chance"] == pytest.approx(1 / 12)
-    file = next(folder.glob("*.json"))
+    file = next(folder.rglob("*.json"))
+    assert not list((folder / "work").iterdir())
     file.write_text(json.dumps({**found, "parameters": 7}))
-    again = granularity.perform(Run(pairs=40, steps=2, batch=8, seed=1), folder)
+    again = granularity.perform(Run(pairs=40, steps=10, batch=8, seed=1), folder)
     assert again["parameters"] == 7
 
 
@@ -49,7 +53,7 @@ def copies(found: dict[str, Any], folder: Path) -> None:
                 one = copy.deepcopy(found)
                 one["run"] |= {"arm": arm, "seed": seed, "pairs": n, "steps": 400, "batch": 32}
                 right = 1 - (0.5 + seed / 1e4) * (n / 125) ** -0.3 - (0.2 if arm == "sentence" else 0.0)
-                one["test"]["pointing"] |= dict.fromkeys(("dot", "attention", "attention back"), right)
+                one["test"]["pointing"] |= dict.fromkeys(MAPS, right)
                 one["test"]["choices"]["swap"] = dict.fromkeys(
                     one["test"]["choices"]["swap"], 0.5 + seed / 1e4 if arm == "sentence" else 0.99 + (seed - 101) / 1e3
                 )
@@ -108,4 +112,4 @@ def test_a_bag_keeps_features_and_links() -> None:
 
 
 def test_auc_by_hand() -> None:
-    assert _auc(np.array([3.0, 1.0]), np.array([0.0, 1.0, 2.0])) == pytest.approx((3 + 1.5) / 6)
+    assert auc(np.array([3.0, 1.0]), np.array([0.0, 1.0, 2.0])) == pytest.approx((3 + 1.5) / 6)
