@@ -292,7 +292,7 @@ def checks(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"))
+PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"), ("token", "blind"), ("sentence", "blind"))
 
 
 def effects(results: Results) -> str:

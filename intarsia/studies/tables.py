@@ -53,19 +53,21 @@ def within(split: str, *path: str, value: Value) -> Value:
 
 
 def columns(results: Results, measures: Mapping[str, Value]) -> str:
-    """A row a measure, a column an arm: mean over seeds ± half of the 95 % t-interval."""
+    """A row a measure that some run has, a column an arm: mean over seeds ± half of the 95 % t-interval."""
     heads = " | ".join(f"{arm} ({len(runs)})" for arm, runs in results.items())
     lines = [f"| (seeds) | {heads} |", "|---" * (len(results) + 1) + "|"]
     for name, value in measures.items():
-        cells = " | ".join(str(interval([value(x) for x in runs.values()])) for runs in results.values())
-        lines.append(f"| {name} | {cells} |")
+        cells = [interval([value(x) for x in runs.values()]) for runs in results.values()]
+        if any(x.count for x in cells):
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def seeds_of(results: Results, arm: str, value: Value) -> dict[int, float]:
-    """Seed -> value; of the better pooling on the mean, where the arm is the sentence and several were run."""
+    """Seed -> value. Of the sentence the pooling that is better on the mean, among those with most seeds."""
     arms = [x for x in (POOLED if arm == "sentence" else (arm,)) if x in results]
-    found = [{seed: value(x) for seed, x in results[name].items()} for name in arms]
+    most = max((len(results[x]) for x in arms), default=0)
+    found = [{seed: value(x) for seed, x in results[name].items()} for name in arms if len(results[name]) == most]
     return max(found, key=lambda x: interval(list(x.values())).mean) if found else {}
 
 
@@ -87,5 +89,5 @@ def differences(results: Results, measures: Mapping[str, Value], pairs: Sequence
     lines = ["| | " + " | ".join(f"{a} - {b}" for a, b in known) + " |", "|---" * (len(known) + 1) + "|"]
     for name, value in measures.items():
         lines.append(f"| {name} | " + " | ".join(bold(difference(results, value, a, b)) for a, b in known) + " |")
-    said = " Sentence is the better pooling of the two on each row." if POOLED[1] in results else ""
+    said = " On each row sentence is the better pooling, of those with most seeds." if POOLED[1] in results else ""
     return "\n".join(lines) + f"\n\nBold: the 95 % interval excludes 0.{said}\n"

@@ -240,8 +240,7 @@ class Inlay(System):
         text = example.text
         assert text is not None
         hidden, stays = granular.draw_words(text, self.stops, rng)
-        order = rng.permutation(len(sample.false_texts))[:count]
-        false = [self._said(sample, sample.false_texts[i])[0] for i in order]
+        false = [self._said(sample, sample.false_texts[i])[0] for i in rng.permutation(len(sample.false_texts))[:count]]
         said = zlib.crc32(" ".join(sorted(sample.texts[0].lower().split())).encode())
         targets: dict[str, Pick | Array] = {
             "a_sent": np.array([said, *(i < len(false) for i in range(count))], np.int64),
@@ -261,11 +260,9 @@ class Inlay(System):
         assert isinstance(encoded, Aligned) and batch.text is not None
         if not batch.targets:
             return {}
-        true = batch.picks("a_tok").rows
-        ids, segments, positions, words = (
-            x[true] for x in (batch.text.ids, batch.text.segment_ids, batch.text.position_ids, batch.text.words)
-        )
-        text = Text(ids, segments, positions, words, subset(batch.text.packing, true))
+        true, said = batch.picks("a_tok").rows, batch.text
+        ids, segments, positions, words = (x[true] for x in (said.ids, said.segment_ids, said.position_ids, said.words))
+        text = Text(ids, segments, positions, words, subset(said.packing, true))
         if self.training:
             follow(self.tower, self.slow, self.config.momentum)
             self.word_weights.count(text)
@@ -341,10 +338,9 @@ class Inlay(System):
     def _matching(self, encoded: Aligned, batch: Batch, text: Packing, true: Tensor) -> dict[str, Tensor]:
         """C: true and false captions with their picture, and true ones with the picture of the next pair."""
         assert encoded.visual_packing is not None and batch.text is not None
-        cut, labels, count = encoded.text_packing, batch.labels("a_sent"), text.documents
+        cut, shown, labels, count = encoded.text_packing, encoded.visual_packing, batch.labels("a_sent"), text.documents
         following = (torch.arange(count, device=true.device) + 1) % count
-        parts = labels.shape[1]
-        index, visual = taken(encoded.visual_packing, following * parts, encoded.visual_packing.rows // parts)
+        index, visual = taken(shown, following * labels.shape[1], shown.rows // labels.shape[1])
         said, _ = self.fusion(self._split(encoded.told)[0][true], text, encoded.seen[index], visual)
         strange = self.support(said).squeeze(-1)  # logits of words with another picture
         apart, content = labels[:, 0] != labels[following, 0], self.word_weights.content[batch.text.ids] > 0
@@ -369,8 +365,7 @@ class Inlay(System):
     def scores(self, encoded: Encoded) -> dict[str, Tensor]:
         """(B) each: S_sent and S_tok, times their scales; log odds of matching by [CLS] and by the words."""
         assert isinstance(encoded, Aligned)
-        scale = self.log_scale.exp()
-        text = encoded.text_packing
+        scale, text = self.log_scale.exp(), encoded.text_packing
         rows = torch.where(encoded.told[:, -1] > 0, encoded.support.float(), 30.0)
         return {
             "sentence": self.sentence_scores(encoded) * scale[0],
