@@ -58,6 +58,8 @@ class Picture:
     """(R) float32, the detector's confidence in it."""
     pixels: Callable[[], Array] | None = None
     """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
+    codes: Array | None = None
+    """(L) whole numbers, the picture in codes that a `PictureCodec` made, row by row."""
 
 
 @dataclass(frozen=True, slots=True)
