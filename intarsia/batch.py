@@ -62,6 +62,8 @@ class Picture:
     """(R) what people called the object of each region; "" = nothing. Empty where nobody said."""
     covers: Array | None = None
     """(R, n, n) bool, the cells of each region's box, cut into n x n, that its object covers."""
+    codes: Array | None = None
+    """(L) whole numbers, the picture in codes that a `PictureCodec` made, row by row."""
 
 
 @dataclass(frozen=True, slots=True)

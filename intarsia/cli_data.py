@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from intarsia.cli_cluster import Cluster, cluster
+from intarsia.cli_codes import Codes, codes
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
 
@@ -135,7 +136,7 @@ class Emoji(Stamps):
 
 
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, convert, objects, scenes, films, stamps, emoji."""
+    """Data sets: fetch, inspect, check, convert, objects, scenes, films, stamps, emoji; cluster and codes learn visual words."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
@@ -147,6 +148,7 @@ def data(args: Sequence[str]) -> None:
         "stamps": (Stamps, _stamps),
         "emoji": (Emoji, _emoji),
         "cluster": (Cluster, cluster),
+        "codes": (Codes, codes),
     }
     if not args or args[0] not in kinds:
         wanted = args[0] if args else ""
