@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -69,6 +70,7 @@ def rerank(
     gold: Array,
     prefilter: Prefilter,
     how: Inference = FP32,
+    keep: Path | None = None,
 ) -> tuple[dict[str, float], int]:
     """Recall both ways, each query ranking its own best candidates only; a right one that is not among them is not found.
 
@@ -79,13 +81,14 @@ def rerank(
         gold: (N) for each text, the number of its picture.
         prefilter: the first ranking.
         how: batch size, precision, bar.
+        keep: a folder for scores of the second stage that are done, see `match`.
 
     Returns:
         Recalls as fractions, their sum in percent, and the recalls of the first ranking at `top`; and how many texts fit the system.
     """
     before = prefilter.first(texts, pictures)
     by_text, by_picture = best(before, prefilter.top), best(before.T, prefilter.top).T
-    kept, scores = match(system, texts, pictures, how, by_text | by_picture)
+    kept, scores = match(system, texts, pictures, how, by_text | by_picture, keep)
     owns = gold[kept][:, None] == np.arange(len(pictures))[None]
     by_text, by_picture = by_text[kept], by_picture[kept]
     shown = owns.any(0)  # pictures whose captions were all too long rank nothing

@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.errors import BadInput
 from intarsia.system import Lay
-from intarsia.tasks import HeadConfig, Scorer, answer_of, linear, with_target
+from intarsia.tasks import HeadConfig, Scorer, answer_of, linear, places, with_target
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class of `classes`. Batch.targets["category"]: (B) int64."""
+    """One class of a list. Batch.targets["category"]: (B) int64 places in `labels`."""
 
-    classes: int
+    answers: int = 48
+    """Outputs."""
+    labels: tuple[str, ...] = ()
+    """The list."""
     scorer: Scorer = linear
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
@@ -28,19 +32,26 @@ class Category:
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
-        """With the number of its class, which is its answer."""
-        return with_target(self.forms(lay, sample), "category", [int(answer_of(sample))])
+        """With the place of its answer in the list.
+
+        Raises:
+            BadInput: it is not there.
+        """
+        answer, place = answer_of(sample), places(self.labels)
+        if answer not in place:
+            raise BadInput(f"sample {sample.key}: {answer!r} is none of the {len(self.labels)} classes")
+        return with_target(self.forms(lay, sample), "category", [place[answer]])
 
     def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
-        """(classes) of each product."""
+        """(answers) of each product."""
         return list(scores.float())
 
     def head(self, config: HeadConfig) -> nn.Module:
         """The classifier."""
-        return self.scorer(config, self.classes)
+        return self.scorer(config, self.answers)
 
     def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
-        """(B, classes) logits."""
+        """(B, answers) logits."""
         return head(encoded.pooled)  # type: ignore[no-any-return]
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:

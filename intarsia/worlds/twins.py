@@ -58,11 +58,11 @@ def write_twin(
     """Writes a twin: the benchmark's files, and region shards in `regions/`.
 
     Args:
-        benchmark: one of `TWINS`.
+        benchmark: one of `TWINS` or `PRODUCTS`.
         out: a folder, made if it is not there.
         train: scenes of the training split.
         val: scenes of the validation split.
-        level: of the world; 0 = attribute features, for fast runs.
+        level: of the world; 0 = attribute features, for fast runs. Products have but one.
         seed: of the world.
         pictures: write the pictures too, to `images/`.
 
@@ -74,14 +74,18 @@ def write_twin(
     """
     from intarsia.worlds.source import WorldConfig
 
-    if benchmark not in TWINS:
-        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join(TWINS)})")
+    if benchmark not in (*TWINS, *PRODUCTS):
+        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join((*TWINS, *PRODUCTS))})")
     if min(train, val) < 2 or (pictures and level == 0):
         raise BadInput(f"{out}: {train} and {val} scenes of level {level}; at least 2 each, and pictures need level 1")
     folder = Path(out)
     source = WorldSource(WorldConfig(level=level), "train", train + val, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if benchmark in PRODUCTS:
+            from intarsia.worlds.twin_products import write_fashiongen
+
+            return write_fashiongen(folder, train, val, seed, pictures)
         names = TWINS[benchmark](
             folder, [Scenes(source, range(train), "train"), Scenes(source, range(train, train + val), "val")]
         )
@@ -463,6 +467,8 @@ def _entities(folder: Path, parts: list[Scenes]) -> dict[str, int]:
     return names
 
 
+PRODUCTS = ("fashiongen", "fashiongen-category", "fashiongen-subcategory")
+"""Benchmarks of products instead of scenes."""
 TWINS: dict[str, Writer] = {
     "vqa": _vqa,
     "gqa": _gqa,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia import tuning_runs
+from intarsia import scoring_runs, tuning_runs
 from intarsia.studies.pairs import PUBLISHED, table
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import benchmark_of
@@ -64,7 +64,7 @@ def test_a_pair_is_tuned_and_scored(name: str, task: str, twins: Path, tmp_path:
     assert len(losses) == 2
     assert all(math.isfinite(x) for x in losses)
     assert any(not torch.equal(x, before[key]) for key, x in tuned.head.state_dict().items()), "the head did not learn"
-    found, predictions, _ = tuning_runs.measure(run)
+    found, predictions, _ = scoring_runs.measure(scoring_runs.Asked(run))
     assert benchmark.main in found.numbers
     assert found.items > 0
     assert all(x == x for x in found.numbers.values())

@@ -11,8 +11,10 @@ from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import (
     captions,
     chinese,
+    classes,
     entail,
     entities,
+    fashion,
     genome,
     gqa,
     guesswhat,
@@ -143,7 +145,40 @@ BENCHMARKS = {
         ),
         Benchmark("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn, _CAPTIONS),
         Benchmark("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc, _CAPTIONS),
-        Benchmark("muge", "MUGE", ("train", "val"), chinese.muge, _CAPTIONS),
+        Benchmark(
+            "muge",
+            "MUGE",
+            tuple(chinese.MUGE),
+            chinese.muge,
+            "mean recall",
+            measure_lists=chinese.measure_muge,
+            submit_lists=chinese.submit_muge,
+        ),
+        Benchmark(
+            "fashiongen",
+            "FashionGen, 101 candidates",
+            tuple(fashion.SPLITS),
+            fashion.pairs,
+            "image rank@1",
+            groups=lambda annotations: annotations.gold,
+            candidates=fashion.candidates,
+        ),
+        *(
+            Benchmark(
+                f"fashiongen-{name}",
+                title,
+                tuple(fashion.SPLITS),
+                read,
+                "accuracy",
+                classes.measure,
+                labels=classes.labels_of(read),
+                chance=classes.chance,
+            )
+            for name, title, read in (
+                ("category", "FashionGen categories", fashion.categories),
+                ("subcategory", "FashionGen sub-categories", fashion.subcategories),
+            )
+        ),
         Benchmark("flickr30k-cn", "Flickr30k-CN", ("train", "val", "test"), chinese.flickr30k_cn, _CAPTIONS),
     )
 }
@@ -167,8 +202,12 @@ _BY_TASK = {
     "visual7w": "visual7w",
     "guesswhat": "guesswhat",
     "retrieval": "flickr30k",
+    "retrieval_hard": "flickr30k",
     "retrieval_triplet": "flickr30k",
     "retrieval_coco": "coco",
+    "retrieval_fashion": "fashiongen",
+    "category": "fashiongen-category",
+    "sub_category": "fashiongen-subcategory",
     "caption": "coco-captions",
 }
 

@@ -70,6 +70,8 @@ class Annotations:
     """By item or as the metric takes it; empty where answers are not published."""
     labels: tuple[str, ...] = ()
     """The list of answers that are chosen from, where there is one."""
+    candidates: tuple[str, ...] = ()
+    """Pictures that are ranked for each text, where they are not just those of the items."""
 
     def __post_init__(self) -> None:
         if not self.items:
