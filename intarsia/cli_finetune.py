@@ -26,7 +26,7 @@ class FinetuneOptions:
     data: Path
     """Folder of the benchmark's annotation files, as published."""
     regions: str
-    """Region shards of its pictures (`intarsia extract`), or any data set with their regions."""
+    """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
     out: Path
     """Folder of the run."""
     weights: Path | None = None
@@ -56,6 +56,8 @@ class FinetuneOptions:
     workers: int = 1
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    centroids: Path | None = None
+    """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
     hard_negatives: str = ""
     """Retrieval whose paper has hard negatives: `nearest`, by the regions' features, or a file of pictures like each (ViLBERT's pickle, or JSON from
     name to names); FashionGen's need none."""
@@ -70,7 +72,7 @@ def finetune(args: Sequence[str]) -> None:
     from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
-    from intarsia.tuning_runs import About, answer_list, begin, open_items, pairing, rivals_of
+    from intarsia.tuning_runs import About, answer_list, begin, must_read, open_items, pairing, rivals_of
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
@@ -82,15 +84,17 @@ def finetune(args: Sequence[str]) -> None:
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
     else:
-        benchmark = benchmarks.benchmark_of(options.task, cls.finetune)
+        benchmark = benchmarks.benchmark_of(options.task, cls.finetune, "clips" in cls.needs)
     if writes != (benchmark.kind == "captions"):
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
-    source = open_items(benchmark, options.data, options.regions, options.split or benchmark.splits[0], labels)
+    where, words = (options.data, options.regions), str(options.centroids or "")
+    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words)
     valid = None
     if options.valid_split:
-        valid = open_items(benchmark, options.data, options.regions, options.valid_split, labels)
+        valid = open_items(benchmark, *where, options.valid_split, labels, words)
     for items in filter(None, (source, valid)):
+        must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
     given = (options.size, options.weights, options.vocab, source)
     rivals = ""
@@ -111,6 +115,7 @@ def finetune(args: Sequence[str]) -> None:
         _begun(options.weights),
         labels,
         rivals,
+        words,
     )
     outcome = (caption_runs.critical if options.critical else train)(
         about,
@@ -182,6 +187,8 @@ class ScoreOptions:
     """Candidates of each query that are read after a prefilter."""
     beams: int = 0
     """Of captions that are written; 0 = as in the paper, 1 = greedy."""
+    centroids: Path | None = None
+    """Codebook of visual words; None = that of training."""
     objects: Path | None = None
     """Detected objects that captions are to name (constrained beam search): lines of picture, tab, JSON list of class, conf and rect."""
     hierarchy: Path | None = None
@@ -232,7 +239,7 @@ def table(found: Any) -> Table:
     shown = Table("", f"{found.benchmark} {found.split}", title=title)
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():
-        shown.add_row(name, f"{value:.1f}" if name.endswith("rsum") else f"{100 * value:.2f}")
+        shown.add_row(name, f"{value:.1f}" if name.endswith(("rsum", "rank")) else f"{100 * value:.2f}")
     for name, value in (("chance", found.chance), ("without the picture", found.blind)):
         if value is not None:
             shown.add_row(f"{main}, {name}", f"{100 * value:.2f}")
@@ -255,8 +262,9 @@ class SubmitOptions:
     regions: str | None = None
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
+    centroids: Path | None = None
+    """As for `score`, and so are these."""
     objects: Path | None = None
-    """As for `score`."""
     hierarchy: Path | None = None
     forms: Path | None = None
     device: str = "cpu"

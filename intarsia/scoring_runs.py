@@ -26,7 +26,7 @@ from intarsia.tasks.benchmarks.captions import measure_java, picture_of
 from intarsia.tasks.benchmarks.items import at, read_json
 from intarsia.text import Vocab
 from intarsia.tuned import Tuned, with_labels
-from intarsia.tuning_runs import ABOUT, About, open_items, pairing
+from intarsia.tuning_runs import ABOUT, About, must_read, open_items, pairing
 from intarsia.weights.files import fill, read_weights
 
 
@@ -54,6 +54,8 @@ class Asked:
     """Candidates of each query that are then read."""
     beams: int = 0
     """Of captions; 0 = as in the paper, 1 = greedy."""
+    centroids: Path | None = None
+    """Codebook of visual words; None = that of training, if there was one."""
     named: caption_runs.Named | None = None
     """Of captions, objects that they are to name."""
     device: str = "cpu"
@@ -70,12 +72,15 @@ class Opened:
     data: Path
     regions: str
     labels: tuple[str, ...]
+    centroids: str
     away: bool
     """The benchmark is another than that of training."""
 
     def train(self) -> Annotated:
         """The training items."""
-        return open_items(self.benchmark, self.data, self.regions, self.benchmark.splits[0], self.labels)
+        return open_items(
+            self.benchmark, self.data, self.regions, self.benchmark.splits[0], self.labels, self.centroids
+        )
 
 
 def open_tuned(run: Path, about: About) -> Tuned:
@@ -101,11 +106,12 @@ def opened(asked: Asked) -> Opened:
             run, it is not said on what it is to be measured.
     """
     run, labels = asked.run, tuple[str, ...]()
-    data, regions, trained = asked.data, asked.regions, ""
+    data, regions, trained, words = asked.data, asked.regions, "", str(asked.centroids or "")
     if (run / ABOUT).is_file() or not (run / "recipe.json").is_file():
         about = About.read(run)
         writes = about.task == caption_runs.TASK
         system: System = caption_runs.open_run(run, about) if writes else open_tuned(run, about)
+        words = words or about.centroids
         data, regions, trained, labels = (
             data or Path(about.data),
             regions or about.regions,
@@ -122,11 +128,13 @@ def opened(asked: Asked) -> Opened:
     if not trained and benchmark.kind != "pairs":
         raise BadInput(f"{run}: a run of pre-training ranks pairs; {benchmark.name} asks for {benchmark.kind}")
     split = asked.split or ("val" if "val" in benchmark.splits else benchmark.splits[min(1, len(benchmark.splits) - 1)])
-    source = open_items(benchmark, data, regions, split, labels)
-    if "regions" in getattr(system, "system", system).needs and (run / "provenance.json").is_file():
+    source = open_items(benchmark, data, regions, split, labels, words)
+    whole = getattr(system, "system", system)
+    must_read(type(whole), source)
+    if {"regions", "clips"} & set(whole.needs) and (run / "provenance.json").is_file():
         must_be_alike(regions, source.provenance, read_provenance(run))
     system = system.to(asked.device).eval()
-    return Opened(system, benchmark, source, data, regions, labels, bool(trained) and benchmark.name != trained)
+    return Opened(system, benchmark, source, data, regions, labels, words, bool(trained) and benchmark.name != trained)
 
 
 def _system_of(run: Path) -> str:

@@ -15,6 +15,7 @@ from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
 from intarsia.data.source import Provenance, must_be_alike
 from intarsia.errors import BadInput
+from intarsia.features.kmeans import WithWords, read_codebook
 from intarsia.model import read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System
@@ -48,6 +49,8 @@ class About:
     """The list of answers, in the order of the head's outputs."""
     rivals: str = ""
     """Where hard negatives came from; empty = nowhere."""
+    centroids: str = ""
+    """Codebook of visual words; empty = none."""
 
     @classmethod
     def read(cls, run: Path) -> About:
@@ -76,22 +79,38 @@ def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
 
 
 @lru_cache(maxsize=2)
-def _pictures(spec: str) -> Pictures:
-    return Pictures(open_pictures(spec))
+def _pictures(spec: str, centroids: str) -> Pictures:
+    source = open_pictures(spec)
+    return Pictures(WithWords(source, read_codebook(Path(centroids))) if centroids else source)
 
 
-def open_items(benchmark: Benchmark, data: Path, regions: str, split: str, labels: tuple[str, ...] = ()) -> Annotated:
+def open_items(
+    benchmark: Benchmark, data: Path, regions: str, split: str, labels: tuple[str, ...] = (), centroids: str = ""
+) -> Annotated:
     """A split of a benchmark with its pictures.
 
     Args:
         benchmark: which.
         data: folder of its annotation files.
-        regions: where its pictures are, see `open_pictures`.
+        regions: where its pictures or videos are, see `open_pictures`.
         split: as the benchmark names it.
         labels: the list of answers; empty = the benchmark's own.
+        centroids: codebook of the videos' visual words; empty = none.
     """
     found = benchmark.read(data, split)
-    return Annotated(replace(found, labels=labels or found.labels), _pictures(regions))
+    return Annotated(replace(found, labels=labels or found.labels), _pictures(regions, centroids))
+
+
+def must_read(cls: type[System], source: Annotated) -> None:
+    """Checks that a system reads what a benchmark shows.
+
+    Raises:
+        BadInput: it reads videos and these are pictures, or the other way round.
+    """
+    films, reads = source.kept[0][0].span is not None, "clips" in cls.needs
+    if films != reads:
+        what = ("pictures", "videos")
+        raise BadInput(f"{cls.card.name} reads {what[reads]}; {source.annotations.benchmark} shows {what[films]}")
 
 
 def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Path | None) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ def chance_of(benchmark: Benchmark, source: Annotated) -> float | None:
 def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
     """Predictions by the words alone, in the form that `predict` gives.
 
-    Answers: naive Bayes from the words of the text to the answer. Choices: naive Bayes from the words of a choice to its being right. Regions: how
+    Answers: naive Bayes from the words of the text to the answer; without a text the commonest. Choices: naive Bayes from the words of a choice to its being right. Regions: how
     often the region of that place was meant in training.
     """
     items = [x for x, _ in train.kept]
@@ -170,7 +170,7 @@ def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
     choices = len(items[0].texts) > 2
     model = _Bayes()
     for item in items:
-        for i, text in enumerate(item.texts[-4:] if choices else item.texts[:1]):
+        for i, text in enumerate(item.texts[-4:] if choices else item.texts[:1] or ("",)):
             for answer, share in item.answers:
                 model.learn(text, str(answer == str(i)) if choices else answer, share)
     found = {}
@@ -178,7 +178,7 @@ def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
         if choices:
             found[item.key] = np.array([model.odds(x, "True") - model.odds(x, "False") for x in item.texts[-4:]])
         else:
-            given = model.all(item.texts[0])
+            given = model.all(item.texts[0] if item.texts else "")
             found[item.key] = np.array([given.get(x, -np.inf) for x in labels])
     return found
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from intarsia.batch import Array, Batch, Example, Picture, Sample
+from intarsia.batch import Array, Batch, Example, Film, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.crossing import score_crossed
 from intarsia.evaluate.parts import PICTURES, SPARSE, TEXTS, Parts, blocks, fingerprint
-from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
+from intarsia.evaluate.running import FP32, Inference, Share, Shown, fitting, name_of, percent, plain, run
 from intarsia.evaluate.towers import embed, products
 from intarsia.system import Crossing, System
 
@@ -64,7 +64,7 @@ class Retrieval:
 
 
 def retrieval(
-    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], gold: Sequence[int], how: Inference = FP32
+    system: System, texts: Sequence[Sample], pictures: Sequence[Shown], gold: Sequence[int], how: Inference = FP32
 ) -> Retrieval:
     """Ranks all pictures for each text and all texts for each picture by the system's match scores.
 
@@ -87,7 +87,7 @@ def retrieval(
 def match(
     system: System,
     texts: Sequence[Sample],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Shown],
     how: Inference = FP32,
     wanted: Array | None = None,
     keep: Path | None = None,
@@ -101,7 +101,7 @@ def match(
     Args:
         system: a system that matches.
         texts: N samples, of which the first text counts.
-        pictures: M candidates.
+        pictures: M candidates, pictures or videos.
         how: batch size, precision, bar.
         wanted: (N, M) bool, the pairs to score, the others get NaN; None = all. Two towers score all.
         keep: a folder for the blocks that are done and the scores, so that a pass that was killed goes on; None = all is in memory. Two towers need none.
@@ -110,14 +110,14 @@ def match(
         BadInput: no text fits the system, there is no picture, or the folder is of another pass.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
-    kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
+    kept, said = fitting(system, (beside(x, pictures[0]) for x in (bare if pictures else ())))
     if not kept or not pictures:
         raise BadInput(f"retrieval: of {len(texts)} texts {len(kept)} fit the system; {len(pictures)} pictures")
     fit = [bare[i] for i in kept]
     carrier = min(fit, key=lambda x: len(x.texts[0]))
 
-    def show(some: Sequence[Picture]) -> list[Example]:
-        return [system.lay_out(replace(carrier, pictures=(x,))) for x in some]
+    def show(some: Sequence[Shown]) -> list[Example]:
+        return [system.lay_out(beside(carrier, x)) for x in some]
 
     if system.towers:
         return kept, products(system, embed(system, said, "text", how), embed(system, show(pictures), "picture", how))
@@ -142,16 +142,16 @@ def match(
 
 
 def _mark(
-    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], how: Inference, asked: Array | None
+    system: System, texts: Sequence[Sample], pictures: Sequence[Shown], how: Inference, asked: Array | None
 ) -> str:
     """What a pass depends on."""
     pairs = "all" if asked is None else hashlib.sha256(np.packbits(asked).tobytes()).hexdigest()
     words = (f"{x.key} {x.texts[0]}" for x in texts)
-    return fingerprint(system, words, (x.name for x in pictures), [str(how.rows), how.precision, pairs])
+    return fingerprint(system, words, map(name_of, pictures), [str(how.rows), how.precision, pairs])
 
 
-def _anew(system: System, texts: Sequence[Sample], pictures: Sequence[Picture]) -> Callable[[int, int], Example]:
-    return lambda i, j: system.lay_out(replace(texts[i], pictures=(pictures[j],)))
+def _anew(system: System, texts: Sequence[Sample], pictures: Sequence[Shown]) -> Callable[[int, int], Example]:
+    return lambda i, j: system.lay_out(beside(texts[i], pictures[j]))
 
 
 def _block(
@@ -195,13 +195,14 @@ def score_pairs(
         i, j = divmod(int(asked[number]), len(shown))
         if build is not None:
             return build(i, j)
-        return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions, images=shown[j].images)
+        there = shown[j]
+        return Example(said[i].key, said[i].text, there.regions, images=there.images, clips=there.clips)
 
     def read(numbers: Array, batch: Batch) -> None:
         scores[asked[numbers]] = system.match_scores(system.encode(batch)).float().cpu().numpy()
 
     sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
-    sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
+    sizes_shown = np.array([sum(len(y) for y in (x.regions, x.clips) if y is not None) for x in shown])
     lengths = sizes_text[asked // len(shown)] + sizes_shown[asked % len(shown)]
     run(system, lengths, together, read, f"{len(asked)} pairs of {len(said)} texts, {len(shown)} pictures", how)
     return scores.reshape(len(said), len(shown))
@@ -211,19 +212,31 @@ def _apart(
     system: System,
     texts: list[Sample],
     said: list[Example],
-    pictures: Sequence[Picture],
-    show: Callable[[Sequence[Picture]], list[Example]],
+    pictures: Sequence[Shown],
+    show: Callable[[Sequence[Shown]], list[Example]],
 ) -> bool:
     """Whether a pair's lay-out is its text's rows and its picture's rows, tried on the extremes of both lengths."""
     by_text = np.argsort([x.rows for x in said], kind="stable")[[0, -1]].tolist()
-    by_size = np.argsort([len(x.boxes) for x in pictures], kind="stable")[[0, -1]].tolist()
+    by_size = np.argsort([_size(x) for x in pictures], kind="stable")[[0, -1]].tolist()
     extremes = [pictures[j] for j in by_size]
     for i in by_text:
         for picture, shown in zip(extremes, show(extremes), strict=True):
-            both = system.lay_out(replace(texts[i], pictures=(picture,)))
-            if not (_same(both.text, said[i].text) and _same(both.regions, shown.regions)):
+            both = system.lay_out(beside(texts[i], picture))
+            apart = (both.regions, shown.regions), (both.clips, shown.clips), (both.text, said[i].text)
+            if not all(_same(a, b) for a, b in apart):
                 return False
     return True
+
+
+def beside(text: Sample, shown: Shown) -> Sample:
+    """The text of a sample with a picture or a video."""
+    if isinstance(shown, Film):
+        return replace(text, pictures=(), film=replace(shown, spans=np.zeros((len(text.texts), 2), np.float32)))
+    return replace(text, pictures=(shown,), film=None)
+
+
+def _size(shown: Shown) -> int:
+    return len(shown.seconds) if isinstance(shown, Film) else len(shown.boxes)
 
 
 def _same(a: object, b: object) -> bool:

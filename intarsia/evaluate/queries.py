@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.batch import Array, Picture, Sample
+from intarsia.batch import Array, Film, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import match
 from intarsia.evaluate.parts import blocks
 from intarsia.evaluate.products import product_matching
 from intarsia.evaluate.rerank import Prefilter, best, rerank
-from intarsia.evaluate.running import FP32, Inference, fitting
+from intarsia.evaluate.running import FP32, Inference, Shown, fitting
 from intarsia.system import System
 from intarsia.tasks.benchmarks import Annotated, Benchmark
 from intarsia.tasks.benchmarks.table import LONG
@@ -43,8 +43,8 @@ def ranked(
         keep: a folder for scores that are done, see `match`.
 
     Returns:
-        Recalls as fractions and their sum in percent, with folds also their means, with a first ranking also its recalls; captions ranked; captions left out
-        because they were too long.
+        Recalls as fractions and their sum in percent, of videos the median rank too, with folds also their means, with a first ranking also its recalls;
+        captions ranked; captions left out because they were too long.
     """
     samples: list[Sample] = [source[i] for i in range(min(len(source), most or len(source)))]
     texts, pictures, gold = pairs(samples)
@@ -60,6 +60,8 @@ def ranked(
         f"text R@{k}": x for k, x in whole.text.at.items()
     }
     numbers |= {"rsum": whole.rsum}
+    if isinstance(pictures[0], Film):
+        numbers["image median rank"] = whole.image.median
     if fold and len(pictures) > fold and len(pictures) % fold == 0 and len(shown) == len(pictures):
         numbers |= _folds(scores, owner, fold)
     return numbers, len(kept), len(texts) - len(kept)
@@ -133,7 +135,7 @@ def listed(
 def _scored(
     system: System,
     texts: Sequence[Sample],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Shown],
     how: Inference,
     first: Prefilter | None,
     keep: Path | None,

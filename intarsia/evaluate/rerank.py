@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.batch import Array, Picture, Sample
+from intarsia.batch import Array, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.baseline import baseline_scores
 from intarsia.evaluate.matching import match
-from intarsia.evaluate.running import FP32, Inference
+from intarsia.evaluate.running import FP32, Inference, Shown
 from intarsia.system import System
 from intarsia.tasks.metrics import ranking
 
-First = Callable[[Sequence[Sample], Sequence[Picture]], Array]
+First = Callable[[Sequence[Sample], Sequence[Shown]], Array]
 """N texts, M pictures -> (N, M) scores, higher = better."""
 BASELINES = ("ridge", "nearest")
 
@@ -46,7 +46,7 @@ def by_towers(system: System, how: Inference = FP32) -> First:
     if not system.towers:
         raise BadInput(f"{system.card.name} has no two towers: it ranks nothing beforehand")
 
-    def first(texts: Sequence[Sample], pictures: Sequence[Picture]) -> Array:
+    def first(texts: Sequence[Sample], pictures: Sequence[Shown]) -> Array:
         kept, scores = match(system, texts, pictures, how)
         if len(kept) < len(texts):
             raise BadInput(f"{system.card.name}: {len(texts) - len(kept)} of {len(texts)} texts are too long to rank")
@@ -66,7 +66,7 @@ def best(scores: Array, top: int) -> Array:
 def rerank(
     system: System,
     texts: Sequence[Sample],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Shown],
     gold: Array,
     prefilter: Prefilter,
     how: Inference = FP32,

@@ -1,4 +1,4 @@
-"""Which category is this product of? One of a fixed list, read off the pooled vector. Source: Kaleido-BERT (Zhuge et al., CVPR 2021), on FashionGen."""
+"""What is this? One class of a fixed list: the category of a product (Kaleido-BERT, Zhuge et al., CVPR 2021), what is done in a video, or will be next (CBT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.system import Lay
-from intarsia.tasks import HeadConfig, Scorer, answer_of, linear, places, with_target
+from intarsia.tasks import HeadConfig, Reads, Scorer, answer_of, linear, places, pooled, with_target
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Category:
     labels: tuple[str, ...] = ()
     """The list."""
     scorer: Scorer = linear
+    reads: Reads = pooled
+    """What the head reads."""
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
-        """The product's text with its picture."""
+        """What is shown, with its text if it has any."""
         return [lay(sample)]
 
     def documents(
@@ -43,7 +45,7 @@ class Category:
         return with_target(self.forms(lay, sample), "category", [place[answer]])
 
     def predict(self, scores: Tensor, batch: Batch) -> list[Tensor]:
-        """(answers) of each product."""
+        """(answers) of each sample."""
         return list(scores.float())
 
     def head(self, config: HeadConfig) -> nn.Module:
@@ -52,7 +54,7 @@ class Category:
 
     def score(self, head: nn.Module, encoded: Encoded, batch: Batch) -> Tensor:
         """(B, answers) logits."""
-        return head(encoded.pooled)  # type: ignore[no-any-return]
+        return head(self.reads(encoded, batch))  # type: ignore[no-any-return]
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy."""

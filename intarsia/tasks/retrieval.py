@@ -29,11 +29,16 @@ class Draws:
         return self.far()
 
 
+def shown_with(sample: Sample, other: Sample) -> Sample:
+    """The sample's text with what another shows: its pictures, or its video."""
+    return replace(sample, pictures=other.pictures, film=other.film)
+
+
 class Ranked:
     """A true pair and broken ones of it, a document each."""
 
     broken_by: tuple[str, ...]
-    """How broken pairs are made, one of these by chance: a letter each, p = another picture, t = another text; P and T = of a picture like the sample's
+    """How broken pairs are made, one of these by chance: a letter each, p = another picture (or video), t = another text; P and T = of a picture like the sample's
     own, where such are known (`Draws`)."""
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
@@ -47,7 +52,7 @@ class Ranked:
         true, found = replace(sample, links=()), []
         for letter in self.broken_by[int(rng.integers(len(self.broken_by)))]:
             other = draw.near() if letter.isupper() and isinstance(draw, Draws) else draw()
-            changed = replace(true, pictures=other.pictures) if letter in "pP" else replace(true, texts=other.texts)
+            changed = shown_with(true, other) if letter in "pP" else replace(true, texts=other.texts)
             found.append(lay(changed))
         return with_target([lay(true), *found], "retrieval", [1] + [0] * len(found))
 
