@@ -61,13 +61,13 @@ def write_twin(
     """Writes a twin: the benchmark's files, and region shards in `regions/`.
 
     Args:
-        benchmark: one of `TWINS`.
+        benchmark: one of `TWINS`, `PRODUCTS` or `twin_films.FILMS`.
         out: a folder, made if it is not there.
         train: scenes of the training split.
         val: scenes of the validation split.
-        level: of the world; 0 = attribute features, for fast runs.
+        level: of the world; 0 = attribute features, for fast runs. Products and films have but one.
         seed: of the world.
-        pictures: write the pictures too, to `images/`.
+        pictures: write the pictures too, to `images/`; of films there are none.
 
     Returns:
         The folder of the shards.
@@ -76,15 +76,21 @@ def write_twin(
         BadInput: there is no such twin, or too few scenes, or the folder cannot be written.
     """
     from intarsia.worlds.source import WorldConfig
+    from intarsia.worlds.twin_films import FILMS, write_films
+    from intarsia.worlds.twin_products import write_fashiongen
 
-    if benchmark not in TWINS:
-        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join(TWINS)})")
+    if benchmark not in (known := (*TWINS, *PRODUCTS, *FILMS)):
+        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join(known)})")
     if min(train, val) < 2 or (pictures and level == 0):
         raise BadInput(f"{out}: {train} and {val} scenes of level {level}; at least 2 each, and pictures need level 1")
     folder = Path(out)
     source = WorldSource(WorldConfig(level=level), "train", train + val, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if benchmark in PRODUCTS:
+            return write_fashiongen(folder, train, val, seed, pictures)
+        if benchmark in FILMS:
+            return write_films(benchmark, folder, train, val, seed)
         names = TWINS[benchmark](
             folder, [Scenes(source, range(train), "train"), Scenes(source, range(train, train + val), "val")]
         )
@@ -475,6 +481,8 @@ def _entities(folder: Path, parts: list[Scenes]) -> dict[str, int]:
     return names
 
 
+PRODUCTS = ("fashiongen", "fashiongen-category", "fashiongen-subcategory")
+"""Benchmarks of products instead of scenes."""
 TWINS: dict[str, Writer] = {
     "vqa": _vqa,
     "gqa": _gqa,

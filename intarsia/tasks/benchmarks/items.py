@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array, Link, Meant, Picture, Sample
+from intarsia.batch import Array, Film, Link, Meant, Picture, Sample
 from intarsia.data.source import Provenance, Source
+from intarsia.data.video import clips_within
 from intarsia.errors import BadInput
 from intarsia.tasks import overlaps
 
@@ -61,6 +62,8 @@ class Item:
     phrases: tuple[Phrase, ...] = ()
     size: tuple[int, int] = (0, 0)
     """Wide, high in pixels; 0 = the region store says."""
+    span: tuple[float, float] | None = None
+    """Of a video, which is named in place of a picture: seconds it is shown from and to."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Annotations:
     """By item or as the metric takes it; empty where answers are not published."""
     labels: tuple[str, ...] = ()
     """The list of answers that are chosen from, where there is one."""
+    candidates: tuple[str, ...] = ()
+    """Pictures that are ranked for each text, where they are not just those of the items."""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -169,10 +174,10 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 class Pictures:
-    """The pictures of a source by name, each sample read once. A short spelling that fits several pictures finds none.
+    """The pictures, or videos, of a source by name, each sample read once. A short spelling that fits several of them finds none.
 
     Args:
-        source: any data set with pictures; its captions do not count.
+        source: any data set with pictures, or of whole videos; its captions do not count.
     """
 
     def __init__(self, source: Source) -> None:
@@ -180,8 +185,10 @@ class Pictures:
         self.places: dict[str, tuple[int, int]] = {}
         names: dict[str, tuple[int, int]] = {}
         for i in range(len(source)):
-            for slot, picture in enumerate(source[i].pictures):
-                names.setdefault(picture.name, (i, slot))
+            sample = source[i]
+            shown = (x.name for x in sample.pictures) if sample.film is None else (sample.film.name,)
+            for slot, name in enumerate(shown):
+                names.setdefault(name, (i, slot))
         short: dict[str, tuple[int, int] | None] = {}
         for name, place in names.items():
             for x in spellings(name)[1:]:
@@ -195,6 +202,12 @@ class Pictures:
     def get(self, place: tuple[int, int]) -> Picture:
         """The picture at a place that `find` gave."""
         return self.source[place[0]].pictures[place[1]]
+
+    def film(self, place: tuple[int, int]) -> Film:
+        """The video there."""
+        found = self.source[place[0]].film
+        assert found is not None, "videos and pictures are not in one source"
+        return found
 
 
 class Annotated:
@@ -213,12 +226,13 @@ class Annotated:
         self.provenance: Provenance | None = pictures.provenance
         self.kept: list[tuple[Item, list[tuple[int, int]]]] = []
         self.missing: dict[str, None] = {}
-        """Names of the pictures that are not there."""
+        """Names of the pictures that are not there, and passages of videos without clips."""
         for item in annotations.items:
             places = [pictures.find(x) for x in item.pictures]
             self.missing.update(dict.fromkeys(x for x, y in zip(item.pictures, places, strict=True) if y is None))
-            if None not in places:
-                self.kept.append((item, [x for x in places if x is not None]))
+            there = [x for x in places if x is not None]
+            if len(there) == len(places) and (item.span is None or self._clips(item, there[0])):
+                self.kept.append((item, there))
         if not self.kept:
             some = ", ".join(list(self.missing)[:3])
             raise BadInput(
@@ -240,6 +254,15 @@ class Annotated:
 
     def __getitem__(self, index: int) -> Sample:
         item, places = self.kept[index]
+        if item.span is not None:
+            return Sample(
+                item.key,
+                item.texts,
+                also=item.also,
+                answers=item.answers,
+                language=item.language,
+                film=self._film(item, places),
+            )
         shown, links = tuple(self.pictures.get(x) for x in places), tuple[Link, ...]()
         if shown and item.objects and not shown[0].features.shape[1]:
             shown = (_objects(item, shown[0]), *shown[1:])
@@ -258,6 +281,23 @@ class Annotated:
             language=item.language,
             meant=tuple(Meant(x.start, x.end, fractions(x.boxes, item, shown[0])) for x in item.phrases),
         )
+
+    def _clips(self, item: Item, place: tuple[int, int]) -> tuple[int, ...]:
+        """The first clip of the item's span and the one behind its last; () = its video has no clip then, which is remembered."""
+        film = self.pictures.film(place)
+        first, last = clips_within(np.array([item.span], np.float64), film.seconds, film.length)[0].tolist()
+        if first < last:
+            return first, last
+        start, end = item.span or (0.0, 0.0)
+        self.missing[f"{film.name} from {start:g} s to {end:g} s"] = None
+        return ()
+
+    def _film(self, item: Item, places: list[tuple[int, int]]) -> Film:
+        """The clips of the video that the item shows."""
+        film, some = self.pictures.film(places[0]), slice(*self._clips(item, places[0]))
+        said = np.tile(np.array(item.span, np.float32), (len(item.texts), 1))
+        ids = None if film.ids is None else film.ids[some]
+        return replace(film, features=film.features[some], seconds=film.seconds[some], spans=said, ids=ids)
 
 
 def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
