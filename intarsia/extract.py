@@ -30,6 +30,8 @@ from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.decode import decode_image, image_size
 from intarsia.data.formats.columns import SUFFIXES as TABLES
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.formats.files import find_files, is_file, is_remote, join, write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
@@ -40,7 +42,7 @@ from intarsia.data.formats.table import TableSource, is_table_folder
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import Extractor, Found
+from intarsia.features.extractor import WHOLE, Extractor, Found
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -242,7 +244,7 @@ def _store(
 # ------------------------------------------------------------------------------------------------------------------------------ what to read
 
 
-Pictures = PairsFolder | TarSource | TableSource | PictureFolder
+Pictures = PairsFolder | TarSource | TableSource | FashionGen | PictureFolder
 
 
 def _open(source: Path | str, on_error: OnError) -> Pictures:
@@ -255,6 +257,8 @@ def _open(source: Path | str, on_error: OnError) -> Pictures:
         return TarSource(source, on_error=on_error)
     if source.suffix in TABLES or is_table_folder(source):
         return TableSource(source, on_error=on_error)
+    if FASHIONGEN.fullmatch(source.name):
+        return FashionGen(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():
         return PairsFolder(source, on_error=on_error)
     return PictureFolder(source)
@@ -304,6 +308,8 @@ def _decoded(
             picture = pictures.picture(number)
             if boxes == "given" and len(picture.boxes) == 0:
                 raise BadInput(f"picture {picture.name}: no boxes are given for it")
+            if picture.pixels is not None:
+                return picture, np.asarray(picture.pixels())
             return picture, decode_image(picture.path, picture.path or picture.name)
         except BadInput as error:
             return error
@@ -342,13 +348,21 @@ def _described(
     """The pictures of a batch with their regions, as they are stored; of one that the extractor or the writer cannot use, what is wrong with it."""
     pixels = [x for _, x in members]
     try:
-        found = extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+        found = extractor(pixels) if boxes == "found" else extractor.features_at(pixels, _given(extractor, members))
         return [writer.ready(_filled(*member, regions)) for member, regions in zip(members, found, strict=True)]
     except BadInput as error:
         if len(members) == 1:
             name = members[0][0].name
             return [error if name in str(error) else BadInput(f"picture {name}: {error}")]
     return [x for member in members for x in _described(extractor, writer, [member], boxes)]
+
+
+def _given(extractor: Extractor, members: Sequence[Member]) -> list[Array]:
+    """The boxes of each picture, and the whole picture where the extractor asks for it."""
+    given = [x.boxes for x, _ in members]
+    if getattr(extractor, "adds_whole", False):
+        return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
+    return given
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
@@ -396,8 +410,9 @@ class _Lines:
                 cu, flat = load(name)
                 kept.append(flat[cu[row] : cu[row + 1]])
                 gold = self.source.picture_of(line, slot, number).boxes
+                stored, more = kept[-1][: len(gold)], kept[-1][len(gold) :]
                 if self.boxes == "given" and (
-                    gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)
+                    stored.shape != gold.shape or not np.allclose(gold, stored, atol=1e-5) or (more != WHOLE).any()
                 ):
                     raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
             yield (

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats import corpus_lines
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
-from intarsia.data.formats.corpus_lines import recognise
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.formats.files import find_files, is_file, is_remote, join
+from intarsia.data.formats.files_folder import FilesSource, is_files_layout
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
+from intarsia.data.formats.recognise import recognise
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.table import TableSource, table_files
 from intarsia.data.formats.tar import TarSource
+from intarsia.data.formats.uniter_text import UniterText, is_text_db
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
@@ -27,7 +32,8 @@ WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 REMOTE = f"a folder with {INDEX}, {LINES}, *.tar, *.parquet or *.arrow, a file of these kinds, or a caption file of a known corpus"
@@ -82,6 +88,10 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
             return TarSource(path, split, on_error)
+        if is_text_db(path):
+            return UniterText(path, split, on_error)
+        if is_files_layout(path):
+            return FilesSource(path, split, on_error)
         if table_files(str(path)):
             return TableSource(path, split, on_error)
         found = sorted(x.name for x in path.iterdir())
@@ -97,6 +107,8 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
         return TarSource(path, split, on_error)
     if path.suffix in TABLES:
         return TableSource(path, split, on_error)
+    if FASHIONGEN.fullmatch(path.name):
+        return FashionGen(path, split, on_error)
     raise BadInput(f"{path}: not a file of a known kind; expected {ACCEPTED}")
 
 
@@ -118,7 +130,7 @@ def _open_remote(spec: str, split: str | None, on_error: OnError) -> Source:
 
 
 def _open_remote_file(spec: str, split: str | None, on_error: OnError) -> Source:
-    if (corpus := recognise(spec)) is not None:
+    if (corpus := corpus_lines.recognise(spec)) is not None:
         return CorpusSource(spec, split, on_error, corpus)
     if spec.endswith(".jsonl"):
         return PairsFolder(spec, split, on_error)

@@ -7,11 +7,13 @@ from typing import Any
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size
-from intarsia.data.formats.corpus_lines import Corpus, recognise
+from intarsia.data.formats.corpus_lines import Corpus
 from intarsia.data.formats.files import is_file, is_remote, join, parent_of
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import empty_picture
+from intarsia.data.formats.recognise import recognise
+from intarsia.data.formats.records import HeldRecords, Records
 from intarsia.errors import BadInput
 
 
@@ -22,7 +24,7 @@ class CorpusSource(LineSource):
     only, which `intarsia data convert --pairs` finds the regions by. Pictures named by an address on the web have a name only.
 
     Args:
-        path: the corpus's file, local or remote.
+        path: the corpus's file; a remote one with `corpus`.
         split: "train", "val" or "test"; None = all records.
         on_error: "stop" raises at the first record that cannot be used, "skip" leaves it out and keeps the message.
         corpus: what `recognise` says of the file, if it was asked before.
@@ -38,12 +40,13 @@ class CorpusSource(LineSource):
         on_error: OnError = "stop",
         corpus: Corpus | None = None,
     ) -> None:
-        self.path = path
-        found = corpus or recognise(path)
+        self.path = join(path)
+        found = corpus or recognise(Path(path))
         if found is None:
             raise BadInput(f"{path}: not a file of a known corpus")
         self.kind, make = found
-        self._records = make(path)
+        made = make(self.path)
+        self._records = made if isinstance(made, Records) else HeldRecords(made)
         self.index, _ = build_index(len(self._records), self.parse, split, on_error)
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:

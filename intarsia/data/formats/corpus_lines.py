@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 from intarsia.data.formats.copies import at_hand
 from intarsia.data.formats.pairs import LineFile
-from intarsia.data.formats.records import AlignedRows, CsvRows, HeldRecords, Record, Records, RowRecords, Rows, TabRows
+from intarsia.data.formats.records import AlignedRows, CsvRows, Record, Records, RowRecords, Rows, TabRows
 from intarsia.errors import BadInput
 
 Address = Path | str
@@ -29,6 +29,17 @@ SIDES = {
 }
 TOKENS = re.compile(r"(?P<image>[^#\t]+)#(?:(?P<kind>\w+)#)?(?P<number>\d+)\s+(?P<text>.+)")
 URL = re.compile(r"https?://\S+")
+
+
+def text_lines(path: Address) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, and their numbers from 1.
+
+    Raises:
+        BadInput: no such file, or a line that is not UTF-8.
+    """
+    lines = LineFile(path)
+    for number in range(len(lines)):
+        yield lines.place(number), lines.text(number)
 
 
 def read_json(path: Address) -> Any:
@@ -161,25 +172,19 @@ def _brivl(path: Address, number: int, cells: list[str]) -> Record:
     return record | ({"boxes": boxes} if boxes else {})
 
 
-def tokens(path: Address) -> Records:
+def tokens(path: Address) -> Iterator[Record]:
     """`image#number TAB caption`: Flickr30k's token file, COCO-CN's captions, Flickr30k-CN's `id#kind#number`; the captions of a picture are put together.
 
     COCO-CN and Flickr30k-CN, known by their names, are Chinese ("zh").
     """
-    return HeldRecords(_tokens(path))
-
-
-def _tokens(path: Address) -> Iterator[Record]:
     about = PurePath(path)
     chinese = about.name.startswith(("imageid.", "flickr30kzh")) or "coco-cn" in str(about.parent)
     split = next((s for s in ("train", "val", "test") if f"_{s}" in about.stem), "train")
     held: dict[str, list[str]] = {}
-    lines = LineFile(path)
-    for number in range(len(lines)):
-        line = lines.text(number)
+    for number, line in text_lines(path):
         match = TOKENS.fullmatch(line)
         if match is None:
-            raise BadInput(f"{path}, line {lines.place(number)}: {line[:60]!r} is not image#number and a caption")
+            raise BadInput(f"{path}, line {number}: {line[:60]!r} is not image#number and a caption")
         held.setdefault(match["image"], []).append(match["text"].strip())
     for image, captions in held.items():
         name = image if PurePath(image).suffix else f"{image}.jpg"
@@ -191,7 +196,9 @@ def _tokens(path: Address) -> Iterator[Record]:
 # ------------------------------------------------------------------------------------------------------------------------------- which is which
 
 
-Corpus = tuple[str, Callable[[Address], Records]]
+Make = Callable[[Any], Iterable[Record] | Records]
+"""The records of a file: by number where it may be long, else one after another."""
+Corpus = tuple[str, Make]
 
 
 def recognise(path: Address) -> Corpus | None:
@@ -236,9 +243,9 @@ def _by_content(path: Address) -> Corpus | None:
         return None
     name, make = kind
 
-    def records(path: Address) -> Records:
+    def records(path: Address) -> Iterator[Record]:
         try:
-            return HeldRecords(make(PurePath(path), tree))
+            yield from make(PurePath(path), tree)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(f"{path}: not a whole file of {name}: {error!r}") from None
 

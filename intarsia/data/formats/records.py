@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ from intarsia.errors import BadInput
 Record = dict[str, Any]
 
 
-class Records(Protocol):
+class Records(ABC):
     """The records of a corpus; they pickle."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, number: int) -> Record:
         """A record as a line of `pairs.jsonl`.
 
@@ -51,7 +54,7 @@ class Rows(Protocol):
         """
 
 
-class RowRecords:
+class RowRecords(Records):
     """A record a row.
 
     Args:
@@ -71,7 +74,7 @@ class RowRecords:
         return self.make(self.rows.path, self.rows.place(row), self.rows.cells(row))
 
 
-class HeldRecords:
+class HeldRecords(Records):
     """Records kept as JSON text in one block: for corpora whose file is one tree, or that put lines together."""
 
     def __init__(self, records: Iterable[Record]) -> None:

@@ -303,7 +303,7 @@ class TarSource(LineSource):
         entry = line.entries[slot]
         tar, key, members = self._sample(int(self.index.lines[number]))
         member = members[entry.name[len(key) + 1 :]]
-        path = tar_address(tar.path, *tar.place(member))
+        path = self._address(tar, member)
         width, height = entry.size
         if not (width and height) and (entry.regions or entry.boxes is not None):
             width, height = image_size(tar.read(member), f"{line.where}: {entry.name}")
@@ -315,7 +315,11 @@ class TarSource(LineSource):
             )
         return empty_picture(line, slot, (width, height), path)
 
-    def _sample(self, number: int) -> tuple[_Tar, str, dict[str, int]]:
+    def _address(self, tar: Any, member: Any) -> str:
+        """What a picture's path says."""
+        return tar_address(tar.path, *tar.place(member))
+
+    def _sample(self, number: int) -> tuple[Any, str, dict[str, Any]]:
         at = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._tars[at], *self._tars[at].sample(number - int(self._starts[at]))
 
