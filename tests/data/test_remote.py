@@ -288,6 +288,33 @@ def test_copies_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest
         open_source(f"{where}/notes.txt")
 
 
+def test_errors_of_any_kind_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidden(Exception):
+        """As back ends have their own."""
+
+    write_tar(tmp_path / "tars/0.tar", [("k", {"caption": "x"}, [("jpg", jpeg(0))], [])])
+    where = upload(tmp_path / "tars")
+    picture = open_source(where)[0].pictures[0].path
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Forbidden("403, message='Forbidden'")
+
+    for name in ("open", "cat_file", "get_file", "find"):
+        monkeypatch.setattr(type(MEMORY), name, refuse)
+    shutil.rmtree(tmp_path / "cache")
+    for act in (
+        lambda: open_source(f"{where}/0.tar"),
+        lambda: decode_image(picture),
+        lambda: at_hand(f"{where}/0.tar"),
+    ):
+        with pytest.raises(
+            BadInput, match=r"^memory:/+remote\d+/tars/0\.tar: cannot be \w+: 403, message='Forbidden'$"
+        ):
+            act()
+    with pytest.raises(BadInput, match=r"tars: cannot be listed: 403"):
+        open_source(where)
+
+
 def test_paths_below_addresses() -> None:
     assert join("s3://a/b", "../c", "d.jpg") == "s3://a/c/d.jpg"
     assert join("s3://a/b", "https://x/y.jpg") == join(Path("b"), "https://x/y.jpg") == "https://x/y.jpg"

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from intarsia.data.fetch import cache_root
-from intarsia.data.formats.files import file_system, is_file, is_remote, join, parent_of, sha256_of, write_whole
+from intarsia.data.formats.files import file_system, is_file, is_remote, join, parent_of, sha256_of, told, write_whole
 from intarsia.errors import BadInput
 
 SUMS = "SHA256SUMS"
@@ -45,7 +45,7 @@ def at_hand(path: Path | str, sha256: str = "", passing: bool = False) -> Path:
     address = str(path)
     system, inside = file_system(address)
     folder = _cache() / ("passing" if passing else "kept")
-    try:
+    with told(address, "fetched"):
         sha256 = sha256 or _sums(str(parent_of(address))).get(inside.rsplit("/", 1)[-1], "")
         copy = folder / (sha256 or _mark(address))
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,9 +53,6 @@ def at_hand(path: Path | str, sha256: str = "", passing: bool = False) -> Path:
             with FileLock(folder / f".{copy.name[:16]}.lock"):  # of several processes, one fetches
                 if not copy.exists():
                     _fetch(address, system, inside, copy, sha256, passing)
-    except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise BadInput(f"{address}: cannot be fetched: {why}") from None
     return copy
 
 
@@ -65,11 +62,8 @@ def beside(path: str, suffix: str) -> Path:
     Raises:
         BadInput: there is no such remote file.
     """
-    try:
+    with told(path, "opened"):
         return _cache() / "kept" / f"{_mark(path)}{suffix}"
-    except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise BadInput(f"{path}: cannot be opened: {why}") from None
 
 
 def _touched(copy: Path) -> bool:
@@ -128,14 +122,12 @@ def stated_sums(folder: Path | str) -> dict[str, str]:
     path = join(folder, SUMS)
     if not is_file(path):
         return {}
-    try:
+    with told(path, "read"):
         if is_remote(path):
             system, inside = file_system(str(path))
             text = system.cat_file(inside).decode()
         else:
             text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
     sums = {}
     for number, line in enumerate(text.splitlines(), 1):
         value, _, name = line.partition(" ")

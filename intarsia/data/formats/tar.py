@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size, tar_address
 from intarsia.data.formats.copies import beside
-from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, write_whole
+from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, told, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line, parse_json, parse_line
 from intarsia.data.formats.pairs import empty_picture
@@ -80,7 +80,10 @@ def walk_tar(path: Path | str, texts: BinaryIO | None = None) -> Members:
     Raises:
         BadInput: not an uncompressed tar, cut short, or a key that comes back after other samples.
     """
-    with open_file(path) if isinstance(path, str) else open(path, "rb") as handle:
+    if isinstance(path, str):
+        with told(path, "read"), open_file(path) as handle:
+            return _walk(path, handle, texts)
+    with open(path, "rb") as handle:
         return _walk(path, handle, texts)
 
 
