@@ -19,7 +19,7 @@ from pair_makers import MADE, jpeg, line, picture, same_picture, same_sample
 from intarsia.data import decode
 from intarsia.data.check import check, inspect
 from intarsia.data.decode import decode_image
-from intarsia.data.formats import copies, files, shard_files, shards
+from intarsia.data.formats import columns, copies, files, shard_files, shards
 from intarsia.data.formats import tar as tars
 from intarsia.data.formats.copies import SUMS, at_hand
 from intarsia.data.formats.files import join, parent_of
@@ -299,6 +299,15 @@ def test_errors_of_any_kind_are_told_in_one_line(tmp_path: Path, monkeypatch: py
     def refuse(*_: Any, **__: Any) -> None:
         raise Forbidden("403, message='Forbidden'")
 
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pytest.importorskip("pyarrow").table({"jpg": [jpeg(0)], "caption": ["x"]}), tmp_path / "t.parquet")
+    MEMORY.pipe_file(f"{where}.parquet", (tmp_path / "t.parquet").read_bytes())
+    table = open_source(f"{where}.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(columns.Columns, "read_group", refuse)
+        columns._row_group.cache_clear()
+        with pytest.raises(BadInput, match=r"tars\.parquet: cannot be read: 403"):
+            decode_image(table[0].pictures[0].path)
     for name in ("open", "cat_file", "get_file", "find"):
         monkeypatch.setattr(type(MEMORY), name, refuse)
     shutil.rmtree(tmp_path / "cache")
