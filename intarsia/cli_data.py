@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from intarsia.cli_cluster import Cluster, cluster
+from intarsia.cli_codes import Codes, codes
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
 
@@ -98,6 +99,19 @@ class Convert(Reading):
 
 
 @dataclass
+class Objects:
+    """Writes the annotated objects of a benchmark's pictures as lines: for systems that read pixels, and for `extract --boxes given`."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder of its annotation files."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the pictures, where pairs.jsonl is written."""
+    benchmark: str = "vcr"
+    splits: tuple[str, ...] = ("train", "val")
+    """Whose pictures, as the benchmark names them."""
+
+
+@dataclass
 class Scenes:
     """Writes generated scenes as pictures and pairs.jsonl."""
 
@@ -123,17 +137,19 @@ class Emoji(Stamps):
 
 
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, convert, scenes, films, stamps, emoji."""
+    """Data sets: fetch, inspect, check, convert, objects, scenes, films, stamps, emoji; cluster and codes learn visual words."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
         "check": (Check, _check),
         "convert": (Convert, _convert),
+        "objects": (Objects, _objects),
         "scenes": (Scenes, _scenes),
         "films": (Films, films),
         "stamps": (Stamps, _stamps),
         "emoji": (Emoji, _emoji),
         "cluster": (Cluster, cluster),
+        "codes": (Codes, codes),
     }
     if not args or args[0] not in kinds:
         wanted = args[0] if args else ""
@@ -205,6 +221,18 @@ def _convert(options: Convert) -> None:
     )
     for line in done.lines_of_text():
         out.print(line, highlight=False)
+
+
+def _objects(options: Objects) -> None:
+    from intarsia.data.formats.pairs import write_pairs
+    from intarsia.tasks.benchmarks import find
+    from intarsia.tasks.benchmarks.items import object_lines
+
+    benchmark = find(options.benchmark)
+    items = [x for split in options.splits for x in benchmark.read(options.path, split).items]
+    count = write_pairs(options.out, object_lines(items))
+    shown = {name for x in items for name in x.pictures[:1]}
+    out.print(f"{count} pictures with their objects, {len(shown) - count} without: {options.out}/pairs.jsonl")
 
 
 def _convert_lines(options: Convert) -> None:

@@ -30,6 +30,8 @@ from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.decode import decode_image, image_size
 from intarsia.data.formats.columns import SUFFIXES as TABLES
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
@@ -39,7 +41,7 @@ from intarsia.data.formats.table import TableSource, is_table_folder
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import Extractor, Found
+from intarsia.features.extractor import WHOLE, Extractor, Found
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -188,7 +190,7 @@ def _whole(out: Path, provenance: Provenance, images: str) -> frozenset[str]:
 
 
 def _store(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
+    pictures: PairsFolder | TarSource | TableSource | FashionGen | PictureFolder,
     writer: ShardWriter,
     extractor: Extractor,
     how: tuple[int, int, Boxes],
@@ -241,13 +243,15 @@ class PictureFolder:
         return Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), path=str(self.root / name))
 
 
-def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | TableSource | PictureFolder:
+def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | TableSource | FashionGen | PictureFolder:
     if not source.exists():
         raise BadInput(f"{source}: no such file or folder")
     if source.suffix == ".tar" or (source.is_dir() and not (source / LINES).exists() and any(source.glob("*.tar"))):
         return TarSource(source, on_error=on_error)
     if source.suffix in TABLES or is_table_folder(source):
         return TableSource(source, on_error=on_error)
+    if FASHIONGEN.fullmatch(source.name):
+        return FashionGen(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():
         return PairsFolder(source, on_error=on_error)
     return PictureFolder(source)
@@ -257,7 +261,7 @@ Member = tuple[Picture, Array]
 
 
 def _batches(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder, batch: int, by_shape: bool
+    pictures: PairsFolder | TarSource | TableSource | FashionGen | PictureFolder, batch: int, by_shape: bool
 ) -> Iterator[Sequence[int]]:
     """Numbers of pictures, so many at once; `by_shape`: sorted by width / height within a window, so that most batches hold one shape."""
 
@@ -276,7 +280,7 @@ def _batches(
 
 
 def _decoded(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
+    pictures: PairsFolder | TarSource | TableSource | FashionGen | PictureFolder,
     done: frozenset[str],
     batches: Iterator[Sequence[int]],
     workers: int,
@@ -289,6 +293,8 @@ def _decoded(
             picture = pictures.picture(number)
             if boxes == "given" and len(picture.boxes) == 0:
                 raise BadInput(f"picture {picture.name}: no boxes are given for it")
+            if picture.pixels is not None:
+                return picture, np.asarray(picture.pixels())
             return picture, decode_image(picture.path, picture.path or picture.name)
         except BadInput as error:
             return error
@@ -323,7 +329,12 @@ def _decoded(
 
 def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
     pixels = [x for _, x in members]
-    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+    if boxes == "found":
+        return extractor(pixels)
+    given = [x.boxes for x, _ in members]
+    if getattr(extractor, "adds_whole", False):
+        given = [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
+    return extractor.features_at(pixels, given)
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
@@ -371,8 +382,9 @@ class _Lines:
                 cu, flat = load(name)
                 kept.append(flat[cu[row] : cu[row + 1]])
                 gold = self.source.picture_of(line, slot, number).boxes
+                stored, more = kept[-1][: len(gold)], kept[-1][len(gold) :]
                 if self.boxes == "given" and (
-                    gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)
+                    stored.shape != gold.shape or not np.allclose(gold, stored, atol=1e-5) or (more != WHOLE).any()
                 ):
                     raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
             yield (

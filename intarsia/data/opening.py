@@ -9,6 +9,8 @@ from typing import Literal
 from intarsia.data.corpora import Joined
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.formats.files import find_files, is_remote
 from intarsia.data.formats.files_folder import FilesSource, is_files_layout
 from intarsia.data.formats.films import INDEX as FILMS
@@ -30,7 +32,7 @@ PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
     f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
-    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 
@@ -99,6 +101,8 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         return TarSource(path, split, on_error)
     if path.suffix in TABLES:
         return TableSource(path, split, on_error)
+    if FASHIONGEN.fullmatch(path.name):
+        return FashionGen(path, split, on_error)
     raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
 
 

@@ -79,7 +79,7 @@ def table() -> str:
             said = PUBLISHED.get((name, task), "-")
             rows.append(f"| {name} | `{task}` | {title} | {head_of(described.task)} | {said} |")
         if (how := find(name).captioning) is not None:
-            title = benchmark_of("caption", tasks).title
+            title = benchmark_of("caption", tasks, "clips" in find(name).needs).title
             rows.append(f"| {name} | `caption` | {title} | its own words, then self-critical | {how.published} |")
     return "\n".join(rows) + "\n"
 

@@ -26,7 +26,10 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks import mean_shown
+from intarsia.tasks.category import Category
+from intarsia.tasks.retrieval import RetrievalOneOf
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.bert import FromBert
@@ -84,6 +87,29 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
     return {"tiny": tiny, "base": base}
+
+
+def _finetune() -> dict[str, Finetune]:
+    """Small heads on the mean of the video encoder's rows; texts and clips found by each other. Numbers are ours: the paper's could not be read."""
+
+    def tuning(note: str) -> Tuning:
+        return Tuning(adam(1e-4), Schedule(steps=10_000, warmup=1000), Batching(rows=9600), samples=64, note=note)
+
+    def classes(answers: int, frozen: bool, note: str) -> Finetune:
+        task = Category(answers, reads=mean_shown)
+        return Finetune(task, {"base": tuning(note)}, KeyMap(), frozen=("",) if frozen else ())
+
+    found = Finetune(RetrievalOneOf(broken_by=("tpt",)), {"base": tuning("not in the paper")}, KeyMap())
+    still, ahead = "the head alone, on features as they are", "clips until one second before the action"
+    return {
+        "action": classes(101, True, still),
+        "action_hmdb51": classes(51, True, still),
+        "anticipation": classes(48, False, ahead),
+        "anticipation_50salads": classes(17, False, ahead),
+        "anticipation_activitynet": classes(200, False, ahead),
+        "retrieval_youcook2": found,
+        "retrieval_msrvtt": found,
+    }
 
 
 class CBT(System):
@@ -271,7 +297,7 @@ class CBT(System):
         "word_head.bias",
         *(f"word_head.transform.{x}" for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
     )
-    finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
+    finetune = _finetune()
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------
 
