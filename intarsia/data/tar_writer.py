@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from intarsia.batch import Picture
 from intarsia.data.decode import read_bytes
@@ -89,6 +92,11 @@ def _sample(source: LineSource, number: int) -> Made:
 
 
 def _bytes(picture: Picture, where: str) -> tuple[str, bytes]:
+    """The kind and the bytes of a picture's file; pixels without a file become a PNG."""
+    if picture.pixels is not None and not picture.path:
+        buffer = io.BytesIO()
+        Image.fromarray(picture.pixels()).save(buffer, "PNG")
+        return "png", buffer.getvalue()
     if not picture.path:
         raise BadInput(f"{where}: the pixels of picture {picture.name} are not at hand")
     data = read_bytes(picture.path)

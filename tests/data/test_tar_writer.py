@@ -4,6 +4,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from pair_makers import folder, jpeg, line, picture
@@ -81,3 +82,25 @@ def test_a_killed_run_goes_on_and_missing_pictures_are_named(tmp_path: Path, mon
     with pytest.raises(BadInput, match="none: no line can be used; the first: "):
         write_tars(open_source(source), tmp_path / "none", "skip")  # type: ignore[arg-type]
     assert not list((tmp_path / "none").iterdir())
+
+
+def test_fashiongen_is_inspected_checked_and_written_as_tars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fashiongen_256_256_validation.h5"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    with h5py.File(path, "w") as file:
+        file["input_image"] = pixels
+        for name in ("description", "category", "subcategory", "productID"):
+            file[f"input_{name}"] = np.array([[f"{name} {i}".encode()] for i in range(2)])
+    for command in (
+        ["inspect", str(path)],
+        ["check", str(path)],
+        ["convert", str(path), str(tmp_path / "out"), "--layout", "tar"],
+    ):
+        data(command)
+    said = capsys.readouterr().out
+    assert "with pixels        2 pictures" in said and "2 pictures looked at, 2 decoded" in said
+    again = open_source(tmp_path / "out")
+    np.testing.assert_array_equal(decode_image(again[1].pictures[0].path), pixels[1])
+    assert again[1].texts == ("description 1",) and again[1].pictures[0].tags == ("subcategory 1", "category 1")
