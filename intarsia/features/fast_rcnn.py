@@ -134,10 +134,9 @@ def covered(outlines: Sequence[Array], box: Sequence[float]) -> Array:
     found = np.zeros((SIZE, SIZE), np.bool_)
     for outline in outlines:
         points = ((outline.astype(np.float32) - corner) * (SIZE / extent).astype(np.float32)).clip(0, SIZE - 1)
-        inside = np.zeros_like(found)
-        for (x, y), (x0, y0) in zip(points.astype(np.float64), np.roll(points, 1, 0).astype(np.float64), strict=True):
-            if y != y0:
-                between = (min(y, y0) <= down) & (down < max(y, y0))
-                inside ^= between & (across < (x0 - x) * (down - y) / (y0 - y) + x)
-        found |= inside
+        x, y = points.T.astype(np.float64)[:, :, None, None]  # (N, 1, 1) each
+        x0, y0 = np.roll(x, 1, 0), np.roll(y, 1, 0)
+        between = (np.minimum(y, y0) <= down) & (down < np.maximum(y, y0))  # (N, SIZE, SIZE)
+        crossed = (x0 - x) * (down - y) / np.where(y == y0, 1, y0 - y) + x
+        found |= (between & (across < crossed)).sum(0) % 2 == 1
     return found
