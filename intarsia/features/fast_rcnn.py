@@ -68,7 +68,7 @@ class FastRCNN(nn.Module):
         fill(self, named, str(path))
 
     def forward(self, images: Images | None, regions: Regions) -> Tensor:
-        """(R, F) what the boxes show, each off the image of its document; documents have one image, or no regions.
+        """(R, F) what the boxes show, each off the image of its document or, where it has none of its own, of the last before it that has.
 
         Args:
             images: I images, see `framed`; None if there are no regions.
@@ -77,7 +77,7 @@ class FastRCNN(nn.Module):
         if images is None:
             return regions.boxes.new_zeros(len(regions.boxes), self.width)
         maps = self.backbone.features(images.pixels)
-        number = torch.searchsorted(images.doc, regions.packing.doc)  # (R) the image of each
+        number = torch.searchsorted(images.doc, regions.packing.doc, right=True) - 1  # (R) the image of each
         sides = images.valid.flip(1)[number].to(maps.dtype)  # (R, 2) wide, high
         boxes = regions.boxes.to(maps.dtype) * torch.cat([sides, sides], 1)
         cells = roi_align_unshifted(maps, boxes, number, SIZE, 1 / STRIDE, samples=1)
