@@ -577,8 +577,6 @@ def _pack_clips(parts: Sequence[ClipRows], keys: Sequence[str]) -> Clips:
 
 
 def _pack_images(parts: Sequence[Sequence[Pixels]]) -> Images:
-    """Documents in a row that have the very same images share those of the first."""
-    parts = [() if i and images is parts[i - 1] else images for i, images in enumerate(parts)]
     whole = [image for images in parts for image in images]
     sizes = np.array([(x.height, x.width) for x in whole], np.int64)
     pixels = np.zeros((len(whole), 3, *sizes.max(0)), np.float32)

@@ -68,14 +68,19 @@ class FastRCNN(nn.Module):
         fill(self, named, str(path))
 
     def forward(self, images: Images | None, regions: Regions) -> Tensor:
-        """(R, F) what the boxes show, each off the image of its document or, where it has none of its own, of the last before it that has.
+        """(R, F) what the boxes show, each off the image of its document or, where it has none, of the last before it that has (VCR's choices).
 
         Args:
             images: I images, see `framed`; None if there are no regions.
             regions: boxes as fractions of the images; perhaps the cells that their objects cover.
+
+        Raises:
+            ValueError: regions, but no image.
         """
         if images is None:
-            return regions.boxes.new_zeros(len(regions.boxes), self.width)
+            if len(regions.boxes):
+                raise ValueError(f"{len(regions.boxes)} regions, and no image to read them off")
+            return regions.boxes.new_zeros(0, self.width)
         maps = self.backbone.features(images.pixels)
         number = torch.searchsorted(images.doc, regions.packing.doc, right=True) - 1  # (R) the image of each
         sides = images.valid.flip(1)[number].to(maps.dtype)  # (R, 2) wide, high

@@ -134,10 +134,10 @@ class VCRAndObjects(VCREach):
     classes: int = 81
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
-        """The choices share their pixels, so that a trunk reads them once."""
+        """Only the first choice has the pixels, so that a trunk reads them once; all four stay together."""
         found = super().forms(lay, sample)
         for example in found[1:]:
-            example.images = found[0].images
+            example.images = ()
         return found
 
     def documents(
