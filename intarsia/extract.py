@@ -329,12 +329,15 @@ def _decoded(
 
 def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
     pixels = [x for _, x in members]
-    if boxes == "found":
-        return extractor(pixels)
+    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, _given(extractor, members))
+
+
+def _given(extractor: Extractor, members: Sequence[Member]) -> list[Array]:
+    """The boxes of the lines, for extractors that want it with the whole picture as one more."""
     given = [x.boxes for x, _ in members]
-    if getattr(extractor, "adds_whole", False):
-        given = [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
-    return extractor.features_at(pixels, given)
+    if not getattr(extractor, "adds_whole", False):
+        return given
+    return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
