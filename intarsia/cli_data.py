@@ -84,8 +84,9 @@ class Convert(Reading):
         "volta-h5",
         "vl-bert",
         "brivl",
+        "tar",
     ] = "shards"
-    """uniter-text takes any data set of lines instead, and needs --vocab."""
+    """uniter-text and tar take any data set of lines instead: uniter-text its words, cut by --vocab, tar its pictures too."""
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
@@ -205,8 +206,8 @@ def _check(options: Check) -> None:
 def _convert(options: Convert) -> None:
     from intarsia.data.convert import convert
 
-    if options.layout == "uniter-text":
-        return _convert_texts(options)
+    if options.layout in ("uniter-text", "tar"):
+        return _convert_lines(options)
     done = convert(
         options.source,
         options.out,
@@ -234,26 +235,34 @@ def _objects(options: Objects) -> None:
     out.print(f"{count} pictures with their objects, {len(shown) - count} without: {options.out}/pairs.jsonl")
 
 
-def _convert_texts(options: Convert) -> None:
+def _convert_lines(options: Convert) -> None:
     from intarsia.data.formats.index import LineSource
-    from intarsia.data.formats.question_lines import read_numbers
     from intarsia.data.opening import open_source
-    from intarsia.data.text_writer import write_uniter_text
-    from intarsia.text import Vocab
+    from intarsia.data.tar_writer import write_tars
 
-    if options.vocab is None:
+    if options.layout == "uniter-text" and options.vocab is None:
         raise BadInput(f"{options.out}: layout uniter-text needs --vocab, the vocab.txt of the tokenizer")
     source = open_source(options.source, on_error=options.on_error)
     if not isinstance(source, LineSource):
         raise BadInput(f"{options.source}: its texts cannot be taken line by line")
+    tar = options.layout == "tar"
+    lines = write_tars(source, options.out, options.on_error).lines_of_text() if tar else _write_texts(source, options)
+    for line in [*lines, *source.skipped[:20]]:
+        out.print(line, highlight=False)
+
+
+def _write_texts(source: Any, options: Convert) -> list[str]:
+    from intarsia.data.formats.question_lines import read_numbers
+    from intarsia.data.text_writer import write_uniter_text
+    from intarsia.text import Vocab
+
+    assert options.vocab is not None
     vocab = Vocab.read(options.vocab)
     table = {answer: number for number, answer in read_numbers(options.answers).items()} if options.answers else None
     special = {"CLS": vocab.cls, "SEP": vocab.sep, "MASK": vocab.mask, "UNK": vocab.unk}
     name = f"bert-base-{'uncased' if vocab.lower else 'cased'}"
     meta = special | {"v_range": [vocab.first_ordinary, len(vocab)], "tokenizer": name, "toker": name}
-    written = write_uniter_text(source, options.out, lambda x: vocab.encode(x).ids.tolist(), meta, table)
-    for line in [*written.lines_of_text(), *source.skipped[:20]]:
-        out.print(line, highlight=False)
+    return write_uniter_text(source, options.out, lambda x: vocab.encode(x).ids.tolist(), meta, table).lines_of_text()
 
 
 def _scenes(options: Scenes) -> None:

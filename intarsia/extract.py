@@ -358,11 +358,11 @@ def _described(
 
 
 def _given(extractor: Extractor, members: Sequence[Member]) -> list[Array]:
-    """The boxes of each picture, and the whole picture where the extractor asks for it."""
+    """The boxes of the lines, for extractors that want it with the whole picture as one more."""
     given = [x.boxes for x, _ in members]
-    if getattr(extractor, "adds_whole", False):
-        return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
-    return given
+    if not getattr(extractor, "adds_whole", False):
+        return given
+    return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:

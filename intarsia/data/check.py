@@ -191,7 +191,7 @@ def inspect(spec: str, limit: int = 1000, **reading: Any) -> Report:
         regions=Spread.of([len(x.boxes) for x in pictures]),
         languages=dict(Counter(x.language for x in samples)),
         widths=dict(Counter(x for x in widths if x)),
-        with_pixels=sum(bool(x.path) for x in pictures),
+        with_pixels=sum(bool(x.path) or x.pixels is not None for x in pictures),
         links=sum(len(x.links) for x in samples),
         provenance=source.provenance,
         films=len({x.name for x in films}),
@@ -328,8 +328,9 @@ class _Findings:
             if width != self.width[0]:
                 raise BadInput(f"{where}: features are {width} wide, those of {self.width[1]} are {self.width[0]} wide")
         check_fractions(picture.boxes, where)
-        if picture.path:
-            pixels = decode_image(picture.path, f"{where}: {picture.path}")
+        if picture.path or picture.pixels is not None:
+            made = None if picture.path or picture.pixels is None else picture.pixels()
+            pixels = decode_image(picture.path, f"{where}: {picture.path}") if made is None else made
             self.decoded += 1
             if picture.width and picture.height and pixels.shape[:2] != (picture.height, picture.width):
                 size = f"{pixels.shape[1]}x{pixels.shape[0]}"

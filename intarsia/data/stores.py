@@ -15,6 +15,7 @@ from intarsia.batch import Picture
 from intarsia.data.formats.butd_tsv import ButdTsv
 from intarsia.data.formats.ernie_vil import COLUMNS as ERNIE_COLUMNS
 from intarsia.data.formats.ernie_vil import ErnieTsv
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
 from intarsia.data.formats.hdf5 import VLPH5, GqaGridH5, GqaH5, Hdf5File, VoltaH5
 from intarsia.data.formats.line_index import parts_of
 from intarsia.data.formats.lmdb_file import LmdbFile
@@ -163,7 +164,9 @@ def _lmdb(path: Path) -> RegionStore:
     return UniterLmdb(path) if value[:2] == b"PK" or msgpack else ViLBERTLmdb(path)
 
 
-def _hdf5(path: Path) -> RegionStore:
+def _hdf5(path: Path) -> RegionStore | None:
+    if FASHIONGEN.fullmatch(path.name):
+        return None  # a data set with pixels
     file = Hdf5File(path).open()
     first = next(iter(file.values()), None)
     if first is not None and hasattr(first, "keys") and "features" in first:

@@ -68,16 +68,21 @@ class FastRCNN(nn.Module):
         fill(self, named, str(path))
 
     def forward(self, images: Images | None, regions: Regions) -> Tensor:
-        """(R, F) what the boxes show, each off the image of its document; documents have one image, or no regions.
+        """(R, F) what the boxes show, each off the image of its document or, where it has none, of the last before it that has (VCR's choices).
 
         Args:
             images: I images, see `framed`; None if there are no regions.
             regions: boxes as fractions of the images; perhaps the cells that their objects cover.
+
+        Raises:
+            ValueError: regions, but no image.
         """
         if images is None:
-            return regions.boxes.new_zeros(len(regions.boxes), self.width)
+            if len(regions.boxes):
+                raise ValueError(f"{len(regions.boxes)} regions, and no image to read them off")
+            return regions.boxes.new_zeros(0, self.width)
         maps = self.backbone.features(images.pixels)
-        number = torch.searchsorted(images.doc, regions.packing.doc)  # (R) the image of each
+        number = torch.searchsorted(images.doc, regions.packing.doc, right=True) - 1  # (R) the image of each
         sides = images.valid.flip(1)[number].to(maps.dtype)  # (R, 2) wide, high
         boxes = regions.boxes.to(maps.dtype) * torch.cat([sides, sides], 1)
         cells = roi_align_unshifted(maps, boxes, number, SIZE, 1 / STRIDE, samples=1)
@@ -134,10 +139,9 @@ def covered(outlines: Sequence[Array], box: Sequence[float]) -> Array:
     found = np.zeros((SIZE, SIZE), np.bool_)
     for outline in outlines:
         points = ((outline.astype(np.float32) - corner) * (SIZE / extent).astype(np.float32)).clip(0, SIZE - 1)
-        inside = np.zeros_like(found)
-        for (x, y), (x0, y0) in zip(points.astype(np.float64), np.roll(points, 1, 0).astype(np.float64), strict=True):
-            if y != y0:
-                between = (min(y, y0) <= down) & (down < max(y, y0))
-                inside ^= between & (across < (x0 - x) * (down - y) / (y0 - y) + x)
-        found |= inside
+        x, y = points.T.astype(np.float64)[:, :, None, None]  # (N, 1, 1) each
+        x0, y0 = np.roll(x, 1, 0), np.roll(y, 1, 0)
+        between = (np.minimum(y, y0) <= down) & (down < np.maximum(y, y0))  # (N, SIZE, SIZE)
+        crossed = (x0 - x) * (down - y) / np.where(y == y0, 1, y0 - y) + x
+        found |= (between & (across < crossed)).sum(0) % 2 == 1
     return found

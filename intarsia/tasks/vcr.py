@@ -133,6 +133,13 @@ class VCRAndObjects(VCREach):
 
     classes: int = 81
 
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """Only the first choice has the pixels, so that a trunk reads them once; all four stay together."""
+        found = super().forms(lay, sample)
+        for example in found[1:]:
+            example.images = ()
+        return found
+
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:

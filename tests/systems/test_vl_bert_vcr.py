@@ -144,8 +144,12 @@ def test_the_trunk_sees_of_each_object_what_it_covers(tmp_path: Path) -> None:
     examples = system.forms(sample)
     batch = pack(examples)
     assert batch.regions is not None and batch.regions.covers is not None
+    assert batch.images is not None and batch.images.doc.tolist() == [0]  # the other choices read the first one's
     trunk = system.system.sight.trunk
-    found = trunk(batch.images, batch.regions)[:4]
+    found, *others = trunk(batch.images, batch.regions).split(4)
+    assert len(others) == 3
+    for same in others:
+        torch.testing.assert_close(same, found, atol=1e-4, rtol=1e-5)
     shown = with_pixels(sample)
     pixels, picture = slow_pixels(shown), shown.pictures[0]
     covers = [*(slow_covered(x, box) for x, box in zip(OUTLINES, BOXES, strict=True)), [[True] * 14] * 14]
@@ -153,6 +157,8 @@ def test_the_trunk_sees_of_each_object_what_it_covers(tmp_path: Path) -> None:
     theirs = slow_features(batch.images.pixels[0], boxes, dict(trunk.state_dict()), covers)
     torch.testing.assert_close(found, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
     assert (found[2] == 0).all()  # an object without outline
+    with pytest.raises(ValueError, match="4 regions, and no image"):
+        trunk(None, pack(examples[1:2]).regions)
     open_ = replace(batch.regions, covers=None)
     plain = slow_features(batch.images.pixels[0], boxes, dict(trunk.state_dict()))
     torch.testing.assert_close(trunk(batch.images, open_)[:4], plain, atol=1e-4 * float(plain.abs().max()), rtol=0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import BENCHMARKS
 from intarsia.tasks.benchmarks.items import Missing
+
+ANNOTATIONS = frozenset({".json", ".jsonl", ".p", ".txt", ".gz"})
+"""Endings of benchmarks' files."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ def survey(root: Path) -> Survey:
 
     A file that cannot be read is a problem if another split of its benchmark can: files of many data sets are called `train.json`.
     """
+    if not any(Path(name).suffix in ANNOTATIONS for _, _, names in os.walk(root) for name in names):
+        return Survey((), ())  # sixty searches through a folder of pictures take long
     splits: list[Split] = []
     problems: list[str] = []
     for benchmark in BENCHMARKS.values():
