@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,17 @@ def _make_room(folder: Path, size: int) -> None:
     """Removes copies, the longest unused first, until a file of `size` bytes leaves one part in SPARE of the disk free."""
     disk = shutil.disk_usage(folder)
     missing = size + disk.total // SPARE - disk.free
-    copies = [x for x in folder.iterdir() if not x.name.startswith(".")]
-    for copy in sorted(copies, key=lambda x: x.stat().st_mtime):
+    copies = []
+    for copy in folder.iterdir():
+        with suppress(FileNotFoundError):  # other processes make room too
+            if not copy.name.startswith("."):
+                about = copy.stat()
+                copies.append((about.st_mtime, about.st_size, copy))
+    for _, gained, copy in sorted(copies):
         if missing <= 0:
             return
-        missing -= copy.stat().st_size
         copy.unlink(missing_ok=True)
+        missing -= gained
 
 
 def stated_sums(folder: Path | str) -> dict[str, str]:
