@@ -107,6 +107,21 @@ def test_effects_of_the_factorial_by_hand() -> None:
     assert granularity.effects({x: results[x] for x in ("sentence", "token")}) == ""
 
 
+@pytest.mark.parametrize(
+    ("contrast", "modelling", "wanted"), [(0.9, 0.3, "held"), (0.5, 0.3, "refuted"), (0.9, 0.5, "undecided")]
+)
+def test_h4_by_hand(contrast: float, modelling: float, wanted: str) -> None:
+    """Pointing with half of the captions shuffled; .9 and .5 without, the sentence .2 in both."""
+
+    def grid(a: float, b: float) -> volume.Grid:
+        of = {"sentence": 0.2, volume.CONTRAST: a, volume.MODELLING: b}
+        return {500: {arm: {s: told(arm, s, x + s / 1e5) for s in range(5)} for arm, x in of.items()}}
+
+    row = volume.h4({(0.0, 1.0): grid(0.9, 0.5), (0.5, 1.0): grid(contrast, modelling)}).splitlines()[-1]
+    assert row.endswith(f"| {wanted} |") and f"{volume.CONTRAST} {contrast - 0.9:.3f}" in row
+    assert volume.h4({(0.0, 1.0): grid(0.9, 0.5)}) == ""
+
+
 def test_the_sentence_is_the_better_pooling_of_those_with_most_seeds() -> None:
     value = granularity.COMPARED["pointing, best"]
     results = {
