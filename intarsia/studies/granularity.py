@@ -415,6 +415,7 @@ def main(args: Sequence[str] | None = None) -> None:
     print(told)
     if options.page:
         name = f"level{options.level}-{options.unit}"
+        name += "".join(f"-{x}{same[x]:.3g}" for x in ("noise", "density") if same[x] != getattr(Run, x))
         figure = options.page.with_name(f"granularity-{name}.svg")
         draw(results, figure)
         seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))

@@ -301,20 +301,16 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
         style.save(figure, out)
 
 
-def tell(options: Volume) -> tuple[str, Grid]:
-    """Everything that the runs of a protocol say, as Markdown, and the runs without noise of captions that are all linked."""
-    grids = {
-        (noise, density): grid(options, noise, density) for noise, density in product(options.noise, options.density)
-    }
-    clean = grids.get((0.0, 1.0), {})
-    arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-    parts = []
-    if clean:
-        parts += [table(clean, arms), shapes(clean, arms), multipliers(clean), verdicts(clean), exchanged(clean, arms)]
-        parts += [repetitions(options)] if options.protocol == "steps" else []
-    if len(grids) > 1:
-        parts += [advantages(grids, options), h4(grids)]
-    return "\n".join(filter(None, parts)), clean
+def tell(options: Volume, found: Grid) -> str:
+    """Everything that the runs of a protocol say, as Markdown."""
+    arms = _arms(options, found)
+    parts = [table(found, arms), shapes(found, arms), multipliers(found), verdicts(found), exchanged(found, arms)]
+    parts += [repetitions(options)] if options.protocol == "steps" else []
+    return "\n".join(filter(None, parts))
+
+
+def _arms(options: Volume, found: Grid) -> list[str]:
+    return [arm for arm in options.arms if any(arm in x for x in found.values())]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -326,20 +322,29 @@ def main(args: Sequence[str] | None = None) -> None:
         same = {"batch": options.batch, "level": options.level, "noise": noise, "density": density}
         rate = options.settings[arm]
         perform(Run(arm, n, seed, options.steps_of(n), **same, **rate), options.out, scenes=SCENES)  # type: ignore[arg-type]
-    told, clean = tell(options)
-    if not clean:
-        raise BadInput(f"{options.out}: holds no runs without noise of these sizes and {options.protocol}")
+    settings_of = product(options.noise, options.density)
+    grids = {(noise, density): found for noise, density in settings_of if (found := grid(options, noise, density))}
+    if not grids:
+        raise BadInput(f"{options.out}: holds no runs of these sizes, captions and {options.protocol}")
+    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
+    sizes = sorted({n for found in grids.values() for n in found})
+    counts = ", ".join(
+        f"{n}: {max(len(x) for g in grids.values() if n in g for x in g[n].values())} seeds" for n in sizes
+    )
+    told = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
+    told += " Rate and temperature by arm." if options.tuned else ""
+    name, figure = f"fixed-{options.protocol}", Path(f"volume-fixed-{options.protocol}.svg")
+    if options.noise != (0.0,) or options.density != (1.0,):
+        name = "noise" if options.noise != (0.0,) else "density"
+        told += f"\n\n{advantages(grids, options)}\n{h4(grids)}"
+    else:
+        (found,) = grids.values()
+        told += f"\n\n![learning curves]({figure.name})\n\n{tell(options, found)}"
+        if options.page:
+            draw(found, _arms(options, found), options.page.with_name(figure.name))
     print(told)
     if options.page:
-        name = f"fixed-{options.protocol}"
-        figure = options.page.with_name(f"volume-{name}.svg")
-        arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-        draw(clean, arms, figure)
-        much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
-        counts = ", ".join(f"{n}: {max(len(x) for x in clean[n].values())} seeds" for n in sorted(clean))
-        about = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
-        about += " Rate and temperature by arm." if options.tuned else ""
-        write_section(options.page, name, f"{about}\n\n![learning curves]({figure.name})\n\n{told}", "volume")
+        write_section(options.page, name, told, "volume")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,13 @@ def test_pages_are_written_from_files(made: tuple[Path, dict[str, Any]], tmp_pat
     assert "not reached" in curves
     assert next(x for x in curves.splitlines() if x.startswith("| H1")).endswith("| held |")
     assert (tmp_path / "volume-fixed-steps.svg").stat().st_size > 5000
+    shuffled = ["--noise", "0", "0.5", "--sizes", "125", "500"]
+    volume.main([*common, *shuffled, "--page", str(tmp_path / "volume.md")])
+    again = (tmp_path / "volume.md").read_text()
+    assert again.startswith(curves[: curves.index("<!-- noise")])  # other sections stay
+    assert "| 0 | 1 | 125 | token | **0.200 ± 0.000** |" in again and "| 0.5 |" not in again
+    with pytest.raises(BadInput, match="no runs of these sizes"):
+        volume.main([*common, "--sizes", "77"])
     with pytest.raises(BadInput, match="no section"):
         family.write_section(tmp_path / "volume.md", "nothing", "")
 
