@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from intarsia.batch import pack
 from intarsia.errors import BadInput
 from intarsia.studies import family, granularity, rates, tuning, volume
 from intarsia.studies.granularity import ARMS, COMPARED, MEASURES, Blind, Run
+from intarsia.studies.numbers import effective
 from intarsia.studies.readouts import MAPS
 from intarsia.studies.runs import gather
 from intarsia.studies.tables import differences, seeds_of
@@ -100,6 +102,22 @@ def told(arm: str, seed: int, pointing: float) -> dict[str, Any]:
         "retrieval": {"token": {"t2i R@1": 0.0, "i2t R@1": 0.0}},
     }  # fmt: skip
     return {"run": {"arm": arm, "seed": seed}, "test": part, "held_out": part}
+
+
+def test_repetition_is_fitted_from_runs_of_three_numbers_of_steps(tmp_path: Path) -> None:
+    """Errors of pointing that follow the form with R = 4, b = .5; two numbers of steps are too few."""
+    options = volume.Volume(out=tmp_path, arms=("token",), sizes=(100, 200, 400))
+    for steps in (25, 100, 400):
+        assert volume.repetitions(options) == ""
+        for n in options.sizes:
+            one = told("token", 1, 1 - 3 * float(effective(np.array([n]), np.array([steps * 32 / n]), 4.0)[0]) ** -0.5)
+            run = Run("token", n, 1, steps)
+            one["run"] = dataclasses.asdict(run)
+            (tmp_path / run.file).parent.mkdir(exist_ok=True)
+            (tmp_path / run.file).write_text(json.dumps(one))
+    row = next(x for x in volume.repetitions(options).splitlines() if x.startswith("| pointing | token"))
+    assert float(row.split("R ")[1].split(",")[0]) == pytest.approx(4, rel=0.2)
+    assert "3 sizes, 3 levels of repetition" in row
 
 
 def test_effects_of_the_factorial_by_hand() -> None:
