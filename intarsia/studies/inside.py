@@ -110,7 +110,11 @@ def begin(run: Run) -> tuple[System, Any]:
     recipe = dataclasses.replace(
         recipe,
         config=dataclasses.replace(recipe.config, **width),
-        mix=dataclasses.replace(recipe.mix, scale={**recipe.mix.scale, "wra": run.wra}),
+        mix=dataclasses.replace(
+            recipe.mix,
+            share={goal: x for goal, x in recipe.mix.share.items() if goal != "itm_order"},
+            scale={**recipe.mix.scale, "wra": run.wra},
+        ),
         optim=dataclasses.replace(recipe.optim, lr=run.lr),
         schedule=dataclasses.replace(recipe.schedule, steps=run.steps, warmup=max(1, run.steps // 20)),
         batching=dataclasses.replace(recipe.batching, rows=run.rows),
