@@ -246,6 +246,9 @@ def _advice(
             yield f"--sharding {kind} --gpus {enough}"
     if found.weights.experts:
         for n in (n for n in counts if recipe.config.experts % n == 0):
+            states = memory(whole, recipe, n, "experts")
+            if states.total - states.activations > room.usable:
+                continue
             shared = found if (sharding, gpus) == ("experts", n) else outlined(recipe, n)
             if fits(recipe, n, "experts", shared):
                 yield f"--sharding experts --gpus {n}"

@@ -61,7 +61,8 @@ class Documents:
         key = f"sample{number}"
         if "clips" in self.system.needs:
             return Sample(key, (" ".join(said),) * 2, film=self._film(key, rng))
-        return Sample(key, (" ".join(said),), (self._picture(key, rng, said),), false_texts=(" ".join(reversed(said)),))
+        other = (" ".join(reversed(said)),)
+        return Sample(key, (" ".join(said),), (self._picture(key, rng, said),), also=other, false_texts=other)
 
     def _picture(self, key: str, rng: np.random.Generator, said: list[str]) -> Picture:
         count = self.regions

@@ -18,6 +18,8 @@ RECIPE = find("m6").recipes["tiny"]
 ONE = Pass(flops=10**12, activations=5000, together=6000, kept=4000, exchanged=700, rows=100, samples=4)
 FOUND = Outline(Weights(1000, 4000, 24, 2200, 600, 2000), dict.fromkeys(RECIPE.mix.share, ONE))
 
+ONLY_CAPTIONS = [x for goal in ("denoise", "lm", "multimodal") for x in (f"--mix.share.{goal}", "0")]
+
 
 def told(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
     main(["plan", *args, "--json"])
@@ -50,17 +52,31 @@ def test_bytes_sent_and_times() -> None:
     assert spent.gpu_hours == pytest.approx(spent.run * 4 / 3600)
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("10b", 10.18e9), ("100b", 103.5e9)])
-def test_the_large_sizes_of_m6_do_not_fit_one_gpu_and_are_told_what_would(
-    size: str, parameters: float, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["plan", "m6", "--size", size, "--gpus", "8"])
+def test_m6_10b_is_counted_to_the_last_parameter_and_is_told_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    found, h = told(capsys, "m6", "--size", "10b", "--gpus", "8", *ONLY_CAPTIONS), 4096
+    tables = 21128 + 512 + 3 + 2048 + 1  # words, positions, segments, patches
+    assert found["weights"]["trained"] == 50 * (12 * h * h + 13 * h) + tables * h + 4 * h
+    assert not found["fits"] and "--sharding fsdp --gpus 8" in found["advice"]
+
+
+def test_m6_100b_fits_128_gpus_by_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "m6", "--size", "100b", "--gpus", "128", "--sharding", "experts", *ONLY_CAPTIONS)
+    assert found["weights"]["experts"] == 24 * 512 * (2 * 1024 * 4096 + 4096 + 1024)
+    assert found["fits"] and not found["advice"] and found["sent"]["all_to_all"] > 0
+
+
+def test_tables_name_a_way_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["m6", "--config.experts", "64", "--gpus", "2", "--gpu.reserve", "0", *ONLY_CAPTIONS]
+    main(["plan", *args, "--gpu.memory", "0.3"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "does not fit" in said and "What would, each by itself: --sharding fsdp --gpus" in said
-    assert ("--sharding experts --gpus" in said) == (size == "100b")
-    found = told(capsys, "m6", "--size", size, "--gpus", "128", "--sharding", "experts" if size == "100b" else "fsdp")
-    assert sum(found["weights"][x] for x in ("trained", "experts")) == pytest.approx(parameters, rel=0.01)
-    assert found["fits"] and not found["advice"] and found["spent"]["run"] > 0
+    assert "does not fit" in said and "What would, each by itself" in said and "TFLOP/s" in said
+    assert "--sharding fsdp" not in said, "whole layers of experts are gathered there"
+    count = said.split("--sharding experts --gpus ")[1].split()[0]
+    assert told(capsys, *args, "--gpu.memory", "0.3", "--sharding", "experts", "--gpus", count)["fits"]
+    main(["plan", *args, "--gpu.memory", "3"])
+    assert "fits:" in capsys.readouterr().out
+    main(["plan", *args, "--gpu.memory", "0.001"])
+    assert "Nothing that was tried does" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
