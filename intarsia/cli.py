@@ -1,4 +1,4 @@
-"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | index | search | convert | show`.
+"""The command line: `intarsia list | data | extract | plan | pretrain | evaluate | predict | index | search | convert | show`.
 
 A command is a dataclass of options and a function. What a user got wrong is told in one line on the error stream, exit code 2.
 """
@@ -20,6 +20,7 @@ from intarsia.cli_codes import coded, keep_codes, show_picture, with_codes_of
 from intarsia.cli_data import data, extract
 from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_links import show_links
+from intarsia.cli_plan import chosen_recipe, plan_
 from intarsia.cli_search import index, search
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
@@ -147,8 +148,8 @@ class Pretrain(Generic[C]):
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
-    sharding: Literal["ddp", "fsdp"] = "ddp"
-    """What ranks under torchrun do with the weights: copy them or share them out."""
+    sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
+    """What ranks under torchrun do with the weights: copy them, share them out, or share the experts out and copy the rest."""
     compile: bool = False
     """Compile the repeated layers; pays on CUDA only, with attention dropout 0."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -157,18 +158,7 @@ class Pretrain(Generic[C]):
 
 def pretrain(args: Sequence[str]) -> None:
     """Pre-trains a system on pairs of pictures and captions."""
-    if not args or args[0].startswith("-"):
-        raise BadInput("say which system: intarsia pretrain uniter --data ... --out ... (see `intarsia list`)")
-    from intarsia.model import read_recipe
-    from intarsia.systems import find
-
-    name, rest = args[0], list(args[1:])
-    cls = find(name)
-    size, replayed = _take(rest, "--size") or "tiny", _take(rest, "--config")
-    if size not in cls.recipes:
-        raise BadInput(f"{name} has no size {size!r} (it has {', '.join(cls.recipes)})")
-    recipe = read_recipe(cls, name, Path(replayed)) if replayed else cls.recipes[size]
-
+    name, size, cls, recipe, rest = chosen_recipe(args, "pretrain")
     options = tyro.cli(
         Pretrain[cls.Config],  # type: ignore[name-defined]
         args=rest,
@@ -178,18 +168,6 @@ def pretrain(args: Sequence[str]) -> None:
         description=f"Pre-trains {cls.card.title}. --size {'|'.join(cls.recipes)} picks the recipe ({size}); --config RUN/recipe.json replays one.",
     )
     _pretrain(name, size, cls, options)
-
-
-def _take(args: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            value = args[i + 1]
-            del args[i : i + 2]
-            return value
-        if arg.startswith(flag + "="):
-            del args[i]
-            return arg.split("=", 1)[1]
-    return None
 
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
@@ -460,6 +438,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_,
     "data": data,
     "extract": extract,
+    "plan": plan_,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "finetune": finetune,

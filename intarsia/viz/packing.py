@@ -277,14 +277,16 @@ class _Plate:
             y += _PITCH
 
     def _legend(self, y: float) -> None:
-        x = 0.3
+        x, states = 0.3, {cell.state for goal in self.goals for cell in goal.cells}
+        written = "written" in states and states <= {"", "hidden", "written"}
+        changed = [(style.CHANGED, 0.16, "exchanged"), (style.CHANGED, 0.0, "left, but asked")]
         for colour, strength, text in (
             (style.WORDS, 0.16, "words"),
             (style.REGIONS, 0.16, "regions"),
             (style.SPECIAL, 0.16, "special tokens"),
-            (style.INK, 1.0, "hidden (below it: what was there)"),
-            (style.CHANGED, 0.16, "exchanged"),
-            (style.CHANGED, 0.0, "left, but asked"),
+            (style.INK, 1.0, "hidden" if written else "hidden (below it: what was there)"),
+            *([] if written else changed),
+            *([(style.WRITTEN, 0.16, "written: names the next piece, below it")] if "written" in states else []),
         ):
             across, down = [x, x + 0.16, x + 0.16, x], [y - 0.08, y - 0.08, y + 0.08, y + 0.08]
             self.axes.fill(across, down, facecolor=(*style.rgb(colour), strength), edgecolor=colour, linewidth=0.9)
@@ -432,6 +434,12 @@ def _compare(
             words[row].below = system.vocab.tokens[int(label)]
             shown = int(example.text.ids[row])
             words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
+        if says_next(example, pick):
+            what = "a text, written piece by piece"
+            for row in pick.rows:
+                words[row].state = "written"
+            for row in np.flatnonzero(example.text.ids == system.vocab.mask):  # spans hidden from what is read
+                words[row].state = "hidden"
         kinds = {words[row].state for row in pick.rows}
         richness += 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(pick.rows) - 3)
     if count := sum(len(pick.rows) for pick in asked_words):
@@ -446,6 +454,15 @@ def _compare(
     asked = {goal: _asks(example.targets.get(goal)) for goal in losses}
     question = "asks " + ", ".join([*questions, *(["match?"] if pair else [])])
     return Goal(name, cells, what, tuple(asked.items()), question), richness
+
+
+def says_next(example: Example, pick: Pick) -> bool:
+    """Whether every picked row but the last asks for the piece of the row after it: a target that is written, in which nothing was exchanged."""
+    text = example.text
+    assert text is not None
+    if text.levels is None or pick.stream != "text" or len(pick.rows) < 2:
+        return False
+    return np.array_equal(text.ids[pick.rows[:-1] + 1], pick.labels[:-1])
 
 
 def _asks(target: Pick | Array | None) -> str:

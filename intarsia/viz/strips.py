@@ -25,7 +25,7 @@ class Cell:
     crop: Array | None = None
     """(h, w, 3) uint8, pixels of a region."""
     state: str = ""
-    """"", "hidden", "changed", or "kept" (asked, but left as it is)."""
+    """"", "hidden", "changed", "kept" (asked, but left as it is) or "written" (asks for the next piece)."""
     below: str = ""
     """What is asked there."""
 
@@ -63,6 +63,7 @@ def natural_width(text: str, size: float) -> float:
 
 
 _COLOURS = {"words": style.WORDS, "special": style.SPECIAL, "regions": style.REGIONS}
+_STATES = {"changed": style.CHANGED, "kept": style.CHANGED, "written": style.WRITTEN}
 
 
 def draw_cells(
@@ -97,7 +98,7 @@ def draw_cells(
 def _draw_cell(
     axes: Any, cell: Cell, x: float, y: float, width: float, height: float, upright: bool, size: float
 ) -> None:
-    colour = style.CHANGED if cell.state in ("changed", "kept") else _COLOURS[cell.stream]
+    colour = _STATES.get(cell.state, _COLOURS[cell.stream])
     hidden = cell.state == "hidden"
     face = style.INK if hidden else (*style.rgb(colour), 0.0 if cell.state == "kept" else 0.16)
     corners = [x, x + width, x + width, x], [y, y, y + height, y + height]

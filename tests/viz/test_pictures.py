@@ -56,6 +56,13 @@ def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None
         assert "<svg" in out.read_text(encoding="utf-8")
 
 
+def test_a_target_that_is_written_is_not_called_exchanged(tmp_path: Path) -> None:
+    for name, said, unsaid in (("m6", "names the next piece", "exchanged"), ("vlp", "exchanged", "names the next")):
+        main(["show", "system", name, "--out", str(tmp_path / "figure.svg")])
+        drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+        assert said in drawn and unsaid not in drawn
+
+
 def test_systems_that_read_clips_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["show", "system", "cbt", "--out", str(tmp_path / "x.svg")])
