@@ -56,17 +56,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
     if _memory is not None:
         k, v, keys = _memory.extend(k, v, keys)
     name = choose(q, queries, keys, dropout)
+    if name == "padded":
+        out = _padded(q, k, v, queries, keys, dropout)
+    elif name == "loop":
+        out = _Loop.apply(q, k, v, queries, keys, dropout)  # type: ignore[no-untyped-call]
+    elif name == "varlen":
+        out = _varlen(q, k, v, queries, keys)
+    else:
+        out = _flex(q, k, v, queries, keys)
     if _watching is not None:
         _watching.maps.append(probabilities(q.detach(), k.detach(), queries, keys))
         _watching.packings.append((queries, keys))
-    if name == "padded":
-        return _padded(q, k, v, queries, keys, dropout)
-    if name == "loop":
-        looped: Tensor = _Loop.apply(q, k, v, queries, keys, dropout)  # type: ignore[no-untyped-call]
-        return looped
-    if name == "varlen":
-        return _varlen(q, k, v, queries, keys)
-    return _flex(q, k, v, queries, keys)
+        _watching.flows.append((v, out))
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------- choosing
@@ -138,6 +140,8 @@ class Seen:
     """Per `attend` call: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
     packings: list[tuple[Packing, Packing]] = field(default_factory=list)
     """Per call: where its queries and its keys lie, the very objects it was given."""
+    flows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per call: values (Nk, heads, D) and output (Nq, heads, D), in the graph; with the output's gradient they give that of the probabilities."""
 
 
 _watching: Seen | None = None

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from intarsia.cli_codes import coded, keep_codes, show_picture, with_codes_of
 from intarsia.cli_data import data, extract
 from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_links import show_links
@@ -141,6 +142,8 @@ class Pretrain(Generic[C]):
     """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
+    codes: Path | None = None
+    """File of `intarsia data codes`, for systems that write pictures (M6, sizes t2i and t2i_tiny)."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
@@ -219,6 +222,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         source, held = WithWords(source, book), held and WithWords(held, book)
         sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
         options.recipe = dataclasses.replace(options.recipe, config=dataclasses.replace(options.recipe.config, **sizes))
+    if options.codes:
+        source, held, options.recipe = coded(name, options.codes, options.recipe, source, held, options.device)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
     for folder in (options.out, begun):
         if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
@@ -236,6 +241,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
     if book is not None and not options.weights:
         system.fill_words(book)
+    if options.codes:
+        keep_codes(options.codes, options.out)
     outcome = train(
         system,
         source,
@@ -302,6 +309,8 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         )
     if "regions" in cls.needs and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
+    if options.codes:
+        config = with_codes_of(config, recipe.config)
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
@@ -410,10 +419,11 @@ class Show:
 
 
 def show(args: Sequence[str]) -> None:
-    """Draws a system; or, `show links`, every word of a caption on its region."""
-    if list(args[:1]) == ["links"]:
-        out.print(show_links(args[1:]), highlight=False)
-        return
+    """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw."""
+    for name, draw in (("links", show_links), ("picture", show_picture)):
+        if list(args[:1]) == [name]:
+            out.print(draw(args[1:]), highlight=False)
+            return
     options = tyro.cli(Show, args=args, prog="intarsia show")
     from intarsia.systems import find
     from intarsia.viz.packing import draw_system

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,10 @@ def show_links(args: Sequence[str]) -> str:
     options = tyro.cli(ShowLinks, args=args, prog="intarsia show links")
     from intarsia.data.decode import decode_image
     from intarsia.model import open as open_model
+    from intarsia.model import read_system
     from intarsia.viz.links import draw_links, links_page, word_links
 
-    path = options.weights / "recipe.json"
-    try:
-        name = str(json.loads(path.read_text())["system"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: no such recipe; is this the folder of a run?") from None
+    name = read_system(options.weights)
     if options.out.suffix.lower() not in (".png", ".svg", ".html"):
         raise BadInput(f"{options.out}: links are written as .png, .svg or .html")
     model = open_model(name, weights=options.weights, device=options.device)

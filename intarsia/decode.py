@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.attend import Memory, remember
-from intarsia.batch import Example, Sample, pack
+from intarsia.batch import Encoded, Example, Sample, pack
 from intarsia.objectives import scst
 from intarsia.system import System
 
@@ -40,22 +40,38 @@ class Said:
     """False = it ran out of room and has no closing piece (greedy, sample)."""
 
 
-def next_piece(system: System, samples: Sequence[Sample]) -> Next:
-    """The logits of the next piece, by a system in evaluation mode."""
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a system writes piece by piece: its texts, or what it has besides, such as the codes of pictures."""
+
+    lay_out: Callable[[Sample, Sequence[int]], tuple[Example, int]]
+    """As `System.lay_out_next`."""
+    logits: Callable[[Encoded, Tensor], Tensor]
+    """As `System.word_logits`."""
+
+    @classmethod
+    def texts(cls, system: System) -> Writing:
+        """A system's texts."""
+        return cls(system.lay_out_next, system.word_logits)
+
+
+def next_piece(system: System, samples: Sequence[Sample], writing: Writing | None = None) -> Next:
+    """The logits of the next piece, by a system in evaluation mode; `writing` is what it writes, None = texts."""
     device = next(system.parameters()).device
+    writes = writing or Writing.texts(system)
 
     @torch.inference_mode()
     def logits(asked: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
-        laid_out = [system.lay_out_next(samples[i], said) for i, said in asked]
+        laid_out = [writes.lay_out(samples[i], said) for i, said in asked]
         batch = pack([example for example, _ in laid_out]).to(device)
         assert batch.text is not None
         rows = batch.text.packing.first + torch.tensor([row for _, row in laid_out], device=device)
-        return system.word_logits(system.encode(batch), rows).float().cpu()
+        return writes.logits(system.encode(batch), rows).float().cpu()
 
     return logits
 
 
-def cached_next_piece(system: System, samples: Sequence[Sample]) -> Next:
+def cached_next_piece(system: System, samples: Sequence[Sample], writing: Writing | None = None) -> Next:
     """The same logits as `next_piece`, computed for new rows only: keys and values of all rows before are remembered.
 
     Each call must go on from captions of the call before, as all ways of decoding here do; a call without pieces begins anew. Not for mixtures of experts of
@@ -66,12 +82,13 @@ def cached_next_piece(system: System, samples: Sequence[Sample]) -> Next:
         ValueError: a caption does not go on from one of the call before.
     """
     device = next(system.parameters()).device
+    writes = writing or Writing.texts(system)
     memory, known = Memory(), dict[tuple[int, tuple[int, ...]], int]()
 
     @torch.inference_mode()
     def logits(asked: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         nonlocal memory
-        laid_out = [system.lay_out_next(samples[i], said) for i, said in asked]
+        laid_out = [writes.lay_out(samples[i], said) for i, said in asked]
         final = [_final_level(system, *x) for x in laid_out]
         if any(said for _, said in asked):
             parents = [known.get((i, tuple(said[:-1])), -1) for i, said in asked]
@@ -89,7 +106,7 @@ def cached_next_piece(system: System, samples: Sequence[Sample]) -> Next:
         memory.keep(torch.tensor(final, device=device))
         known.clear()
         known.update({(i, tuple(said)): n for n, (i, said) in enumerate(asked)})
-        return system.word_logits(encoded, rows).float().cpu()
+        return writes.logits(encoded, rows).float().cpu()
 
     return logits
 

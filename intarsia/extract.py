@@ -41,7 +41,7 @@ from intarsia.data.formats.table import TableSource, is_table_folder
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import Extractor, Found
+from intarsia.features.extractor import WHOLE, Extractor, Found
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -329,7 +329,12 @@ def _decoded(
 
 def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
     pixels = [x for _, x in members]
-    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+    if boxes == "found":
+        return extractor(pixels)
+    given = [x.boxes for x, _ in members]
+    if getattr(extractor, "adds_whole", False):
+        given = [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
+    return extractor.features_at(pixels, given)
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
@@ -377,8 +382,9 @@ class _Lines:
                 cu, flat = load(name)
                 kept.append(flat[cu[row] : cu[row + 1]])
                 gold = self.source.picture_of(line, slot, number).boxes
+                stored, more = kept[-1][: len(gold)], kept[-1][len(gold) :]
                 if self.boxes == "given" and (
-                    gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)
+                    stored.shape != gold.shape or not np.allclose(gold, stored, atol=1e-5) or (more != WHOLE).any()
                 ):
                     raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
             yield (

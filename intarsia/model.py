@@ -214,6 +214,19 @@ def read_provenance(run: Path) -> Provenance:
         raise BadInput(f"{about}: {error}") from None
 
 
+def read_system(run: Path) -> str:
+    """The name of the system of a run folder.
+
+    Raises:
+        BadInput: it is none.
+    """
+    path = run / "recipe.json"
+    try:
+        return str(json.loads(path.read_text())["system"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: no such recipe; is this the folder of a run?") from None
+
+
 def read_recipe(cls: type[System], name: str, run: Path) -> Recipe[Any]:
     """The resolved recipe of a run folder, or of a recipe.json.
 

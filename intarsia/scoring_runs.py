@@ -131,7 +131,7 @@ def opened(asked: Asked) -> Opened:
     source = open_items(benchmark, data, regions, split, labels, words)
     whole = getattr(system, "system", system)
     must_read(type(whole), source)
-    if {"regions", "clips"} & set(whole.needs) and (run / "provenance.json").is_file():
+    if (whole.reads_features or "clips" in whole.needs) and (run / "provenance.json").is_file():
         must_be_alike(regions, source.provenance, read_provenance(run))
     system = system.to(asked.device).eval()
     return Opened(system, benchmark, source, data, regions, labels, words, bool(trained) and benchmark.name != trained)

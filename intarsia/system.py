@@ -150,6 +150,10 @@ class System(nn.Module, ABC):
         """All documents of a sample with the targets of a goal, as `hide` gives one of them; they stay in one batch, in their order."""
         return [self.hide(sample, goal, rng, draw)]
 
+    def vary(self, sample: Sample, task: str | None, rng: np.random.Generator) -> Sample:
+        """A sample as training sees it, where the authors change pictures at random; for a downstream task the loop asks, `hide` for itself."""
+        return sample
+
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
         """The streams."""
@@ -181,6 +185,11 @@ class System(nn.Module, ABC):
     def matches(self) -> bool:
         """Whether `match_scores` says anything."""
         return type(self).match_scores is not System.match_scores
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether its regions must come with features; not where a trunk of its own reads them off pixels."""
+        return "regions" in self.needs and getattr(self.config, "trunk", None) is None
 
     @property
     def predicts_words(self) -> bool:
@@ -325,6 +334,8 @@ class Finetune:
     """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
+    copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Table -> a row, and the row that it starts as a copy of."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
@@ -382,6 +393,9 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         if name.startswith(finetune.frozen):
             parameter.requires_grad_(False)
     with torch.no_grad():
+        for name, (to, like) in finetune.copies.items():
+            rows_of = tuned.system.get_parameter(name)
+            rows_of[to] = rows_of[like]
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

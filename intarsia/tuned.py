@@ -104,6 +104,7 @@ class Tuned(System):
         self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
         """All documents of a sample with the task's targets."""
+        sample = self.system.vary(sample, self.name, rng)
         if self.rivals is not None:
             draw = self.rivals.draws(sample, rng, draw)
         return self.task.documents(LayOf(self.system, self.name), sample, rng, draw)  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.start import captions, fresh
 from intarsia.tuned import Tuned, recipe_of, reserved, start, takes_labels, with_labels
 from intarsia.weights.files import fill, read_weights
+from intarsia.weights.pickles import read_pickle
 
 ABOUT = "finetune.json"
 
@@ -129,7 +130,9 @@ def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Pat
 
 
 def read_answers(path: Path) -> tuple[str, ...]:
-    """A table of answers: a text file with one a line, a JSON list, or a JSON object from answer to number, in which numbers are not skipped.
+    """A table of answers: a text file, a JSON list (of texts, or of LXMERT's objects with "ans"), a JSON object or a pickle of one of these.
+
+    A text file has an answer a line; an object has numbers by answer, in which none is skipped.
 
     Raises:
         BadInput: it is none of these.
@@ -139,7 +142,9 @@ def read_answers(path: Path) -> tuple[str, ...]:
             return tuple(path.read_text(encoding="utf-8").splitlines())
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror}") from None
-    content = read_json(path)
+    content = read_pickle(path) if path.suffix == ".pkl" else read_json(path)
+    if isinstance(content, list) and content and all(isinstance(x, dict) and "ans" in x for x in content):
+        content = [x["ans"] for x in content]
     if isinstance(content, dict) and all(isinstance(x, int) for x in content.values()):
         if sorted(content.values()) != list(range(len(content))):
             raise BadInput(f"{path}: the numbers of its {len(content)} answers are not 0 .. {len(content) - 1}")
@@ -199,9 +204,9 @@ def _tuned_before(cls: type[System], name: str, task: str, finetune: Finetune, r
     """
     about = About.read(run)
     config = read_recipe(cls, name, run).config
-    if "regions" in cls.needs and (run / "provenance.json").is_file():
-        must_be_alike(source.annotations.benchmark, source.provenance, read_provenance(run))
     tuned = Tuned(FineTuned(cls(config, Vocab.read(run / "vocab.txt")), finetune), task)
+    if tuned.system.reads_features and (run / "provenance.json").is_file():
+        must_be_alike(source.annotations.benchmark, source.provenance, read_provenance(run))
     state, mine = read_weights(run / "model.safetensors"), tuned.state_dict()
     if about.labels != getattr(finetune.task, "labels", about.labels) or {k: x.shape for k, x in state.items()} != {
         k: x.shape for k, x in mine.items()
@@ -278,7 +283,7 @@ def _pretrained(
         from intarsia.model import open as open_model
 
         model = open_model(name, weights=weights)
-        if "regions" in cls.needs and model.provenance is not None:
+        if model.system.reads_features and model.provenance is not None:
             must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
         return model.system.cpu()
     if vocab is None:

@@ -38,8 +38,9 @@ def made(name: str) -> System:
 class Both:
     """Asks the fast way and the slow one and holds them to each other, call by call."""
 
-    def __init__(self, system: System) -> None:
-        self.fast, self.slow = (way(system, SAMPLES) for way in (decode.cached_next_piece, decode.next_piece))
+    def __init__(self, system: System, writing: decode.Writing | None = None) -> None:
+        ways = (decode.cached_next_piece, decode.next_piece)
+        self.fast, self.slow = (way(system, SAMPLES, writing) for way in ways)
         self.calls = 0
 
     def __call__(self, asked: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
@@ -65,6 +66,16 @@ def test_remembered_rows_give_the_logits_of_whole_documents_piece_by_piece(name:
     assert decode.caption(system, SAMPLES, 5, 2) == [
         system.vocab.decode(x.ids) for x in decode.hypotheses(decode.next_piece(system, SAMPLES), 4, 5, end, 2)
     ]
+
+
+def test_codes_of_pictures_are_remembered_too() -> None:
+    plain = made("m6")
+    torch.manual_seed(3)
+    system = type(plain)(dataclasses.replace(plain.config, codes=12, code_length=6), plain.vocab).eval()
+    writing = decode.Writing(system.lay_out_next_code, system.code_logits)
+    both = Both(system, writing)
+    drawn = decode.sample(both, 4, 6, -1, torch.Generator().manual_seed(1), top_k=8)
+    assert both.calls == 6 and all(len(x.ids) == 6 and max(x.ids) < 12 for x in drawn)
 
 
 def test_systems_without_levels_are_refused() -> None:

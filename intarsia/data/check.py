@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -151,17 +151,18 @@ class Counts:
 # -------------------------------------------------------------------------------------------------------------- inspect
 
 
-def inspect(spec: str, limit: int = 1000) -> Report:
+def inspect(spec: str, limit: int = 1000, **reading: Any) -> Report:
     """Describes a data set; lines that cannot be used are left out and listed.
 
     Args:
         spec: as `open_source` takes it.
         limit: how many samples, spread evenly, to measure captions and regions on.
+        reading: sizes, boxes and width, as `open_store` takes them.
 
     Raises:
         BadInput: nothing there can be opened.
     """
-    store = open_foreign(spec)
+    store = open_foreign(spec, **reading)
     if store is not None:
         return _inspect_store(spec, store, limit)
     source = open_source(spec, on_error="skip")
@@ -207,7 +208,7 @@ def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
     for place in places:
         try:
             pictures.append(store.picture(place))
-            texts += store.captions(place)
+            texts += [text for said in store.said(place) for text in said.get("captions", ())]
         except BadInput as error:
             unreadable.append(str(error))
     return Report(
@@ -223,6 +224,7 @@ def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
         with_pixels=0,
         links=0,
         provenance=None,
+        ignored=dict(store.left),
         skipped=tuple(unreadable),
         sizes=_sizes(Path(spec)),
         first=tuple(_picture_in_words(x) for x in pictures[:3]),
@@ -350,7 +352,7 @@ class _Findings:
         return self.holds(alike) and before.good
 
 
-def check(spec: str, on_error: OnError = "stop") -> Counts:
+def check(spec: str, on_error: OnError = "stop", **reading: Any) -> Counts:
     """Looks at every line, every picture (decoding it where its pixels are at hand) and every region of a data set.
 
     Finds: lines that cannot be read, keys given twice, empty captions, missing, cut or undecodable pictures, pictures
@@ -360,12 +362,13 @@ def check(spec: str, on_error: OnError = "stop") -> Counts:
     Args:
         spec: as `open_source` takes it.
         on_error: "stop" raises the first problem; "skip" lists all of them.
+        reading: sizes, boxes and width, as `open_store` takes them.
 
     Raises:
         BadInput: the first problem ("stop"), or nothing there can be opened.
     """
     findings = _Findings(on_error)
-    store = open_foreign(spec)
+    store = open_foreign(spec, **reading)
     if store is not None:
         usable = sum(_check_stored(store, number, findings) for number in range(len(store)))
         return Counts(str(spec), len(store), usable, len(store), findings.decoded, tuple(findings.problems), "pictures")
@@ -381,7 +384,7 @@ def check(spec: str, on_error: OnError = "stop") -> Counts:
 def _check_stored(store: RegionStore, number: int, findings: _Findings) -> bool:
     def look() -> None:
         findings.look_at(store.picture(number), store.where(number))
-        store.captions(number)
+        store.said(number)
 
     return findings.holds(look)
 

@@ -9,19 +9,21 @@ from typing import Literal
 from intarsia.data.corpora import Joined
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
-from intarsia.data.formats.corpus_lines import recognise
 from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
 from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.formats.files import find_files, is_remote
+from intarsia.data.formats.files_folder import FilesSource, is_files_layout
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
+from intarsia.data.formats.recognise import recognise
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.table import TableSource, table_files
 from intarsia.data.formats.tar import TarSource
+from intarsia.data.formats.uniter_text import UniterText, is_text_db
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
@@ -29,7 +31,8 @@ WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 
@@ -79,6 +82,10 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
             return TarSource(path, split, on_error)
+        if is_text_db(path):
+            return UniterText(path, split, on_error)
+        if is_files_layout(path):
+            return FilesSource(path, split, on_error)
         if table_files(str(path)):
             return TableSource(path, split, on_error)
         found = sorted(x.name for x in path.iterdir())

@@ -24,8 +24,8 @@ from intarsia.batch import Example, Sample, pack
 from intarsia.errors import BadInput
 from intarsia.studies import tying
 from intarsia.studies.family import without_picture, write_section
-from intarsia.studies.granularity import Value, at
 from intarsia.studies.numbers import interval, paired
+from intarsia.studies.tables import Value, at
 from intarsia.studies.tied import tied
 from intarsia.system import System
 from intarsia.systems import find
@@ -137,7 +137,7 @@ def perform(run: Run, folder: Path, scenes: int = 300, candidates: int = 50) -> 
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(system: Any, source: WorldSource, count: int, candidates: int) -> dict[str, Any]:
     """Pointing, choices between true and false captions, retrieval among unambiguous pairs and what hidden regions cost; and with pictures exchanged.
 

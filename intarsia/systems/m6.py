@@ -4,20 +4,25 @@ New: one Transformer reads and writes by what its rows may see: patches and sour
 billion parameters, with a mixture of experts to 100 billion.
 Unusual: denoising says the whole text again, not only what was hidden; nothing matches, nothing hides patches. The body of the paper could not be read and
 neither code nor weights are public: see the card for what is not verified. Target rows are stored before source rows, which nothing can see.
+A target may also be a picture, in the codes of a `PictureCodec`: their numbers go on behind those of the words, their rows are a table of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Pick, RegionRows, Regions, Sample, TextRows
+from intarsia import decode
+from intarsia.batch import Array, Batch, Encoded, Example, Pick, RegionRows, Regions, Sample, Text, TextRows
 from intarsia.errors import BadInput, TooLong
-from intarsia.layout import cells, region_rows
+from intarsia.features.codes import PictureCodec
+from intarsia.layout import cells, picture_of, region_rows
 from intarsia.objectives.spans import hide_spans
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import FirstRow
@@ -58,10 +63,16 @@ class M6Config(SparseNumbers):
     """Mean of the Poisson law of their lengths. Our choice, as BART's."""
     reads_question: bool = False
     """Texts are said in answer to the sample's first text (VQA) instead of from the picture alone (captions)."""
+    codes: int = 0
+    """Codes of pictures, for writing these; 0 = none."""
+    code_length: int = 256
+    """Codes of a picture, row by row."""
+    code_softmax: Literal["own", "joint"] = "own"
+    """Over the codes alone (MUGE's baseline has a vocabulary for them), or over words and codes. Not known."""
 
 
 def _recipes() -> dict[str, Recipe[M6Config]]:
-    """The paper's three sizes as far as they are known, answers to questions, and a tiny run."""
+    """The paper's three sizes as far as they are known, answers to questions, pictures from texts, and tiny runs."""
     base = Recipe(
         config=M6Config(),
         mix=Mix(share={"denoise": 1, "lm": 1, "caption": 1, "multimodal": 1}, scale={"balance": 0.01}),
@@ -86,13 +97,29 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         mix=Mix(share={"answer": 1}),
         note="Answers are said; not published.",
     )
+    drawn = Mix(share={"text_to_image": 1}, scale=base.mix.scale)
+    t2i = replace(
+        base,
+        config=M6Config(codes=1024, max_pieces=40),
+        optim=Optim(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, max_norm=0.1),
+        schedule=Schedule(steps=45_000, warmup=2700),
+        batching=Batching(rows=8192, samples=4, window=8192, accumulate=2),
+        note="Pictures from texts, begun from a trained M6 (--weights). MUGE-2021/image-generation-baseline's numbers, whose model is an encoder-decoder, not M6's.",
+        mix=drawn,
+    )
     tiny = replace(
         base,
         config=M6Config(**TINY, max_pieces=60),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; regions that are no grid stand at their cells.",
     )
-    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, "vqa": vqa}
+    t2i_tiny = replace(
+        tiny,
+        config=M6Config(**TINY, max_pieces=60, codes=512, code_length=64),
+        note="Not a published recipe: draws generated products from scratch in minutes on a CPU core.",
+        mix=drawn,
+    )
+    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, "vqa": vqa, "t2i": t2i, "t2i_tiny": t2i_tiny}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -115,8 +142,8 @@ class M6(System):
         code="none public",
         streams="single",
         new="one Transformer that reads and writes, scaled by a mixture of experts",
-        objectives=("denoise", "lm", "caption", "multimodal", "answer"),
-        tasks=("caption", "vqa", "retrieval"),
+        objectives=("denoise", "lm", "caption", "multimodal", "answer", "text_to_image"),
+        tasks=("caption", "vqa", "retrieval", "text to image"),
         weights=(),
         unverified=(
             "everything but the two large sizes: the body of the paper could not be read",
@@ -125,17 +152,21 @@ class M6(System):
             "lengths of hidden spans (Poisson, mean 3, as BART's)",
             "shares of the tasks, batch, steps, rate, longest text",
             "weight of the balance loss",
+            "how codes of pictures are embedded and told: a table of their own, tied, softmax over codes alone",
         ),
     )
 
     def __init__(self, config: M6Config, vocab: Vocab) -> None:
         super().__init__(config, vocab)
-        if max(config.max_pieces + 1, config.max_patches) > config.max_position_embeddings:
+        longest = config.code_length if config.codes else 0
+        if max(config.max_pieces + 1, config.max_patches, longest) > config.max_position_embeddings:
             raise BadInput(
-                f"m6: max_pieces {config.max_pieces} + 1 or max_patches {config.max_patches} is more than max_position_embeddings {config.max_position_embeddings}"
+                f"m6: max_pieces {config.max_pieces} + 1, max_patches {config.max_patches} or {longest} codes of a picture "
+                f"is more than max_position_embeddings {config.max_position_embeddings}"
             )
         self.config, self.vocab = config, vocab
         self.words = Words(config)
+        self.codes = nn.Embedding(config.codes, config.hidden_size) if config.codes else None
         self.patches = nn.Linear(config.feature_size, config.hidden_size)
         self.encoder = Stack(config)
         self.pooler = FirstRow()
@@ -156,6 +187,32 @@ class M6(System):
         """The picture, with `reads_question` the sample's first text, [CLS] and what was said, whose last row names the next piece."""
         source = self._pieces(sample, sample.texts[0]).ids if self.config.reads_question else np.zeros(0, np.int64)
         return self._document(sample, source, np.array(said, np.int64)), len(said)
+
+    def lay_out_next_code(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """The sample's text as source, [CLS] and the codes so far, from 0 on, whose last row names the next."""
+        source = self._pieces(sample, sample.texts[0]).ids
+        return self._document(sample, source, len(self.vocab) + np.array(said, np.int64), picture=False), len(said)
+
+    def forms(self, sample: Sample) -> list[Example]:
+        """The document of a sample in pre-training; of a picture in codes the longer one, that with patches or that with codes."""
+        caption = self.lay_out(sample)
+        if not self.config.codes or not sample.pictures or sample.pictures[0].codes is None:
+            return [caption]
+        drawn, _ = self.lay_out_next_code(sample, self._codes(sample)[:-1].tolist())
+        return [max(caption, drawn, key=lambda x: x.rows)]
+
+    def _codes(self, sample: Sample) -> Array:
+        """The codes of a sample's picture."""
+        codes, config = picture_of(sample, 0).codes, self.config
+        if codes is None or not config.codes:
+            raise BadInput(
+                f"sample {sample.key}: its picture has no codes; run `intarsia data codes` and name the file with --codes"
+            )
+        if codes.shape != (config.code_length,) or codes.max(initial=0) >= config.codes:
+            raise BadInput(
+                f"sample {sample.key}: {len(codes)} codes up to {codes.max(initial=0)}, the system takes {config.code_length} below {config.codes}"
+            )
+        return codes.astype(np.int64)
 
     def _pieces(self, sample: Sample, text: str) -> Pieces:
         pieces = self.vocab.encode(text)
@@ -201,8 +258,18 @@ class M6(System):
         assert text is not None and patches is not None, "M6 needs text and patches"
         seen = self.embed(patches)
         return encode_joined(
-            self.encoder, self.pooler, self.words(text), text.packing, seen, patches.packing, self.read(batch)
+            self.encoder, self.pooler, self._written(text), text.packing, seen, patches.packing, self.read(batch)
         )
+
+    def _written(self, text: Text) -> Tensor:
+        """(T, H) embedded words and codes."""
+        words, count = self.words, self.config.vocab_size
+        if self.codes is None:
+            return words(text)  # type: ignore[no-any-return]
+        said, drawn = words.word(text.ids.clamp(max=count - 1)), self.codes((text.ids - count).clamp(min=0))
+        rows = torch.where((text.ids >= count)[:, None], drawn, said)
+        summed = rows + words.position(text.position_ids) + words.segment(text.segment_ids)
+        return words.dropout(words.norm(summed))  # type: ignore[no-any-return]
 
     def embed(self, patches: Regions) -> Tensor:
         """(R, H): projected features with the positions and segments of words, normed."""
@@ -214,12 +281,20 @@ class M6(System):
     # 3 -- objectives: the target is said piece by piece -------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """denoise: text from itself with spans hidden; lm: text; caption: text from the picture; multimodal: from both; answer: from picture and question.
+        """One task; each says a whole target.
 
-        A sample without picture is told from what is left: caption is lm there, multimodal is denoise.
+        denoise: text from itself with spans hidden; lm: text; caption: text from the picture; multimodal: from both; answer: from picture and question;
+        text_to_image: the picture in codes, from the text.
+
+        A sample without picture is told from what is left: caption is lm there, multimodal is denoise, and of text_to_image nothing is asked.
         """
-        if goal not in ("denoise", "lm", "caption", "multimodal", "answer"):
-            raise BadInput(f"m6 has no objective {goal!r}; it has denoise, lm, caption, multimodal, answer")
+        if goal not in self.card.objectives:
+            raise BadInput(f"m6 has no objective {goal!r}; it has {', '.join(self.card.objectives)}")
+        if goal == "text_to_image":
+            codes = self._codes(sample) if sample.pictures else np.zeros(0, np.int64)
+            example, _ = self.lay_out_next_code(sample, codes[:-1].tolist())
+            example.targets[goal] = Pick("text", np.arange(len(codes)), len(self.vocab) + codes)
+            return example
         ids = self._pieces(sample, sample.texts[0]).ids
         source = ids[:0]
         if goal == "answer":
@@ -236,8 +311,16 @@ class M6(System):
         """Cross entropy of every goal; of experts "balance" and, told only, the share of choices "dropped"."""
         found: dict[str, Tensor] = {}
         for goal in batch.targets:
-            picks = batch.picks(goal)
-            found[goal] = F.cross_entropy(self.word_logits(encoded, picks.rows).float(), picks.labels)
+            picks, drawn = batch.picks(goal), goal == "text_to_image"
+            if self.codes is not None and self.config.code_softmax == "joint":
+                assert encoded.text is not None
+                table = torch.cat([self.words.word.weight, self.codes.weight])
+                logits, first = F.linear(encoded.text.index_select(0, picks.rows), table), 0
+            else:
+                logits = (self.code_logits if drawn else self.word_logits)(encoded, picks.rows)
+                first = drawn * self.config.vocab_size
+            loss = F.cross_entropy(logits.float(), picks.labels - first, reduction="sum")
+            found[goal] = loss / max(1, len(picks.labels))
         return found | dict(zip(("balance", "dropped"), self.encoder.routed, strict=False))
 
     def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
@@ -249,6 +332,47 @@ class M6(System):
         assert encoded.text is not None
         return F.linear(encoded.text.index_select(0, rows), self.words.word.weight)
 
+    def code_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, codes) logits of the code after each of the given text rows, by the table of codes."""
+        assert encoded.text is not None and self.codes is not None
+        return F.linear(encoded.text.index_select(0, rows), self.codes.weight)
+
+    def draw(
+        self,
+        samples: Sequence[Sample],
+        codec: PictureCodec,
+        generator: torch.Generator,
+        top_k: int = 100,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+    ) -> Array:
+        """A picture of each sample's text: codes drawn one by one as in `decode.sample`, then decoded. In evaluation mode.
+
+        Args:
+            samples: B texts; one that is there several times is drawn several times.
+            codec: that the system was trained with.
+            generator: draws, on the CPU.
+            top_k: of the likeliest codes only so many; 100 in MUGE's baseline, 0 = all.
+            top_p: as in `decode.sample`.
+            temperature: the same.
+
+        Returns:
+            (B, S, S, 3) uint8.
+
+        Raises:
+            BadInput: the system was not trained with such codes.
+        """
+        config = self.config
+        if (codec.codes, codec.length) != (config.codes, config.code_length) or not config.codes:
+            raise BadInput(
+                f"m6: writes {config.code_length if config.codes else 0} codes below {config.codes}, the codec takes {codec.length} below {codec.codes}"
+            )
+        limited = config.experts and config.capacity_factor
+        way = decode.next_piece if limited else decode.cached_next_piece
+        logits = way(self, samples, decode.Writing(self.lay_out_next_code, self.code_logits))
+        said = decode.sample(logits, len(samples), codec.length, -1, generator, top_k, top_p, temperature)
+        return codec.decode(np.array([x.ids for x in said], np.int64))
+
     # 4 -- recipes ---------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
@@ -256,7 +380,7 @@ class M6(System):
 
     # 5 -- downstream ------------------------------------------------------------------------------------------------------
 
-    picked_goals = ("denoise", "caption", "multimodal", "answer")
+    picked_goals = ("denoise", "caption", "multimodal", "answer", "text_to_image")
     heads = ()
     finetune = _finetune()
 
@@ -268,6 +392,10 @@ class M6(System):
         "max_position_embeddings": ("words.position.weight", 0),
         "type_vocab_size": ("words.segment.weight", 0),
         "feature_size": ("patches.weight", 1),
+        "codes": ("codes.weight", 0),
     }
     flags = {"pre_norm": "encoder.norm.weight"}  # noqa: RUF012
-    keys = KeyMap(("words.", "words."), ("patches.", "patches."), ("encoder.", "encoder."))
+    keys = KeyMap(
+        *((part, part) for part in ("words.", "patches.", "encoder.", "codes.")),
+        optional=("codes.",),
+    )

@@ -75,11 +75,9 @@ def two_layers(scale: int) -> Scorer:
 
 
 def two_linear(config: HeadConfig, outputs: int = 1) -> nn.Module:
-    """Linear, GELU, dropout, Linear on the output of a region: what VL-BERT uses."""
+    """Linear, GELU, Linear on the output of a region: what VL-BERT uses, whose configs set the dropout between to 0."""
     width = config.visual_size
-    return nn.Sequential(
-        nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, outputs)
-    )
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
 
 def groups(sample: Tensor, size: int) -> Tensor:

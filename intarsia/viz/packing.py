@@ -92,9 +92,8 @@ class _Plate:
         self.calls = [streams_of(*x, self.batch) for x in self.seen.packings]
         self.stages = [] if system.card.streams == "single" else streams.stages(self.calls)
         self.more = max(0.0, streams.tall(self.stages) - 0.72)  # what the streams need beyond the usual
-        self.goals = [
-            goal for name in _goals(system) for goal in goals(system, self.samples[0], name, self.pool, self.images)
-        ]
+        drawn = [x for name in _goals(system) for x in goals(system, self.samples[0], name, self.pool, self.images)]
+        self.goals = list({(x.losses, x.what, *(cell.text for cell in x.cells)): x for x in drawn}.values())
         self.below = max(0.0, self.more - 0.3)  # and how much lower all under them begins
         self.height = 6.02 + self.below + _PITCH * len(self.goals)
 

@@ -23,10 +23,13 @@ from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.errors import BadInput
 from intarsia.worlds.questions import Question, ask, choose, compare, refer
+from intarsia.worlds.render import outlines
 from intarsia.worlds.source import WorldSource
 
 SIDE = 200
 """Pixels of a picture as the files say; regions lie in it by fractions."""
+THINGS = ("clock", "book", "tie", "scissors", "kite", "teddybear", "pizza", "donut")
+"""What the twin of VCR, whose objects have COCO's names, calls each shape."""
 
 
 @dataclass(frozen=True)
@@ -270,11 +273,13 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             name, rng = f"scenes/{index:06d}", scenes.rng(index, 2)
             names[f"{name}.jpg"] = index
             boxes = (np.array(base.pictures[0].boxes, np.float64) * SIDE).tolist()
+            shown = dict(zip(scenes.source.regions_of(index), scenes.source.scene(index).objects, strict=True))
+            shapes = [shown[i].shape if i in shown else None for i in range(len(boxes))]
             _json(
                 folder / "vcr1images" / f"{name}.json",
                 {
                     "boxes": [[*box, 1.0] for box in boxes],
-                    "segms": [[] for _ in boxes],
+                    "segms": [[_outline(box, shape)] for box, shape in zip(boxes, shapes, strict=True)],
                     "names": [],
                     "width": SIDE,
                     "height": SIDE,
@@ -287,7 +292,7 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             rows.append(
                 {
                     "movie": "scenes",
-                    "objects": ["person" if i == 0 else "thing" for i in range(len(boxes))],
+                    "objects": ["person", *("diningtable" if x is None else THINGS[x] for x in shapes[1:])],
                     "img_fn": f"{name}.jpg",
                     "metadata_fn": f"{name}.json",
                     "question": tokens,
@@ -301,6 +306,13 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             )
         _lines(folder / f"{scenes.split}.jsonl", rows)
     return names
+
+
+def _outline(box: list[float], shape: int | None) -> list[list[float]]:
+    """Corners x, y in pixels of what a box shows; of nothing, of the box."""
+    unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) if shape is None else outlines(shape)[0]
+    found: list[list[float]] = (np.array(box[:2]) + unit * (np.array(box[2:]) - box[:2])).round(2).tolist()
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- regions

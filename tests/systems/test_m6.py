@@ -24,6 +24,7 @@ from intarsia.text import SPECIALS, Vocab
 HAN = "红黄蓝绿大小圆方心星上下左右的一个和"
 VOCAB = Vocab([*SPECIALS, *HAN])
 WIDTH, GOALS = 6, ("denoise", "lm", "caption", "multimodal", "answer")
+CODES, LENGTH = 8, 9
 
 
 def made(number: int, length: int = 9, side: int = 2) -> Sample:
@@ -47,13 +48,16 @@ def hidden(model: M6, number: int, goal: str) -> Example:
     return model.hide(made(number), goal, np.random.default_rng([number, 7]), lambda: made(99))
 
 
-def reference(model: M6, sample: Sample, source: list[int], target: list[int], picture: bool) -> Tensor:
-    """Logits of the target rows, one document, the paper's order (image, source, target) and a mask matrix. Source: the sheet, sec. 2 and 3."""
+def reference(
+    model: M6, sample: Sample, source: list[int], target: list[int], picture: bool, codes: bool = False
+) -> Tensor:
+    """Logits of the target rows, over words or over codes, one document, the paper's order (image, source, target) and a mask matrix. Source: the sheet, sec. 2 and 3."""
     w, config = {k: v for k, v in model.state_dict().items()}, model.config
     feats = torch.from_numpy(sample.pictures[0].features) if picture else torch.zeros(0, WIDTH)
     count, ids = len(feats), [*source, VOCAB.cls, *target]
     image = feats @ w["patches.weight"].T + w["patches.bias"]
-    words = w["words.word.weight"][ids]
+    table = torch.cat([w["words.word.weight"], w.get("codes.weight", torch.zeros(0, config.hidden_size))])
+    words = table[ids]
     positions = [*range(count), *range(len(source)), *range(len(target) + 1)]
     segments = [0] * count + [1] * len(source) + [2] * (len(target) + 1)
     norm = lambda x, name: F.layer_norm(x, x.shape[-1:], w[name + ".weight"], w[name + ".bias"], config.layer_norm_eps)  # noqa: E731
@@ -73,7 +77,10 @@ def reference(model: M6, sample: Sample, source: list[int], target: list[int], p
         fed = lin(F.gelu(lin(y, "feed.up")), "feed.down")
         x = x + fed if config.pre_norm else norm(x + fed, at + "norm")
     x = norm(x, "encoder.norm") if config.pre_norm else x
-    return x[context:] @ w["words.word.weight"].T
+    logits = x[context:] @ table.T
+    if not codes:
+        return logits if config.code_softmax == "joint" else logits[:, : len(VOCAB)]
+    return logits if config.code_softmax == "joint" else logits[:, len(VOCAB) :]
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -98,6 +105,91 @@ def test_losses_are_those_of_the_sheet(goal: str, pre_norm: bool) -> None:
         )
     losses, _ = model(pack(examples))
     assert losses[goal].item() == pytest.approx(sums / count, abs=2e-5)
+
+
+def in_codes(number: int, length: int = 9) -> Sample:
+    sample = made(number, length)
+    codes = np.random.default_rng([number, 8]).integers(CODES, size=LENGTH)
+    return dataclasses.replace(sample, pictures=(dataclasses.replace(sample.pictures[0], codes=codes),))
+
+
+@pytest.mark.parametrize("softmax", ["own", "joint"])
+def test_a_picture_is_told_code_by_code_from_the_text_alone(softmax: str) -> None:
+    model = system(codes=CODES, code_length=LENGTH, code_softmax=softmax)
+    samples = [in_codes(i, 4 + i) for i in range(4)]
+    examples = [model.hide(x, "text_to_image", np.random.default_rng(0), lambda: made(99)) for x in samples]
+    each = []
+    for sample, example in zip(samples, examples, strict=True):
+        codes = torch.from_numpy(sample.pictures[0].codes)
+        source = VOCAB.encode(sample.texts[0]).ids.tolist()
+        target = (len(VOCAB) + codes[:-1]).tolist()
+        assert not len(example.regions), "the picture itself is not seen"
+        logits = reference(model, sample, source, target, picture=False, codes=True)
+        each.append(F.cross_entropy(logits, codes + (len(VOCAB) if softmax == "joint" else 0), reduction="none"))
+        assert model.forms(sample)[0].rows == max(example.rows, model.lay_out(sample).rows)
+    losses, _ = model(pack(examples))
+    assert losses["text_to_image"].item() == pytest.approx(torch.cat(each).mean().item(), abs=2e-5)
+    caption, _ = model(pack([model.hide(x, "caption", np.random.default_rng(0), lambda: made(99)) for x in samples]))
+    told = [
+        F.cross_entropy(
+            reference(model, x, [], VOCAB.encode(x.texts[0]).ids.tolist(), picture=True),
+            torch.tensor([*VOCAB.encode(x.texts[0]).ids, VOCAB.sep]),
+            reduction="none",
+        )
+        for x in samples
+    ]
+    assert caption["caption"].item() == pytest.approx(torch.cat(told).mean().item(), abs=2e-5)
+
+
+class Tiles:
+    """A codec of somebody's own: a picture in 3 x 3 tiles of one of eight greys."""
+
+    codes, length = 8, 9
+
+    def encode(self, pictures: Any) -> Any:
+        tiles = [x.reshape(3, x.shape[0] // 3, 3, -1, 3).mean((1, 3, 4)) for x in pictures]
+        return np.stack([(x // 32).astype(np.int64).ravel() for x in tiles])
+
+    def decode(self, codes: Any) -> Any:
+        return np.repeat(np.asarray(codes, np.uint8).reshape(-1, 3, 3, 1) * 32 + 16, 3, 3)
+
+
+def test_what_was_learnt_by_heart_is_drawn_from_its_text() -> None:
+    codec, model = Tiles(), system(codes=8, code_length=9, initializer_range=0.1).train()
+    samples = [in_codes(i) for i in range(3)]
+    assert len({x.texts for x in samples}) == 3
+    batch = pack([model.hide(x, "text_to_image", np.random.default_rng(0), lambda: made(9)) for x in samples])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(batch)[0]["text_to_image"].backward()
+        optimizer.step()
+    model.eval()
+    drawn = model.draw(samples, codec, torch.Generator().manual_seed(0), top_k=1)
+    assert drawn.shape == (3, 3, 3, 3) and drawn.dtype == np.uint8
+    assert codec.encode(drawn).tolist() == [x.pictures[0].codes.tolist() for x in samples]
+    first = model.draw(samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
+    again = model.draw(samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
+    assert np.array_equal(first, again) and len({x.tobytes() for x in first}) > 1
+    with pytest.raises(BadInput, match="writes 9 codes below 8, the codec takes 4 below 8"):
+        model.draw(samples, type("Small", (Tiles,), {"length": 4})(), torch.Generator())
+
+
+def test_pictures_without_the_right_codes_are_refused() -> None:
+    model = system(codes=CODES, code_length=LENGTH)
+    goal = ("text_to_image", np.random.default_rng(0), lambda: made(9))
+    with pytest.raises(BadInput, match="s1: its picture has no codes; run `intarsia data codes`"):
+        model.hide(made(1), *goal)
+    with pytest.raises(BadInput, match="s1: its picture has no codes"):
+        system().hide(in_codes(1), *goal)
+    for codes, said in ((np.zeros(3, int), "3 codes up to 0"), (np.full(LENGTH, CODES), f"{LENGTH} codes up to")):
+        picture = dataclasses.replace(made(1).pictures[0], codes=codes)
+        with pytest.raises(BadInput, match=said):
+            model.hide(dataclasses.replace(made(1), pictures=(picture,)), *goal)
+    with pytest.raises(BadInput, match="50 codes of a picture is more than max_position_embeddings 40"):
+        system(codes=8, code_length=50)
+    alone = model.hide(dataclasses.replace(made(1), pictures=()), *goal)
+    assert model(pack([alone]))[0]["text_to_image"].item() == 0
 
 
 def test_a_target_sees_no_later_target_and_the_context_no_target() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size
-from intarsia.data.formats.corpus_lines import Record, recognise
+from intarsia.data.formats.corpus_lines import Record
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import empty_picture
+from intarsia.data.formats.recognise import recognise
 from intarsia.errors import BadInput
 
 

@@ -242,7 +242,7 @@ class TarSource(LineSource):
         entry = line.entries[slot]
         file, key, members = self._sample(int(self.index.lines[number]))
         offset, size = members[entry.name[len(key) + 1 :]]
-        path = tar_address(file.path, offset, size)
+        path = self._address(file, offset, size)
         width, height = entry.size
         if not (width and height) and (entry.regions or entry.boxes is not None):
             width, height = image_size(file.read(offset, size), f"{line.where}: {entry.name}")
@@ -254,7 +254,11 @@ class TarSource(LineSource):
             )
         return empty_picture(line, slot, (width, height), path)
 
-    def _sample(self, number: int) -> tuple[RandomAccess, str, dict[str, tuple[int, int]]]:
+    def _address(self, file: Any, place: Any, size: int) -> str:
+        """What a picture's path says."""
+        return tar_address(file.path, place, size)
+
+    def _sample(self, number: int) -> tuple[Any, str, dict[str, tuple[Any, int]]]:
         tar = int(np.searchsorted(self._starts, number, side="right")) - 1
         table, local = self._members[tar], number - int(self._starts[tar])
         span = slice(int(table.samples[local]), int(table.samples[local + 1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,6 +54,10 @@ class Item:
     language: str = "en"
     objects: tuple[Box, ...] = ()
     """Boxes in pixels of the objects that mentions name; empty = region i is object i."""
+    names: tuple[str, ...] = ()
+    """What each of them is; empty where nobody says."""
+    covers: Callable[[], Array] | None = None
+    """Gives (objects, n, n) bool, the cells of each box that its object covers; must pickle for loaders with workers."""
     mentions: tuple[Mention, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     size: tuple[int, int] = (0, 0)
@@ -88,16 +92,20 @@ class Annotations:
 # ------------------------------------------------------------------------------------------------------------------ files
 
 
+class Missing(BadInput):
+    """A file is not there."""
+
+
 def find_file(root: Path, *names: str) -> Path:
     """The file of one of these names under a folder; the first name that is there, the first place by its path.
 
     Raises:
-        BadInput: none is there.
+        Missing: none is there.
     """
     for name in names:
         if found := sorted(root.rglob(name)):
             return found[0]
-    raise BadInput(f"{root}: holds no {' nor '.join(names)}")
+    raise Missing(f"{root}: holds no {' nor '.join(names)}")
 
 
 def read_json(path: Path) -> Any:
@@ -255,12 +263,19 @@ class Annotated:
                 language=item.language,
                 film=self._film(item, places),
             )
-        shown = tuple(self.pictures.get(x) for x in places)
+        shown, links = tuple(self.pictures.get(x) for x in places), tuple[Link, ...]()
+        if shown and item.objects and not shown[0].features.shape[1]:
+            shown = (_objects(item, shown[0]), *shown[1:])
+            links = tuple(Link(x.start, x.end, x.object, x.text) for x in item.mentions)
+        elif shown and (item.mentions or item.names):
+            region = _regions(item, shown[0])
+            shown = (_named(item, shown[0], region), *shown[1:])
+            links = tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
         return Sample(
             key=item.key,
             texts=item.texts,
             pictures=shown,
-            links=_links(item, shown[0]) if shown else (),
+            links=links,
             also=item.also,
             answers=item.answers,
             language=item.language,
@@ -298,16 +313,54 @@ def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
     return found
 
 
-def _links(item: Item, picture: Picture) -> tuple[Link, ...]:
-    """Mentions whose object has a region: the one of its number, or that which overlaps its box most and by half."""
-    count = len(picture.boxes)
-    if not item.mentions or not count:
-        return ()
-    region = {i: i for i in range(count)}
-    if item.objects:
-        fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
-        region = {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
-    return tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
+def _objects(item: Item, picture: Picture) -> Picture:
+    """A picture without features with the item's objects as its regions: for systems that read pixels."""
+    width, height = item.size if all(item.size) else (picture.width, picture.height)
+    return replace(
+        picture,
+        boxes=fractions(item.objects, item, picture).astype(np.float32),
+        features=np.zeros((len(item.objects), 0), np.float32),
+        width=width,
+        height=height,
+        names=item.names,
+        covers=item.covers() if item.covers else None,
+    )
+
+
+def _regions(item: Item, picture: Picture) -> dict[int, int]:
+    """The region of each object that has one: that of its number, where there are no boxes to go by or the regions have them; else what overlaps it most and by half."""
+    count, objects = len(picture.boxes), len(item.objects)
+    if not count or not objects:
+        return {i: i for i in range(count)}
+    if count >= objects and np.allclose(picture.boxes[:objects], fractions(item.objects, item, picture), atol=1e-3):
+        return {i: i for i in range(objects)}
+    fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
+    return {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
+
+
+def _named(item: Item, picture: Picture, region: Mapping[int, int]) -> Picture:
+    """A picture with the names of the objects that its regions show; of several objects, the first."""
+    if not item.names:
+        return picture
+    names = [""] * len(picture.boxes)
+    for number, row in sorted(region.items(), reverse=True):
+        names[row] = item.names[number]
+    return replace(picture, names=tuple(names))
+
+
+def object_lines(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    """The annotated objects of the first pictures of items as lines of `pairs.jsonl`, a picture once, its objects' names as caption; the others are passed over."""
+    seen: set[str] = set()
+    for item in items:
+        name = item.pictures[0] if item.pictures else ""
+        if name in seen or not (name and item.objects and all(item.size)):
+            continue
+        seen.add(name)
+        names = item.names or ("object",) * len(item.objects)
+        boxes = np.clip(item.objects, 0, [*item.size, *item.size]).tolist()
+        width, height = item.size
+        line = {"key": name, "image": name, "captions": [" ".join(names)], "boxes": boxes, "labels": list(names)}
+        yield line | {"width": width, "height": height}
 
 
 def xyxy(box: Sequence[float]) -> Box:
