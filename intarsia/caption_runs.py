@@ -74,6 +74,8 @@ def begin(
     cls, how = captioning(system)
     if critical and weights is None:
         raise BadInput("--critical: begins from a captioner; name its run with --weights")
+    if critical and not how.critical:
+        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     name = how.recipes.get(size) or next(iter(how.recipes.values()))
     recipe, plain = cls.recipes[name], cls.Config()
     with torch.random.fork_rng([]):
