@@ -173,7 +173,7 @@ def pretrain(args: Sequence[str]) -> None:
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
-    from intarsia.data.source import must_be_alike
+    from intarsia.features.extractor import must_be_alike
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
@@ -263,7 +263,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     import torch
 
     from intarsia.data.fetch import fetched
-    from intarsia.model import read_ours
+    from intarsia.model import must_suit, read_ours
     from intarsia.train.from_bert import from_bert
     from intarsia.train.start import fresh
     from intarsia.weights.files import fill
@@ -280,6 +280,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
             light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
             system.fill_trunk(light)
         return system, recipe
+    must_suit(cls, provenance, options.weights)
     state, config = read_ours(cls, name, options.weights, size)
     if len(vocab) != config.vocab_size:
         raise BadInput(

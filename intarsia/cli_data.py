@@ -301,7 +301,7 @@ class Extract:
     """Finds and describes the regions of pictures, once; writes region shards with their provenance."""
 
     source: tyro.conf.Positional[str]
-    """Folder with pairs.jsonl, a folder of pictures, or tars."""
+    """Folder with pairs.jsonl, a folder of pictures, tars or tables; here or remote (s3://..)."""
     out: Path
     extractor: str = "light"
     """light, grid, pixels, patches, or with --weights butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
@@ -330,7 +330,7 @@ def extract(args: Sequence[str]) -> None:
         chosen: dict[str, Any] = {"device": device} if "device" in parameters(options.extractor) else {}
         chosen |= typed(options.extractor, options.options | ({"weights": options.weights} if options.weights else {}))
         run(
-            Path(options.source),
+            options.source,
             options.out,
             open_extractor(options.extractor, **chosen),
             batch=options.batch,

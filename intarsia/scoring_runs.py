@@ -11,11 +11,11 @@ from typing import Any
 
 from intarsia import caption_runs
 from intarsia.data.formats.files import write_whole
-from intarsia.data.source import must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, evaluate, evaluate_pairs
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
+from intarsia.features.extractor import must_be_alike
 from intarsia.model import open as open_model
 from intarsia.model import read_provenance, read_recipe
 from intarsia.system import FineTuned, System

@@ -13,10 +13,11 @@ import torch
 
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
-from intarsia.data.source import Provenance, must_be_alike
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.features.extractor import must_be_alike
 from intarsia.features.kmeans import WithWords, read_codebook
-from intarsia.model import read_ours, read_provenance, read_recipe
+from intarsia.model import must_suit, read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
@@ -289,6 +290,7 @@ def _pretrained(
     if vocab is None:
         raise BadInput(f"{weights}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
     words = Vocab.read(vocab)
+    must_suit(cls, source.provenance, weights)
     state, config = read_ours(cls, name, weights, size)
     if len(words) != config.vocab_size:
         raise BadInput(f"{vocab}: {len(words)} pieces, the weights {weights} have {config.vocab_size}")

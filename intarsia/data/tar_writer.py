@@ -59,7 +59,7 @@ def write_tars(source: LineSource, target: Path, on_error: OnError = "stop") -> 
     for number, start in enumerate(range(0, total, LINES)):
         path = target / f"{number:05d}.tar"
         if path.exists():
-            before += len(members_of(path).keys)
+            before += len(members_of(path)[0].keys)
             continue
         written = write_tar(path, _made(source, range(start, min(start + LINES, total)), on_error, problems))
         if not written:

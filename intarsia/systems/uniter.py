@@ -260,6 +260,7 @@ class UNITER(System):
         tasks=("vqa", "ve", "nlvr2", "nlvr2_pair", "vcr", "retrieval", "retrieval_hard", "re", "re_plus"),
         weights=("ChenRocks/UNITER .pt",),
         unverified=("corpus sizes", "removal of overlapping pictures", "published scores"),
+        features=(("butd", "10-100"),),
     )
 
     def __init__(self, config: UNITERConfig, vocab: Vocab) -> None:

@@ -250,7 +250,7 @@ class _Data:
         )
         self.lengths: Lengths = world.on_first(work)
         self.world, self.recipe, self.name = world, recipe, cache.stem
-        self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed)
+        self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed, recipe.batching.block)
 
     @property
     def told(self) -> str:

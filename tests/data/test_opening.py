@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 from pair_makers import MADE, folder, jpeg, line, picture, same_sample
 from safetensors.numpy import save_file
 
@@ -236,7 +237,9 @@ def test_changed_shards(tmp_path: Path) -> None:
     path = shards(tmp_path) / "shard-00000.safetensors"
     arrays = {name: array.copy() for name, array in map_arrays(path).items()}
     arrays["features"][4] = np.nan
-    save_file(arrays, path)
+    with safetensors.safe_open(path, "numpy") as file:
+        about = file.metadata()
+    save_file(arrays, path, metadata=about)
     with pytest.raises(BadInput, match="its bytes have changed"):
         check(str(tmp_path))
     found = check(str(tmp_path), on_error="skip")

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from intarsia.data.formats.corpus_lines import Record, read_json, text_lines, tokens
+from intarsia.data.formats.corpus_lines import read_json, text_lines, tokens
 from intarsia.data.formats.question_lines import split_of
+from intarsia.data.formats.records import Record
 from intarsia.errors import BadInput
 
 Named = tuple[str, list[float]]

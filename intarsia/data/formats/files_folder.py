@@ -35,12 +35,12 @@ class FilesSource(TarSource):
         self._samples = sorted(found.items())
         self.index, _ = build_index(len(self._samples), self.parse, split, on_error)
 
-    def _sample(self, number: int) -> tuple[Any, str, dict[str, tuple[Any, int]]]:
+    def _sample(self, number: int) -> tuple[Any, str, dict[str, Any]]:
         key, members = self._samples[number]
-        return self._folder, key, {kind: (name, 0) for kind, name in members.items()}
+        return self._folder, key, dict(members)
 
-    def _address(self, file: Any, place: Any, size: int) -> str:
-        return str(file.path / place)
+    def _address(self, tar: Any, member: Any) -> str:
+        return str(tar.path / member)
 
 
 class _Folder:
@@ -57,7 +57,7 @@ class _Folder:
             found += [(inside / x).as_posix() for x in files if not x.startswith(".")]
         return sorted(found)
 
-    def read(self, name: str, _: int) -> bytes:
+    def read(self, name: str) -> bytes:
         """The bytes of a file."""
         try:
             return (self.path / name).read_bytes()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from intarsia.data.formats.corpus_lines import SIDES, Record, read_json, text_lines
+from intarsia.data.formats.corpus_lines import SIDES, read_json, text_lines
+from intarsia.data.formats.records import Record
 from intarsia.data.formats.torch_file import read_torch
 from intarsia.errors import BadInput
 from intarsia.weights.pickles import read_object_npy, read_pickle

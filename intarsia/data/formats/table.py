@@ -118,9 +118,13 @@ class TableSource(LineSource):
         every = np.arange(self._starts[-1])
         failed: Counter[str] = Counter()
         if "status" in self._roles.fields:
-            states = [str(self._row(number)[0]["status"]) for number in range(len(every))]
-            failed.update(x for x in states if x != "success")
-            every = every[np.array([x == "success" for x in states], bool)]
+            good = np.ones(len(every), bool)
+            for number in range(len(every)):
+                state = str(self._row(number)[0]["status"])
+                if state != "success":
+                    good[number] = False
+                    failed[state] += 1
+            every = every[good]
         return every, failed
 
     def _row(self, number: int) -> tuple[dict[str, Any], str, int]:
