@@ -84,7 +84,7 @@ Results = Mapping[str, Mapping[str, Any]]
 def read_results(page: Path) -> Results:
     """The results beside a page; none if the file is not there."""
     path = page.parent / RESULTS
-    return json.loads(path.read_text()) if path.is_file() else {}  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def on_twin(found: Mapping[str, Any] | None) -> str:
