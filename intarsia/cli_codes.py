@@ -34,15 +34,15 @@ class Codes:
     side: int = 64
     """Pictures are stretched to a square of this many pixels."""
     cell: int = 8
-    """Pixels a side of what a code stands for; a power of 2."""
+    """Pixels a side of what a code stands for; divides the side."""
     codes: int = 512
     """How many codes there are."""
-    channels: int = 64
+    channels: int = 96
     """Of every convolution."""
     steps: int = 2000
     batch: int = 32
     """Pictures a step."""
-    lr: float = 1e-3
+    lr: float = 4e-3
     seed: int = 0
     most: int = 20_000
     """Pictures to train on at most, drawn at random and kept in memory, 3 * side * side bytes each; of those held out a tenth as many."""
@@ -59,7 +59,7 @@ def codes(options: Codes) -> None:
     if options.out.suffix != ".safetensors":
         raise BadInput(f"{options.out}: codes are written as .safetensors")
     numbers = VQNumbers(options.side, options.cell, options.codes, channels=options.channels)
-    how = Fit(options.steps, options.batch, options.lr, options.seed)
+    how = Fit(options.steps, options.batch, options.lr, seed=options.seed)
     source: Any = open_source(options.pictures, options.split)
     if options.valid:
         held: Any = open_source(options.valid, options.valid_split)

@@ -48,10 +48,10 @@ class TextToImage:
     """Products to train on."""
     held: int = 300
     """Products to measure on."""
-    vq_steps: int = 1500
-    steps: int = 1500
+    vq_steps: int = 700
+    steps: int = 1800
     """Of each M6."""
-    rows: int = 1600
+    rows: int = 800
     top_k: int = 100
     shown: int = 8
     """Held-out descriptions in the picture."""

@@ -100,7 +100,7 @@ def test_held_out_pictures_come_back_near_and_files_keep_all(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    for numbers in ({"cell": 3}, {"side": 20, "cell": 8}, {"codes": 0}):
+    for numbers in ({"cell": 3}, {"side": 20, "cell": 8}, {"cell": 0}, {"codes": 0}):
         with pytest.raises(BadInput, match="vq: "):
             dataclasses.replace(SMALL, **numbers)
     with pytest.raises(BadInput, match="the loss of step"):
