@@ -80,8 +80,14 @@ def codes(options: Codes) -> None:
 # ----------------------------------------------------------------------------------------------------------------- pretrain
 
 
-def coded(name: str, path: Path, recipe: Any, source: Any, held: Any, device: str) -> tuple[Any, Any, Any]:
+def coded(name: str, options: Any, source: Any, held: Any) -> tuple[Any, Any, Any]:
     """What `pretrain --codes` trains on: pictures with codes, the same of held-out ones, and the recipe with their numbers.
+
+    Args:
+        name: of the system.
+        options: of `intarsia pretrain`.
+        source: pictures.
+        held: held-out ones, or None.
 
     Raises:
         BadInput: the system writes no pictures, or the file is no codec.
@@ -90,10 +96,12 @@ def coded(name: str, path: Path, recipe: Any, source: Any, held: Any, device: st
     from intarsia.features.extractor import where_to_run
     from intarsia.features.vq import read_vq
 
+    path, recipe = options.codes, options.recipe
     if "codes" not in type(recipe.config).__dataclass_fields__:
         raise BadInput(f"--codes {path}: {name} writes no pictures")
-    vq = read_vq(path).to(where_to_run(device))
-    shown, other = (None if x is None else WithCodes(x, vq, progress=True) for x in (source, held))
+    vq = read_vq(path).to(where_to_run(options.device))
+    error = options.on_error
+    shown, other = (None if x is None else WithCodes(x, vq, progress=True, on_error=error) for x in (source, held))
     config = replace(recipe.config, codes=vq.codes, code_length=vq.length)
     return shown, other, replace(recipe, config=config)
 
@@ -103,14 +111,16 @@ def with_codes_of(config: Any, other: Any) -> Any:
     return replace(config, codes=other.codes, code_length=other.code_length, code_softmax=other.code_softmax)
 
 
-def keep_codes(path: Path, run: Path) -> None:
-    """Copies a codec into a run folder, whose pictures nothing else can decode.
+def keep_codes(path: Path | None, run: Path) -> None:
+    """Copies a codec, if there is one, into a run folder, whose pictures nothing else can decode.
 
     Raises:
         BadInput: the run has another one.
     """
     from intarsia.data.formats.files import write_whole
 
+    if path is None:
+        return
     kept = run / FILE
     if kept.is_file() and kept.read_bytes() != path.read_bytes():
         raise BadInput(f"--codes {path}: the run {run} was begun with other codes ({kept})")
