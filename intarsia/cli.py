@@ -201,7 +201,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
         options.recipe = dataclasses.replace(options.recipe, config=dataclasses.replace(options.recipe.config, **sizes))
     if options.codes:
-        source, held, options.recipe = coded(name, options.codes, options.recipe, source, held, options.device)
+        source, held, options.recipe = coded(name, options, source, held)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
     for folder in (options.out, begun):
         if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
@@ -219,8 +219,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     system, recipe = _begin(name, size, cls, options, recipe, vocab, provenance)
     if book is not None and not options.weights:
         system.fill_words(book)
-    if options.codes:
-        keep_codes(options.codes, options.out)
+    keep_codes(options.codes, options.out)
     outcome = train(
         system,
         source,
@@ -288,8 +287,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         )
     if "regions" in cls.needs and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
-    if options.codes:
-        config = with_codes_of(config, recipe.config)
+    config = with_codes_of(config, recipe.config) if options.codes else config
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
@@ -399,10 +397,9 @@ class Show:
 
 def show(args: Sequence[str]) -> None:
     """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw."""
-    for name, draw in (("links", show_links), ("picture", show_picture)):
-        if list(args[:1]) == [name]:
-            out.print(draw(args[1:]), highlight=False)
-            return
+    if args and (draw := {"links": show_links, "picture": show_picture}.get(args[0])):
+        out.print(draw(args[1:]), highlight=False)
+        return
     options = tyro.cli(Show, args=args, prog="intarsia show")
     from intarsia.systems import find
     from intarsia.viz.packing import draw_system
