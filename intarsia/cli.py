@@ -22,6 +22,7 @@ from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_links import show_links
 from intarsia.cli_plan import chosen_recipe, plan_
 from intarsia.cli_search import index, search
+from intarsia.cli_video import predict_film, show_film
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -177,7 +178,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, with_words, without_classes
 
     source = open_source(options.data, options.split)
     held = open_source(options.valid, options.valid_split) if options.valid else None
@@ -192,14 +193,11 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         )
     book = None
     if options.centroids:
-        from intarsia.features.kmeans import WithWords, read_codebook
+        from intarsia.features.kmeans import CODEBOOK, WithWords, read_codebook, write_codebook
 
         book = read_codebook(options.centroids)
-        if not hasattr(cls, "fill_words"):
-            raise BadInput(f"--centroids {options.centroids}: {name} reads no visual words")
         source, held = WithWords(source, book), held and WithWords(held, book)
-        sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
-        options.recipe = dataclasses.replace(options.recipe, config=dataclasses.replace(options.recipe.config, **sizes))
+        options.recipe = with_words(options.recipe, book)
     if options.codes:
         source, held, options.recipe = coded(name, options, source, held)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
@@ -238,6 +236,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if not outcome.finished:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
+    if book is not None:
+        write_codebook(options.out / CODEBOOK, book)
     out.print(f"trained: {options.out}")
 
 
@@ -365,7 +365,10 @@ class Predict:
 
 
 def predict(args: Sequence[str]) -> None:
-    """Raw picture in; match score and word-to-region picture out."""
+    """Raw picture in; match score and word-to-region picture out. `predict film`: words for what films show."""
+    if list(args[:1]) == ["film"]:
+        predict_film(args[1:])
+        return
     options = tyro.cli(Predict, args=args, prog="intarsia predict")
     from intarsia.data.decode import decode_image
     from intarsia.model import open as open_model
@@ -396,16 +399,19 @@ class Show:
 
 
 def show(args: Sequence[str]) -> None:
-    """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw."""
-    if args and (draw := {"links": show_links, "picture": show_picture}.get(args[0])):
-        out.print(draw(args[1:]), highlight=False)
+    """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw; `show film` clips from sentences."""
+    other = {"links": show_links, "picture": show_picture, "film": show_film}.get(args[0] if args else "")
+    if other is not None:
+        out.print(other(args[1:]), highlight=False)
         return
     options = tyro.cli(Show, args=args, prog="intarsia show")
     from intarsia.systems import find
     from intarsia.viz.packing import draw_system
     from intarsia.worlds import WorldSource
+    from intarsia.worlds.film_scenes import FilmScenes
 
-    draw_system(find(options.system), WorldSource(split="test", count=64), options.out)
+    cls = find(options.system)
+    draw_system(cls, FilmScenes() if "clips" in cls.needs else WorldSource(split="test", count=64), options.out)
     out.print(f"figure: {options.out}")
 
 

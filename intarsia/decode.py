@@ -213,7 +213,8 @@ def caption(
     search: Literal["frames", "hypotheses"] = "hypotheses",
 ) -> list[str]:
     """Captions of pictures in words: greedy with one beam, else by one of the two beam searches."""
-    logits, end = cached_next_piece(system, samples), system.vocab.sep
+    logits = (cached_next_piece if system.remembers else next_piece)(system, samples)
+    end = system.vocab.sep
     if beams == 1:
         found = greedy(logits, len(samples), length, end)
     else:
