@@ -15,7 +15,7 @@ backend runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +31,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from intarsia.packed import Joined, Packing, join, joined_rows, pad, subset, unpad, visible
 
 Backend = Literal["padded", "loop", "varlen", "flex"]
+Kernel = Callable[[Tensor, Tensor, Tensor, Packing, Packing, float], Tensor]
+"""What `attend` takes and gives."""
 BLOCK = 128
 
 
@@ -55,6 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
         raise ValueError(f"cannot attend from {queries.documents} documents to {keys.documents}")
     if _memory is not None:
         k, v, keys = _memory.extend(k, v, keys)
+    if callable(_forced):
+        return _forced(q, k, v, queries, keys, dropout)
     name = choose(q, queries, keys, dropout)
     if name == "padded":
         out = _padded(q, k, v, queries, keys, dropout)
@@ -73,7 +77,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
 
 # ------------------------------------------------------------------------------------------------------------- choosing
 
-_forced: Backend | None = None
+_forced: Backend | Kernel | None = None
 
 
 def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backend:
@@ -82,7 +86,7 @@ def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backen
     Raises:
         ValueError: the forced backend cannot serve the call (says why).
     """
-    if _forced is not None:
+    if isinstance(_forced, str):
         why = refusal(_forced, q, queries, keys, dropout)
         if why:
             raise ValueError(f"attention backend {_forced} {why}")
@@ -119,8 +123,8 @@ def refusal(backend: Backend, q: Tensor, queries: Packing, keys: Packing, dropou
 
 
 @contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Inside the context every `attend` runs on the named backend, or raises if that one cannot serve the call."""
+def use_backend(name: Backend | Kernel) -> Iterator[None]:
+    """Inside the context every `attend` runs on the named backend, or raises if that one cannot serve the call; or on a kernel of the caller's."""
     global _forced
     before, _forced = _forced, name
     try:

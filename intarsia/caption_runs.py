@@ -72,8 +72,12 @@ def begin(
         BadInput: anything missing, of another system, or that does not fit together; self-critical training of random weights.
     """
     cls, how = captioning(system)
+    if critical and not how.critical:
+        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     if critical and weights is None:
         raise BadInput("--critical: begins from a captioner; name its run with --weights")
+    if critical and not how.critical:
+        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     name = how.recipes.get(size) or next(iter(how.recipes.values()))
     recipe, plain = cls.recipes[name], cls.Config()
     with torch.random.fork_rng([]):
@@ -87,7 +91,7 @@ def begin(
         for ours, other in how.copies.items():
             if ours in begun.state_dict() and ours not in state:
                 state[ours] = state[other].clone()
-        fill(begun, state, str(weights or system))
+        fill(begun, state, str(weights or system), how.fresh)
     recipe = replace(recipe, config=config, seed=seed)
     if critical:
         tuning = how.critical.get(size) or next(iter(how.critical.values()))

@@ -34,15 +34,15 @@ class Codes:
     side: int = 64
     """Pictures are stretched to a square of this many pixels."""
     cell: int = 8
-    """Pixels a side of what a code stands for; a power of 2."""
+    """Pixels a side of what a code stands for; divides the side."""
     codes: int = 512
     """How many codes there are."""
-    channels: int = 64
+    channels: int = 96
     """Of every convolution."""
     steps: int = 2000
     batch: int = 32
     """Pictures a step."""
-    lr: float = 1e-3
+    lr: float = 4e-3
     seed: int = 0
     most: int = 20_000
     """Pictures to train on at most, drawn at random and kept in memory, 3 * side * side bytes each; of those held out a tenth as many."""
@@ -59,7 +59,7 @@ def codes(options: Codes) -> None:
     if options.out.suffix != ".safetensors":
         raise BadInput(f"{options.out}: codes are written as .safetensors")
     numbers = VQNumbers(options.side, options.cell, options.codes, channels=options.channels)
-    how = Fit(options.steps, options.batch, options.lr, options.seed)
+    how = Fit(options.steps, options.batch, options.lr, seed=options.seed)
     source: Any = open_source(options.pictures, options.split)
     if options.valid:
         held: Any = open_source(options.valid, options.valid_split)
@@ -80,8 +80,14 @@ def codes(options: Codes) -> None:
 # ----------------------------------------------------------------------------------------------------------------- pretrain
 
 
-def coded(name: str, path: Path, recipe: Any, source: Any, held: Any, device: str) -> tuple[Any, Any, Any]:
+def coded(name: str, options: Any, source: Any, held: Any) -> tuple[Any, Any, Any]:
     """What `pretrain --codes` trains on: pictures with codes, the same of held-out ones, and the recipe with their numbers.
+
+    Args:
+        name: of the system.
+        options: of `intarsia pretrain`.
+        source: pictures.
+        held: held-out ones, or None.
 
     Raises:
         BadInput: the system writes no pictures, or the file is no codec.
@@ -90,10 +96,12 @@ def coded(name: str, path: Path, recipe: Any, source: Any, held: Any, device: st
     from intarsia.features.extractor import where_to_run
     from intarsia.features.vq import read_vq
 
+    path, recipe = options.codes, options.recipe
     if "codes" not in type(recipe.config).__dataclass_fields__:
         raise BadInput(f"--codes {path}: {name} writes no pictures")
-    vq = read_vq(path).to(where_to_run(device))
-    shown, other = (None if x is None else WithCodes(x, vq, progress=True) for x in (source, held))
+    vq = read_vq(path).to(where_to_run(options.device))
+    error = options.on_error
+    shown, other = (None if x is None else WithCodes(x, vq, progress=True, on_error=error) for x in (source, held))
     config = replace(recipe.config, codes=vq.codes, code_length=vq.length)
     return shown, other, replace(recipe, config=config)
 
@@ -103,14 +111,16 @@ def with_codes_of(config: Any, other: Any) -> Any:
     return replace(config, codes=other.codes, code_length=other.code_length, code_softmax=other.code_softmax)
 
 
-def keep_codes(path: Path, run: Path) -> None:
-    """Copies a codec into a run folder, whose pictures nothing else can decode.
+def keep_codes(path: Path | None, run: Path) -> None:
+    """Copies a codec, if there is one, into a run folder, whose pictures nothing else can decode.
 
     Raises:
         BadInput: the run has another one.
     """
     from intarsia.data.formats.files import write_whole
 
+    if path is None:
+        return
     kept = run / FILE
     if kept.is_file() and kept.read_bytes() != path.read_bytes():
         raise BadInput(f"--codes {path}: the run {run} was begun with other codes ({kept})")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Images, Regions, Sample, Text
 from intarsia.errors import BadInput
+from intarsia.features.kmeans import Codebook
 from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
 from intarsia.recipe import SGD, Batching, Card, Mix, Optim, Recipe, Schedule
@@ -50,15 +51,17 @@ class Captioning:
     """The beam search of the authors, in `decode`."""
     length: int
     """Most pieces of a caption, the closing one among them."""
-    critical: Mapping[str, Tuning]
-    """Self-critical training by size, from a captioner."""
-    times: int
+    critical: Mapping[str, Tuning] = field(default_factory=dict)
+    """Self-critical training by size, from a captioner; none where the paper has none."""
+    times: int = 1
     """Captions drawn of a picture, see `decode.self_critical`."""
-    over: Literal["captions", "pieces"]
+    over: Literal["captions", "pieces"] = "captions"
     """What the self-critical loss is the mean over."""
-    paired: bool
+    paired: bool = False
     """A drawn caption is judged against the one it was drawn for, piece by piece, instead of all of its picture, in words."""
     beams: int = 5
+    fresh: tuple[str, ...] = ()
+    """Parts of the system that pre-training has not: they begin as they are drawn."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensor -> the pre-trained one that it starts from where the weights have none."""
     published: str = ""
@@ -93,6 +96,8 @@ class System(nn.Module, ABC):
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()
     """Special tokens beside BERT's; a vocabulary must have them, or unused rows to give them."""
+    remembers: ClassVar[bool] = True
+    """Captions may go on from remembered keys and values, see `decode.cached_next_piece`."""
     reads_text_alone: ClassVar[bool] = False
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
@@ -223,6 +228,14 @@ class System(nn.Module, ABC):
             BadInput: the system has no trunk, or the file is of another.
         """
         raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
+
+    def fill_words(self, book: Codebook) -> None:
+        """Starts the table of visual words from the centroids of a codebook.
+
+        Raises:
+            BadInput: the system reads no visual words, or the codebook has other sizes than the config.
+        """
+        raise BadInput(f"{self.card.name} reads no visual words: a codebook is of no use to it")
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""

@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_is_refused(
     call("data", "codes", DATA, "--out", changed, "--codes", 20, "--channels", 8, "--side", 32, "--steps", 2)
     assert "was begun with other codes" in refused(capsys, *train(run, "--codes", changed))
     assert "codes are written as .safetensors" in refused(capsys, "data", "codes", DATA, "--out", tmp_path / "a.pt")
-    assert "a power of 2 that divides it" in refused(
+    assert "no multiple of cells of 3" in refused(
         capsys, "data", "codes", DATA, "--out", tmp_path / "a.safetensors", "--cell", 3
     )
     plain = tmp_path / "plain"

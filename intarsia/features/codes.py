@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -42,21 +42,35 @@ class WithCodes:
         codec: makes the codes.
         batch: pictures encoded together.
         progress: show a bar on the error stream.
+        on_error: "skip" = samples that cannot be read raise when they are asked for, so that a loader can count them and leave them out.
 
     Raises:
-        BadInput: a picture cannot be read, or the codec gives something else than it promises (names the sample).
+        BadInput: a sample or its picture cannot be read, or the codec gives something else than it promises (names it).
     """
 
-    def __init__(self, source: Source, codec: PictureCodec, batch: int = 64, progress: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        codec: PictureCodec,
+        batch: int = 64,
+        progress: bool = False,
+        on_error: Literal["stop", "skip"] = "stop",
+    ) -> None:
         self.source, self.provenance = source, source.provenance
         self._known: dict[str, Array] = {}
+        self._broken: dict[int, str] = {}
         waiting: dict[str, Array] = {}
         bar = Console(stderr=True)
         for i in track(range(len(source)), "codes", console=bar, transient=True, disable=not progress):
-            sample = source[i]
-            for picture in sample.pictures[:1]:
-                if picture.name not in self._known and picture.name not in waiting:
-                    waiting[picture.name] = pixels_of(picture, sample.key)
+            try:
+                sample = source[i]
+                for picture in sample.pictures[:1]:
+                    if picture.name not in self._known and picture.name not in waiting:
+                        waiting[picture.name] = pixels_of(picture, sample.key)
+            except BadInput as error:
+                if on_error == "stop":
+                    raise
+                self._broken[i] = str(error)
             if len(waiting) >= batch:
                 self._encode(waiting, codec)
         self._encode(waiting, codec)
@@ -79,6 +93,8 @@ class WithCodes:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
+        if index in self._broken:
+            raise BadInput(self._broken[index])
         sample = self.source[index]
         if not sample.pictures:
             return sample

@@ -77,6 +77,12 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
+def score_known(logits: Tensor, labels: Tensor) -> Tensor:
+    """As `score`, over the documents whose label is not -1; 0 where there are none."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
 def score_one(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross entropy of (B) logits against (B) labels, 1 = matched."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

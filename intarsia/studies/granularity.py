@@ -34,7 +34,20 @@ from intarsia.studies.numbers import interval, paired, verdict
 from intarsia.studies.rates import settings
 from intarsia.studies.readouts import MAPS, TOLD
 from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
-from intarsia.studies.tables import Value, at, best, bold, columns, difference, differences, seeds_of, within
+from intarsia.studies.tables import (
+    Claim,
+    Value,
+    at,
+    best,
+    bold,
+    checks,
+    columns,
+    compared,
+    difference,
+    differences,
+    seeds_of,
+    within,
+)
 from intarsia.studies.tying import RANKED, READ_OUTS, auc, bag, measure
 from intarsia.systems.inlay import Inlay
 from intarsia.train import Pace, pretrain
@@ -224,31 +237,34 @@ def self_confirming(watched: Sequence[Mapping[str, float]], share: float, least:
 
 # ---------------------------------------------------------------------------------------------------------------- tables
 
-CLAIMS: dict[str, tuple[str, Value, Value]] = {
-    "pointing, best": ("test", best("pointing", among=MAPS), at("pointing", "chance")),
-    "binding, best": ("test", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
-    "replaced word, best": ("test", best("choices", "replace", among=READ_OUTS), lambda _: 0.5),
-    "which word is wrong": ("test", at("choices", "fault"), at("choices", "fault, chance")),
-    "t2i R@1 of random pairs, best": (
+CLAIMS: dict[str, Claim] = {
+    "pointing, best": Claim("test", best("pointing", among=MAPS), at("pointing", "chance")),
+    "binding, best": Claim("test", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+    "replaced word, best": Claim("test", best("choices", "replace", among=READ_OUTS), lambda _: 0.5),
+    "which word is wrong": Claim("test", at("choices", "fault"), at("choices", "fault, chance")),
+    "t2i R@1 of random pairs, best": Claim(
         "test",
         best("retrieval", key="t2i R@1", among=RANKED),
         lambda x: 1 / x["scenes"],
     ),
-    "i2t R@1 of random pairs, best": (
+    "i2t R@1 of random pairs, best": Claim(
         "test",
         best("retrieval", key="i2t R@1", among=RANKED),
         lambda x: 1 / x["scenes"],
     ),
-    "held-out pairs: pointing, best": ("held_out", best("pointing", among=MAPS), at("pointing", "chance")),
-    "held-out pairs: binding, best": ("held_out", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
-    "held-out pairs: t2i R@1, best": (
+    "t2i R@1 of 50 unambiguous, best": Claim(
+        "test", best("unambiguous", key="t2i R@1", among=READ_OUTS), lambda x: 1 / x["unambiguous"]["candidates"]
+    ),
+    "held-out pairs: pointing, best": Claim("held_out", best("pointing", among=MAPS), at("pointing", "chance")),
+    "held-out pairs: binding, best": Claim("held_out", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+    "held-out pairs: t2i R@1, best": Claim(
         "held_out",
         best("retrieval", key="t2i R@1", among=RANKED),
         lambda x: 1 / x["scenes"],
     ),
 }
-"""What is claimed -> the split it is measured on, how it is read off, and what a guess would give. "best" is the best read-out of each run."""
-COMPARED: dict[str, Value] = {name: within(split, value=value) for name, (split, value, _) in CLAIMS.items()}
+"""What is claimed; "best" is the best read-out of each run."""
+COMPARED = compared(CLAIMS)
 MEASURES: dict[str, Value] = {
     **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
     "pointing, best": COMPARED["pointing, best"],
@@ -273,23 +289,6 @@ MEASURES: dict[str, Value] = {
     "CPU seconds of training": at("cpu seconds"),
 }
 """What the page tells of each arm beside the claims."""
-
-
-def checks(results: Results) -> str:
-    """Every claim with the test pictures, with those pictures exchanged, by an arm that never saw one, and by a guess."""
-    arms = [x for x in results if x != "blind"]
-    blind = results.get("blind", {})
-    heads = " | ".join(f"{arm} ({len(results[arm])}) | exchanged" for arm in arms)
-    lines = [f"| (seeds) | {heads} | blind ({len(blind)}) | chance |", "|---" * (2 * len(arms) + 3) + "|"]
-    for name, (split, value, chance) in CLAIMS.items():
-        cells = []
-        for arm in arms:
-            for path in ((), ("exchanged",)):
-                cells.append(interval([within(split, *path, value=value)(x) for x in results[arm].values()]))
-        guess = np.mean([chance(x[split]) for runs in results.values() for x in runs.values()])
-        unseen = interval([COMPARED[name](x) for x in blind.values()])
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} | {unseen} | {guess:.3f} |")
-    return "\n".join(lines) + "\n"
 
 
 PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"), ("token", "blind"), ("sentence", "blind"))
@@ -411,11 +410,12 @@ def main(args: Sequence[str] | None = None) -> None:
     results = gather(options.out, arms, dataclasses.asdict(Run()), **same)
     if not results:
         raise BadInput(f"{options.out}: holds no runs of {same}")
-    told = f"{checks(results)}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}"
+    told = f"{checks(results, CLAIMS)}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}"
     told += f"{effects(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
     print(told)
     if options.page:
         name = f"level{options.level}-{options.unit}"
+        name += "".join(f"-{x}{same[x]:.3g}" for x in ("noise", "density") if same[x] != getattr(Run, x))
         figure = options.page.with_name(f"granularity-{name}.svg")
         draw(results, figure)
         seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from intarsia.studies.numbers import Interval, interval, paired
 from intarsia.studies.runs import Results
@@ -34,8 +34,9 @@ def best(*path: str, among: Sequence[str], key: str = "") -> Value:
     def value(found: dict[str, Any]) -> float:
         part = found
         for name in path:
-            part = part[name]
-        return max(float(part[x][key] if key else part[x]) for x in among if x in part)
+            part = part.get(name, {})
+        known = [float(part[x][key] if key else part[x]) for x in among if x in part]
+        return max(known, default=float("nan"))
 
     return value
 
@@ -50,6 +51,39 @@ def within(split: str, *path: str, value: Value) -> Value:
         return value(part)
 
     return found
+
+
+class Claim(NamedTuple):
+    """Something that a study says of its arms."""
+
+    split: str
+    """It is measured on this part of the file; and on "exchanged" below it, where pictures are exchanged."""
+    value: Value
+    """How it is read off such a part."""
+    chance: Value
+    """What a guess gives."""
+
+
+def compared(claims: Mapping[str, Claim]) -> dict[str, Value]:
+    """The claims as numbers of a run."""
+    return {name: within(x.split, value=x.value) for name, x in claims.items()}
+
+
+def checks(results: Results, claims: Mapping[str, Claim]) -> str:
+    """Every claim with the test pictures, with those pictures exchanged, by an arm that never saw one, and by a guess."""
+    arms = [x for x in results if x != "blind"]
+    blind = results.get("blind", {})
+    heads = " | ".join(f"{arm} ({len(results[arm])}) | exchanged" for arm in arms)
+    lines = [f"| (seeds) | {heads} | blind ({len(blind)}) | chance |", "|---" * (2 * len(arms) + 3) + "|"]
+    for name, (split, value, chance) in claims.items():
+        cells = []
+        for arm in arms:
+            for path in ((), ("exchanged",)):
+                cells.append(interval([within(split, *path, value=value)(x) for x in results[arm].values()]))
+        guess = interval([chance(x[split]) for runs in results.values() for x in runs.values()]).mean
+        unseen = interval([within(split, value=value)(x) for x in blind.values()])
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} | {unseen} | {guess:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def columns(results: Results, measures: Mapping[str, Value]) -> str:

@@ -46,12 +46,12 @@ class TextToImage:
     out: Path
     count: int = 6000
     """Products to train on."""
-    held: int = 300
+    held: int = 200
     """Products to measure on."""
-    vq_steps: int = 1500
-    steps: int = 1500
+    vq_steps: int = 700
+    steps: int = 750
     """Of each M6."""
-    rows: int = 1600
+    rows: int = 800
     top_k: int = 100
     shown: int = 8
     """Held-out descriptions in the picture."""

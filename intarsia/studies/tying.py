@@ -101,6 +101,7 @@ def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 5
         "pointing": _pointing(system, known, shuffled, again),
         "retrieval": _retrieval(system, again, shuffled),
         "choices": _choices(system, source, known, again, shift=1),
+        "unambiguous": _unambiguous(system, source, known, fused, shift=1),
     }
     return found
 
@@ -211,8 +212,8 @@ def _choices(
             examples.append(system.lay_out(replace(scene.sample, texts=(text,), pictures=picture.pictures, links=())))
     owner, swap = np.array(owners), np.array(swaps)
     parts = [system.encode(pack(examples[i : i + 512])) for i in range(0, len(examples), 512)]
-    false = {name: np.concatenate([system.scores(x)[name].numpy() for x in parts]) for name in READ_OUTS}
-    wins = {name: true[name][owner] > false[name] for name in READ_OUTS}
+    scores = [system.scores(x) for x in parts]
+    wins = {name: own[owner] > torch.cat([x[name] for x in scores]).numpy() for name, own in true.items()}
     found: dict[str, Any] = {
         "swap": {name: float(x[swap].mean()) for name, x in wins.items()},
         "replace": {name: float(x[~swap].mean()) for name, x in wins.items()},
@@ -221,15 +222,17 @@ def _choices(
         },
         "swaps": int(swap.sum()),
     }
-    found["fault"], found["fault, chance"] = _faults(system, known, examples, owners, parts)
+    for name, logits in (("fault", "support"), ("fault, named", "named")):
+        if hasattr(encoded, logits):
+            said = torch.cat([getattr(x, logits) for x in parts]).numpy()
+            found[name], found["fault, chance"] = _faults(system, known, examples, owners, said)
     return found
 
 
 def _faults(
-    system: Inlay, known: Sequence[Scene], examples: Sequence[Example], owners: Sequence[int], parts: Sequence[Aligned]
+    system: Any, known: Sequence[Scene], examples: Sequence[Example], owners: Sequence[int], support: Array
 ) -> tuple[float, float]:
     """How often the least supported content word of a false caption is one that was changed, and by chance."""
-    support = np.concatenate([x.support.numpy() for x in parts])
     start, hits, chances = 0, [], []
     for k, example in zip(owners, examples, strict=True):
         text, plain = example.text, known[k].example.text
@@ -276,17 +279,17 @@ def _recalls(scores: Array) -> dict[str, float]:
     return {f"{way} R@{k}": x.at[k] for way, x in ways for k in (1, 5, 10)}
 
 
-def _unambiguous(system: Inlay, source: WorldSource, known: Sequence[Scene], size: int) -> dict[str, Any]:
-    """Recall among pairs of which no caption is true of another's picture, by every read-out."""
-    chosen = [i for i in candidate_sets(source, size)[0]]
+def _unambiguous(system: Any, source: WorldSource, known: Sequence[Scene], size: int, shift: int = 0) -> dict[str, Any]:
+    """Recall among pairs of which no caption is true of another's picture, by every read-out; with `shift` each picture stands in for one before it."""
+    chosen = candidate_sets(source, size)[0]
     own = scenes(system, source, 1 + max(chosen)) if max(chosen) >= len(known) else known
-    picked = [own[i] for i in chosen]
-    scores = {name: np.zeros((size, size), np.float32) for name in READ_OUTS}
-    for i, text in enumerate(picked):
-        row = [replace(x.example, text=text.example.text, targets={}) for x in picked]
+    picked = [own[i].example for i in chosen]
+    scores: dict[str, list[Array]] = {}
+    for one in picked:
+        row = [replace(x, text=one.text, targets={}) for x in (*picked[shift:], *picked[:shift])]
         for name, values in system.scores(system.encode(pack(row))).items():
-            scores[name][i] = values.numpy()
-    return {name: _recalls(x) for name, x in scores.items()} | {"candidates": size}
+            scores.setdefault(name, []).append(values.numpy())
+    return {name: _recalls(np.stack(x)) for name, x in scores.items()} | {"candidates": size}
 
 
 def _ablation(system: Inlay, known: Sequence[Scene]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from intarsia.studies.granularity import CLAIMS, COMPARED, Run, perform
 from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, repetition, verdict
 from intarsia.studies.rates import settings
 from intarsia.studies.runs import KEPT, Results, gather
-from intarsia.studies.tables import bold, difference, seeds_of, within
+from intarsia.studies.tables import POOLED, bold, difference, seeds_of, within
 from intarsia.viz import style
 
 SIZES = tuple(125 * 2**k for k in range(8))
@@ -196,9 +196,9 @@ def ratios(found: Grid, claim: str) -> tuple[Interval, dict[int, float]]:
     return (paired(logs[sizes[-1]], logs[sizes[0]]) if len(sizes) > 1 else interval([])), means
 
 
-def advantage(arms: Results, name: str) -> Interval:
-    """Token - sentence of a measure, paired by seed."""
-    return difference(arms, COMPARED[ERRORS[name]], "token", "sentence")
+def advantage(arms: Results, name: str, arm: str = "token") -> Interval:
+    """An arm less the sentence in a measure, paired by seed."""
+    return difference(arms, COMPARED[ERRORS[name]], arm, "sentence")
 
 
 def verdicts(found: Grid) -> str:
@@ -221,19 +221,51 @@ def verdicts(found: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def advantages(grids: Mapping[tuple[float, float], Grid]) -> str:
-    """The token arm's advantage at each share of shuffled captions (H4) and each density of links."""
+def advantages(grids: Mapping[tuple[float, float], Grid], options: Volume) -> str:
+    """What each arm has over the sentence at each share of shuffled captions (H4) and each density of links."""
     names = ("pointing", "binding", "t2i R@1")
-    lines = [
-        f"| shuffled | linked words | pairs | {' | '.join(f'{x}, token - sentence' for x in names)} |",
-        "|---" * 6 + "|",
-    ]
+    heads = " | ".join(f"{x}, arm - sentence" for x in names)
+    lines = [f"| shuffled | linked words | pairs | arm | {heads} |", "|---" * 7 + "|"]
     for (noise, density), found in sorted(grids.items()):
         for n, arms in sorted(found.items()):
-            if {"sentence", "token"} <= arms.keys():
-                cells = " | ".join(bold(advantage(arms, x)) for x in names)
-                lines.append(f"| {noise:g} | {density:.3g} | {n} | {cells} |")
+            for arm in (x for x in options.arms if x not in POOLED and x in arms and "sentence" in arms):
+                cells = " | ".join(bold(advantage(arms, x, arm)) for x in names)
+                lines.append(f"| {noise:g} | {density:.3g} | {n} | {arm} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+CONTRAST, MODELLING = "A1 B0 C0", "A0 B1 C0"
+"""Arms of which one objective alone is at the token."""
+
+
+def h4(grids: Mapping[tuple[float, float], Grid]) -> str:
+    """H4: by how much the most noise changes what contrast, and what masked modelling, at the token has over the sentence in pointing; mean over sizes."""
+    noises = sorted(noise for noise, density in grids if density == 1)
+    value = COMPARED[ERRORS["pointing"]]
+
+    def change(arm: str) -> Interval:
+        each: dict[int, list[float]] = {}
+        for n in grids[0.0, 1.0].keys() & grids[noises[-1], 1.0].keys():
+            clean, loud = (
+                {s: x - y[s] for s, x in seeds_of(arms, arm, value).items() if s in y}
+                for arms in (grids[0.0, 1.0][n], grids[noises[-1], 1.0][n])
+                for y in [seeds_of(arms, "sentence", value)]
+            )
+            for seed in clean.keys() & loud.keys():
+                each.setdefault(seed, []).append(loud[seed] - clean[seed])
+        return interval([float(np.mean(x)) for x in each.values()])
+
+    if len(noises) < 2 or noises[0] != 0.0:
+        return ""
+    contrast, modelling = change(CONTRAST), change(MODELLING)
+    if not contrast.count or not modelling.count:
+        return ""
+    said = "undecided"
+    if min(contrast.count, modelling.count) >= 5:
+        held = modelling.high < 0 and contrast.low > -0.05
+        said = "held" if held else "refuted" if modelling.low > 0 or contrast.high < -0.05 else "undecided"
+    told = f"advantage at {noises[-1]:g} less that at 0: {CONTRAST} {contrast}, {MODELLING} {modelling}"
+    return f"| hypothesis | measured | verdict |\n|---|---|---|\n| H4 | pointing, {told} | {said} |\n"
 
 
 def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
@@ -256,6 +288,12 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
                     panel.plot(x, fitted.fit.at(x), color=colour, linewidth=0.9, linestyle="--")
             panel.set_xscale("log")
             panel.set_yscale("log")
+            sizes = sorted(found)
+            panel.set_xticks(sizes, [str(n) if i % 2 == 0 else "" for i, n in enumerate(sizes)])
+            low, high = panel.get_ylim()
+            shown = [y for y in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= y <= high]
+            panel.set_yticks(shown, [f"{y:g}" for y in shown])
+            panel.minorticks_off()
             panel.set_title(f"{name}: error", fontsize=8.5)
             panel.set_xlabel("pairs")
         panels[0].legend(frameon=False)
@@ -263,20 +301,16 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
         style.save(figure, out)
 
 
-def tell(options: Volume) -> tuple[str, Grid]:
-    """Everything that the runs of a protocol say, as Markdown, and the runs without noise of captions that are all linked."""
-    grids = {
-        (noise, density): grid(options, noise, density) for noise, density in product(options.noise, options.density)
-    }
-    clean = grids.get((0.0, 1.0), {})
-    arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-    parts = []
-    if clean:
-        parts += [table(clean, arms), shapes(clean, arms), multipliers(clean), verdicts(clean), exchanged(clean, arms)]
-        parts += [repetitions(options)] if options.protocol == "steps" else []
-    if len(grids) > 1:
-        parts.append(advantages(grids))
-    return "\n".join(filter(None, parts)), clean
+def tell(options: Volume, found: Grid) -> str:
+    """Everything that the runs of a protocol say, as Markdown."""
+    arms = _arms(options, found)
+    parts = [table(found, arms), shapes(found, arms), multipliers(found), verdicts(found), exchanged(found, arms)]
+    parts += [repetitions(options)] if options.protocol == "steps" else []
+    return "\n".join(filter(None, parts))
+
+
+def _arms(options: Volume, found: Grid) -> list[str]:
+    return [arm for arm in options.arms if any(arm in x for x in found.values())]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -288,20 +322,29 @@ def main(args: Sequence[str] | None = None) -> None:
         same = {"batch": options.batch, "level": options.level, "noise": noise, "density": density}
         rate = options.settings[arm]
         perform(Run(arm, n, seed, options.steps_of(n), **same, **rate), options.out, scenes=SCENES)  # type: ignore[arg-type]
-    told, clean = tell(options)
-    if not clean:
-        raise BadInput(f"{options.out}: holds no runs without noise of these sizes and {options.protocol}")
+    settings_of = product(options.noise, options.density)
+    grids = {(noise, density): found for noise, density in settings_of if (found := grid(options, noise, density))}
+    if not grids:
+        raise BadInput(f"{options.out}: holds no runs of these sizes, captions and {options.protocol}")
+    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
+    sizes = sorted({n for found in grids.values() for n in found})
+    counts = ", ".join(
+        f"{n}: {max(len(x) for g in grids.values() if n in g for x in g[n].values())} seeds" for n in sizes
+    )
+    told = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
+    told += " Rate and temperature by arm." if options.tuned else ""
+    name, figure = f"fixed-{options.protocol}", Path(f"volume-fixed-{options.protocol}.svg")
+    if options.noise != (0.0,) or options.density != (1.0,):
+        name = "noise" if options.noise != (0.0,) else "density"
+        told += f"\n\n{advantages(grids, options)}\n{h4(grids)}"
+    else:
+        (found,) = grids.values()
+        told += f"\n\n![learning curves]({figure.name})\n\n{tell(options, found)}"
+        if options.page:
+            draw(found, _arms(options, found), options.page.with_name(figure.name))
     print(told)
     if options.page:
-        name = f"fixed-{options.protocol}"
-        figure = options.page.with_name(f"volume-{name}.svg")
-        arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-        draw(clean, arms, figure)
-        much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
-        counts = ", ".join(f"{n}: {max(len(x) for x in clean[n].values())} seeds" for n in sorted(clean))
-        about = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
-        about += " Rate and temperature by arm." if options.tuned else ""
-        write_section(options.page, name, f"{about}\n\n![learning curves]({figure.name})\n\n{told}", "volume")
+        write_section(options.page, name, told, "volume")
 
 
 if __name__ == "__main__":

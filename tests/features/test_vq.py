@@ -53,7 +53,7 @@ def test_the_gradient_goes_straight_through_and_pulls_outputs_to_their_codes() -
 
 
 def test_codes_move_to_the_mean_of_what_takes_them_and_rare_ones_begin_again() -> None:
-    vq, rng = VQ(dataclasses.replace(SMALL, decay=0.99)), torch.Generator().manual_seed(0)
+    vq, rng = VQ(dataclasses.replace(SMALL, decay=0.99, restart=0.05)), torch.Generator().manual_seed(0)
     vq.codebook.copy_(torch.randn(24, 6, generator=rng))
     vq.counts.fill_(10.0)
     vq.sums.copy_(vq.codebook * 10)
@@ -90,7 +90,8 @@ def test_held_out_pictures_come_back_near_and_files_keep_all(tmp_path: Path) -> 
     assert found.psnr == pytest.approx(psnr(held, vq.decode(vq.encode(list(held)))).mean())
     codes = vq.encode(list(held))
     assert codes.shape == (60, 16) and codes.dtype == np.int64 and vq.length == 16
-    assert np.array_equal(vq.encode([held[3].repeat(2, 0).repeat(2, 1)])[0], codes[3]), "any size"
+    large = vq.decode(vq.encode([held[3].repeat(2, 0).repeat(2, 1)]))
+    assert psnr(held[3:4], large)[0] > found.of_mean + 6, "any size"
     write_vq(tmp_path / "vq.safetensors", vq)
     again = read_vq(tmp_path / "vq.safetensors")
     assert again.about == "halves" and again.numbers == SMALL
@@ -100,7 +101,7 @@ def test_held_out_pictures_come_back_near_and_files_keep_all(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    for numbers in ({"cell": 3}, {"side": 20, "cell": 8}, {"codes": 0}):
+    for numbers in ({"cell": 3}, {"side": 20, "cell": 8}, {"cell": 0}, {"codes": 0}):
         with pytest.raises(BadInput, match="vq: "):
             dataclasses.replace(SMALL, **numbers)
     with pytest.raises(BadInput, match="the loss of step"):
@@ -178,3 +179,11 @@ def test_a_codec_that_breaks_its_promise_is_refused() -> None:
             WithCodes(source, type("Other", (Mean,), changed)())
     with pytest.raises(BadInput, match="sample s: picture p has no pixels"):
         WithCodes(Source([Sample("s", ("a",), (dataclasses.replace(shown("p", 1), pixels=None),))]), Mean())
+
+
+def test_what_cannot_be_read_can_be_left_to_the_loader() -> None:
+    bad = Sample("bad", ("a",), (dataclasses.replace(shown("p", 1), pixels=None),))
+    source = WithCodes(Source([bad, Sample("good", ("a",), (shown("q", 7),))]), Mean(), on_error="skip")
+    with pytest.raises(BadInput, match="sample bad: picture p has no pixels"):
+        source[0]
+    assert source[1].pictures[0].codes.tolist() == [7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from intarsia.batch import pack
 from intarsia.errors import BadInput
 from intarsia.studies import family, granularity, rates, tuning, volume
 from intarsia.studies.granularity import ARMS, COMPARED, MEASURES, Blind, Run
+from intarsia.studies.numbers import effective
 from intarsia.studies.readouts import MAPS
 from intarsia.studies.runs import gather
 from intarsia.studies.tables import differences, seeds_of
@@ -81,6 +83,13 @@ def test_pages_are_written_from_files(made: tuple[Path, dict[str, Any]], tmp_pat
     assert "not reached" in curves
     assert next(x for x in curves.splitlines() if x.startswith("| H1")).endswith("| held |")
     assert (tmp_path / "volume-fixed-steps.svg").stat().st_size > 5000
+    shuffled = ["--noise", "0", "0.5", "--sizes", "125", "500"]
+    volume.main([*common, *shuffled, "--page", str(tmp_path / "volume.md")])
+    again = (tmp_path / "volume.md").read_text()
+    assert again.startswith(curves[: curves.index("<!-- noise")])  # other sections stay
+    assert "| 0 | 1 | 125 | token | **0.200 ± 0.000** |" in again and "| 0.5 |" not in again
+    with pytest.raises(BadInput, match="no runs of these sizes"):
+        volume.main([*common, "--sizes", "77"])
     with pytest.raises(BadInput, match="no section"):
         family.write_section(tmp_path / "volume.md", "nothing", "")
 
@@ -95,6 +104,22 @@ def told(arm: str, seed: int, pointing: float) -> dict[str, Any]:
     return {"run": {"arm": arm, "seed": seed}, "test": part, "held_out": part}
 
 
+def test_repetition_is_fitted_from_runs_of_three_numbers_of_steps(tmp_path: Path) -> None:
+    """Errors of pointing that follow the form with R = 4, b = .5; two numbers of steps are too few."""
+    options = volume.Volume(out=tmp_path, arms=("token",), sizes=(100, 200, 400))
+    for steps in (25, 100, 400):
+        assert volume.repetitions(options) == ""
+        for n in options.sizes:
+            one = told("token", 1, 1 - 3 * float(effective(np.array([n]), np.array([steps * 32 / n]), 4.0)[0]) ** -0.5)
+            run = Run("token", n, 1, steps)
+            one["run"] = dataclasses.asdict(run)
+            (tmp_path / run.file).parent.mkdir(exist_ok=True)
+            (tmp_path / run.file).write_text(json.dumps(one))
+    row = next(x for x in volume.repetitions(options).splitlines() if x.startswith("| pointing | token"))
+    assert float(row.split("R ")[1].split(",")[0]) == pytest.approx(4, rel=0.2)
+    assert "3 sizes, 3 levels of repetition" in row
+
+
 def test_effects_of_the_factorial_by_hand() -> None:
     """y = .1 + .2 a + .04 b + .3 a c + noise of the seed."""
     results = {}
@@ -105,6 +130,21 @@ def test_effects_of_the_factorial_by_hand() -> None:
     found = [float(x.strip(" *").split()[0]) for x in row.split("|")[2:-1]]
     assert found == pytest.approx([0.35, 0.04, 0.15, 0, 0.15, 0, 0], abs=1e-6)
     assert granularity.effects({x: results[x] for x in ("sentence", "token")}) == ""
+
+
+@pytest.mark.parametrize(
+    ("contrast", "modelling", "wanted"), [(0.9, 0.3, "held"), (0.5, 0.3, "refuted"), (0.9, 0.5, "undecided")]
+)
+def test_h4_by_hand(contrast: float, modelling: float, wanted: str) -> None:
+    """Pointing with half of the captions shuffled; .9 and .5 without, the sentence .2 in both."""
+
+    def grid(a: float, b: float) -> volume.Grid:
+        of = {"sentence": 0.2, volume.CONTRAST: a, volume.MODELLING: b}
+        return {500: {arm: {s: told(arm, s, x + s / 1e5) for s in range(5)} for arm, x in of.items()}}
+
+    row = volume.h4({(0.0, 1.0): grid(0.9, 0.5), (0.5, 1.0): grid(contrast, modelling)}).splitlines()[-1]
+    assert row.endswith(f"| {wanted} |") and f"{volume.CONTRAST} {contrast - 0.9:.3f}" in row
+    assert volume.h4({(0.0, 1.0): grid(0.9, 0.5)}) == ""
 
 
 def test_the_sentence_is_the_better_pooling_of_those_with_most_seeds() -> None:

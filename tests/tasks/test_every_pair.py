@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from intarsia import scoring_runs, tuning_runs
-from intarsia.studies.pairs import PUBLISHED, table
+from intarsia.studies.pairs import PUBLISHED, read_results, table
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import benchmark_of
 from intarsia.tasks.benchmarks import find as find_benchmark
@@ -81,9 +81,11 @@ def test_a_pair_is_tuned_and_scored(
 
 
 def test_the_page_lists_every_pair() -> None:
-    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
-    assert table() in page, "run python -m intarsia.studies.pairs docs/tasks.md"
+    page = Path(__file__).parents[2] / "docs/tasks.md"
+    found = read_results(page)
+    assert table(found) in page.read_text(encoding="utf-8"), "run python -m intarsia.studies.pairs docs/tasks.md"
     assert set(PUBLISHED) <= set(PAIRS)
+    assert {tuple(x.split()) for x in found} <= set(PAIRS)
 
 
 def test_what_a_worker_gets_knows_the_answers(twins: Path) -> None:
