@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -177,10 +177,10 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), 0)
-    mesh = init_device_mesh(world.device.type, (world.size,))
     if sharding == "experts":
+        ranks = Ranks(_mesh(world))
         for mixture in mixtures.values():
-            mixture.spread(Ranks(mesh))
+            mixture.spread(ranks)
         apart = [f"{name}.{part}" for name, mixture in mixtures.items() for part in mixture.shared]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)  # type: ignore[no-untyped-call]
     if sharding != "fsdp":
@@ -190,10 +190,16 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
         )
     # Weights are gathered in fp32 and autocast, as everywhere else, so that sharding changes no number; gradients are summed in fp32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = _mesh(world)
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
+
+
+def _mesh(world: World) -> DeviceMesh:
+    """All processes in a row."""
+    return init_device_mesh(world.device.type, (world.size,))
 
 
 def gather_rows(rows: Tensor) -> Tensor:
