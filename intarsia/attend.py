@@ -15,7 +15,7 @@ backend runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +31,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from intarsia.packed import Joined, Packing, join, joined_rows, pad, subset, unpad, visible
 
 Backend = Literal["padded", "loop", "varlen", "flex"]
+Kernel = Callable[[Tensor, Tensor, Tensor, Packing, Packing, float], Tensor]
+"""What `attend` takes and gives."""
 BLOCK = 128
 
 
@@ -55,23 +57,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dro
         raise ValueError(f"cannot attend from {queries.documents} documents to {keys.documents}")
     if _memory is not None:
         k, v, keys = _memory.extend(k, v, keys)
+    if callable(_forced):
+        return _forced(q, k, v, queries, keys, dropout)
     name = choose(q, queries, keys, dropout)
+    if name == "padded":
+        out = _padded(q, k, v, queries, keys, dropout)
+    elif name == "loop":
+        out = _Loop.apply(q, k, v, queries, keys, dropout)  # type: ignore[no-untyped-call]
+    elif name == "varlen":
+        out = _varlen(q, k, v, queries, keys)
+    else:
+        out = _flex(q, k, v, queries, keys)
     if _watching is not None:
         _watching.maps.append(probabilities(q.detach(), k.detach(), queries, keys))
         _watching.packings.append((queries, keys))
-    if name == "padded":
-        return _padded(q, k, v, queries, keys, dropout)
-    if name == "loop":
-        looped: Tensor = _Loop.apply(q, k, v, queries, keys, dropout)  # type: ignore[no-untyped-call]
-        return looped
-    if name == "varlen":
-        return _varlen(q, k, v, queries, keys)
-    return _flex(q, k, v, queries, keys)
+        _watching.flows.append((v, out))
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------- choosing
 
-_forced: Backend | None = None
+_forced: Backend | Kernel | None = None
 
 
 def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backend:
@@ -80,7 +86,7 @@ def choose(q: Tensor, queries: Packing, keys: Packing, dropout: float) -> Backen
     Raises:
         ValueError: the forced backend cannot serve the call (says why).
     """
-    if _forced is not None:
+    if isinstance(_forced, str):
         why = refusal(_forced, q, queries, keys, dropout)
         if why:
             raise ValueError(f"attention backend {_forced} {why}")
@@ -117,8 +123,8 @@ def refusal(backend: Backend, q: Tensor, queries: Packing, keys: Packing, dropou
 
 
 @contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Inside the context every `attend` runs on the named backend, or raises if that one cannot serve the call."""
+def use_backend(name: Backend | Kernel) -> Iterator[None]:
+    """Inside the context every `attend` runs on the named backend, or raises if that one cannot serve the call; or on a kernel of the caller's."""
     global _forced
     before, _forced = _forced, name
     try:
@@ -138,6 +144,8 @@ class Seen:
     """Per `attend` call: (B, heads, Lq, Lk) float32 probabilities before dropout, 0 where nothing is seen."""
     packings: list[tuple[Packing, Packing]] = field(default_factory=list)
     """Per call: where its queries and its keys lie, the very objects it was given."""
+    flows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per call: values (Nk, heads, D) and output (Nq, heads, D), in the graph; with the output's gradient they give that of the probabilities."""
 
 
 _watching: Seen | None = None

@@ -58,6 +58,10 @@ class Picture:
     """(R) float32, the detector's confidence in it."""
     pixels: Callable[[], Array] | None = None
     """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
+    names: tuple[str, ...] = ()
+    """(R) what people called the object of each region; "" = nothing. Empty where nobody said."""
+    covers: Array | None = None
+    """(R, n, n) bool, the cells of each region's box, cut into n x n, that its object covers."""
     codes: Array | None = None
     """(L) whole numbers, the picture in codes that a `PictureCodec` made, row by row."""
 
@@ -178,16 +182,22 @@ class RegionRows:
     attribute_scores: Array | None = None
     """(R)"""
     levels: Array | None = None
+    covers: Array | None = None
+    """(R, n, n) bool"""
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def first(self, count: int) -> RegionRows:
-        """The first `count` of them."""
+    def take(self, rows: Array | slice) -> RegionRows:
+        """Some of them, by number."""
         cut: dict[str, Any] = {
-            f.name: value if value is None else value[:count] for f in fields(self) for value in [getattr(self, f.name)]
+            f.name: value if value is None else value[rows] for f in fields(self) for value in [getattr(self, f.name)]
         }
         return RegionRows(**cut)
+
+    def first(self, count: int) -> RegionRows:
+        """The first `count` of them."""
+        return self.take(slice(count))
 
 
 @dataclass(slots=True)
@@ -327,6 +337,8 @@ class Regions(Movable):
     """(R)"""
     scores: Tensor | None = None
     """(R) float32, the detector's confidence."""
+    covers: Tensor | None = None
+    """(R, n, n) bool, the cells of each box that its object covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,6 +543,17 @@ def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
         probs=_maybe(parts, "probs"),
         labels=_maybe(parts, "labels", np.int64),
         scores=_maybe(parts, "scores", np.float32),
+        covers=_pack_covers(parts),
+    )
+
+
+def _pack_covers(parts: Sequence[RegionRows]) -> Tensor | None:
+    """Those of the documents that have none are full."""
+    cells = next((x.covers.shape[1:] for x in parts if x.covers is not None), None)
+    if cells is None:
+        return None
+    return torch.from_numpy(
+        np.concatenate([np.ones((len(x), *cells), np.bool_) if x.covers is None else x.covers for x in parts])
     )
 
 

@@ -6,9 +6,9 @@ A captioner is a whole system, so its run folder opens as one (`intarsia.open`);
 from __future__ import annotations
 
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,24 +18,22 @@ from torch import Tensor
 
 from intarsia import decode
 from intarsia.batch import Batch, Encoded, Example, Sample
-from intarsia.data.formats.files import write_whole
-from intarsia.data.source import must_be_alike
 from intarsia.errors import BadInput
-from intarsia.evaluate.benchmark import Measured
-from intarsia.model import build, read_provenance, read_recipe
+from intarsia.model import build, read_recipe
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import Captioning, System
 from intarsia.systems import find
-from intarsia.tasks import benchmarks
-from intarsia.tasks.benchmarks import Annotated, Benchmark
-from intarsia.tasks.benchmarks.captions import measure_java, picture_of
+from intarsia.tasks.benchmarks import Annotated, objects
+from intarsia.tasks.benchmarks.captions import picture_of
+from intarsia.tasks.benchmarks.items import spellings
 from intarsia.tasks.metrics import captions, ptb
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
-from intarsia.tuning_runs import About, begin_whole, bounded, open_items, write_about
+from intarsia.tuning_runs import About, begin_whole, bounded, write_about
 from intarsia.weights.files import fill, read_weights, write_weights
 
 TASK = "caption"
+END = "<eos>"
 
 
 def captioning(system: str) -> tuple[type[System], Captioning]:
@@ -74,8 +72,12 @@ def begin(
         BadInput: anything missing, of another system, or that does not fit together; self-critical training of random weights.
     """
     cls, how = captioning(system)
+    if critical and not how.critical:
+        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     if critical and weights is None:
         raise BadInput("--critical: begins from a captioner; name its run with --weights")
+    if critical and not how.critical:
+        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     name = how.recipes.get(size) or next(iter(how.recipes.values()))
     recipe, plain = cls.recipes[name], cls.Config()
     with torch.random.fork_rng([]):
@@ -89,7 +91,7 @@ def begin(
         for ours, other in how.copies.items():
             if ours in begun.state_dict() and ours not in state:
                 state[ours] = state[other].clone()
-        fill(begun, state, str(weights or system))
+        fill(begun, state, str(weights or system), how.fresh)
     recipe = replace(recipe, config=config, seed=seed)
     if critical:
         tuning = how.critical.get(size) or next(iter(how.critical.values()))
@@ -180,13 +182,16 @@ Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 def cider_reward(source: Annotated, vocab: Vocab | None = None) -> Reward:
     """CIDEr-D against the training captions, whose document frequencies are fixed.
 
+    The end of a caption is a word of it, as in the authors' code: one that stops early is not as good as the beginning of a whole one.
+
     Args:
         source: training captions.
         vocab: given = in pieces, against the one caption of the item (VLP); None = in words, against all captions of its picture (Oscar).
     """
 
     def words(text: str) -> str:
-        return ptb.tokenise(text) if vocab is None else " ".join(map(str, vocab.encode(text).ids.tolist()))
+        said = ptb.tokenise(text) if vocab is None else " ".join(map(str, vocab.encode(text).ids.tolist()))
+        return f"{said} {END}"
 
     references, frequencies = dict[str, list[str]](), defaultdict[str, list[str]](list)
     for item, _ in source.kept:
@@ -257,110 +262,68 @@ def critical(
 # ------------------------------------------------------------------------------------------------------------------ scores
 
 
-def open_run(run: Path, device: str = "cpu") -> tuple[System, About]:
-    """A captioner from its run folder, in evaluation mode.
+def open_run(run: Path, about: About) -> System:
+    """A captioner from its run folder.
 
     Raises:
         BadInput: it is no whole run.
     """
-    about = About.read(run)
     cls, _ = captioning(about.system)
     file = run / "model.safetensors"
     recipe = read_recipe(cls, about.system, run)
-    system = build(cls, recipe.config, Vocab.read(run / "vocab.txt"), read_weights(file), str(file))
-    return system.to(device).eval(), about
+    return build(cls, recipe.config, Vocab.read(run / "vocab.txt"), read_weights(file), str(file))
 
 
-def write(system: System, source: Annotated, beams: int = 0, pictures: int = 16) -> dict[str, str]:
+@dataclass(frozen=True)
+class Named:
+    """Objects that captions are to name, for NoCaps."""
+
+    objects: Path
+    """Detections by picture, see `objects.read_objects`."""
+    hierarchy: Path | None = None
+    """Open Images' tree of classes; None = overlapping boxes all stay."""
+    forms: Path | None = None
+    """Forms of words; None = each stands for itself alone."""
+
+    def machines(self, vocab: Vocab) -> Callable[[str], decode.Machine]:
+        """What a caption of a picture must pass through, by the picture's name; of one without detections nothing."""
+        boxes = objects.read_objects(self.objects)
+        heights = None if self.hierarchy is None else objects.read_heights(self.hierarchy)
+        forms = {} if self.forms is None else objects.read_forms(self.forms)
+
+        def machine(name: str) -> decode.Machine:
+            mine = next((boxes[x] for x in spellings(name) if x in boxes), [])
+            things = objects.places_of(objects.to_name(mine, heights), vocab, forms)
+            return decode.Machine.of(things, len(vocab))
+
+        return machine
+
+
+def write(
+    system: System, source: Annotated, beams: int = 0, pictures: int = 16, named: Named | None = None
+) -> dict[str, str]:
     """A caption of each picture, as the system's paper searches for it.
 
     Args:
         system: a captioner in evaluation mode.
         source: items of a benchmark whose captions are written.
         beams: 0 = as in the paper, 1 = greedy.
-        pictures: written about at a time; bounds the memory.
+        pictures: written about at a time; bounds the memory. A quarter of it where objects are to be named.
+        named: objects to be named: the search is `decode.constrained`.
     """
     how = type(system).captioning
     assert how is not None, "writes captions"
     items, found = first_of_each(source), dict[str, str]()
-    for start in range(0, len(items), pictures):
-        samples = [items[i] for i in range(start, min(start + pictures, len(items)))]
-        texts = decode.caption(system, samples, how.length, beams or how.beams, how.search)
+    machine = None if named is None else named.machines(system.vocab)
+    size = pictures if machine is None else max(1, pictures // 4)
+    for start in range(0, len(items), size):
+        samples = [items[i] for i in range(start, min(start + size, len(items)))]
+        if machine is None:
+            texts = decode.caption(system, samples, how.length, beams or how.beams, how.search)
+        else:
+            logits = decode.cached_next_piece(system, samples)
+            wanted = [machine(x.pictures[0].name) for x in samples]
+            said = decode.constrained(logits, wanted, how.length, system.vocab.sep, beams or how.beams)
+            texts = [system.vocab.decode(x.ids) for x in said]
         found |= {picture_of(x.key): text for x, text in zip(samples, texts, strict=True)}
     return found
-
-
-def measure(
-    run: Path,
-    data: Path | None = None,
-    regions: str | None = None,
-    split: str = "",
-    blind: bool = False,
-    beams: int = 0,
-    device: str = "cpu",
-    other: str | None = None,
-) -> tuple[Measured, Mapping[str, str], Annotated]:
-    """The official numbers of a captioner.
-
-    Args:
-        run: its folder.
-        data: folder of the annotation files; None = those it was trained on.
-        regions: where the pictures are; None = as in training.
-        split: of the benchmark; "" = the second one, which is for validation.
-        blind: also score the commonest training caption, said of every picture.
-        beams: 0 = as in the paper, 1 = greedy.
-        device: where it runs.
-        other: a benchmark that it was not trained on; its first split with "" and no blind baseline.
-
-    Returns:
-        The numbers, the captions by picture, and the items.
-    """
-    system, about = open_run(run, device)
-    benchmark = _benchmark(about, other)
-    where, shown = data or Path(about.data), regions or about.regions
-    source = open_items(benchmark, where, shown, split or benchmark.splits[other is None])
-    if (run / "provenance.json").is_file():
-        must_be_alike(shown, source.provenance, read_provenance(run))
-    written = write(system, source, beams)
-    wanted = {picture_of(x.key) for x in source.annotations.items}
-    out = {"no regions": len(wanted) - len(written)} if len(written) < len(wanted) else {}
-    numbers, without = dict[str, float](), None
-    if source.annotations.gold:
-        assert benchmark.measure_captions is not None, "writes captions"
-        java, missing = measure_java(source.annotations, written)
-        numbers = benchmark.measure_captions(source.annotations, written) | java
-        out |= {f"{name}: {reason}": len(written) for name, reason in missing.items()}
-        if blind and other is None:
-            train = benchmark.read(where, benchmark.splits[0])
-            common = Counter(x.texts[0] for x in train.items).most_common(1)[0][0]
-            without = benchmark.measure_captions(source.annotations, dict.fromkeys(written, common))[benchmark.main]
-    found = Measured(benchmark.name, source.annotations.split, len(written), numbers, out, blind=without)
-    return found, written, source
-
-
-def _benchmark(about: About, other: str | None) -> Benchmark:
-    benchmark = benchmarks.find(other or about.benchmark)
-    if benchmark.measure_captions is None:
-        raise BadInput(f"benchmark {benchmark.name}: no captions are written for it")
-    return benchmark
-
-
-def submit(
-    run: Path, data: Path, regions: str, split: str, out: Path, device: str = "cpu", other: str | None = None
-) -> int:
-    """Writes the file of the benchmark's server; gives the number of pictures in it.
-
-    Raises:
-        BadInput: the benchmark has no server, or a picture has no caption.
-    """
-    system, about = open_run(run, device)
-    benchmark = _benchmark(about, other)
-    if benchmark.submit_captions is None:
-        raise BadInput(f"{about.benchmark}: has no server to send captions to")
-    source = open_items(benchmark, data, regions, split)
-    if source.missing:
-        raise BadInput(f"{out}: the server wants every picture of {split}: {len(source.missing)} have no regions")
-    written = write(system, source)
-    with write_whole(out) as temporary:
-        benchmark.submit_captions(temporary, source.annotations, written)
-    return len(written)

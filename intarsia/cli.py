@@ -1,4 +1,4 @@
-"""The command line: `intarsia list | data | extract | pretrain | evaluate | predict | index | search | convert | show`.
+"""The command line: `intarsia list | data | extract | plan | pretrain | evaluate | predict | index | search | convert | show`.
 
 A command is a dataclass of options and a function. What a user got wrong is told in one line on the error stream, exit code 2.
 """
@@ -20,7 +20,9 @@ from intarsia.cli_codes import coded, keep_codes, show_picture, with_codes_of
 from intarsia.cli_data import data, extract
 from intarsia.cli_finetune import compare, finetune, score, submit, twin
 from intarsia.cli_links import show_links
+from intarsia.cli_plan import chosen_recipe, plan_
 from intarsia.cli_search import index, search
+from intarsia.cli_video import predict_film, show_film
 from intarsia.errors import BadInput
 from intarsia.recipe import C, Recipe
 
@@ -147,8 +149,8 @@ class Pretrain(Generic[C]):
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"
-    sharding: Literal["ddp", "fsdp"] = "ddp"
-    """What ranks under torchrun do with the weights: copy them or share them out."""
+    sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
+    """What ranks under torchrun do with the weights: copy them, share them out, or share the experts out and copy the rest."""
     compile: bool = False
     """Compile the repeated layers; pays on CUDA only, with attention dropout 0."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -157,18 +159,7 @@ class Pretrain(Generic[C]):
 
 def pretrain(args: Sequence[str]) -> None:
     """Pre-trains a system on pairs of pictures and captions."""
-    if not args or args[0].startswith("-"):
-        raise BadInput("say which system: intarsia pretrain uniter --data ... --out ... (see `intarsia list`)")
-    from intarsia.model import read_recipe
-    from intarsia.systems import find
-
-    name, rest = args[0], list(args[1:])
-    cls = find(name)
-    size, replayed = _take(rest, "--size") or "tiny", _take(rest, "--config")
-    if size not in cls.recipes:
-        raise BadInput(f"{name} has no size {size!r} (it has {', '.join(cls.recipes)})")
-    recipe = read_recipe(cls, name, Path(replayed)) if replayed else cls.recipes[size]
-
+    name, size, cls, recipe, rest = chosen_recipe(args, "pretrain")
     options = tyro.cli(
         Pretrain[cls.Config],  # type: ignore[name-defined]
         args=rest,
@@ -180,26 +171,14 @@ def pretrain(args: Sequence[str]) -> None:
     _pretrain(name, size, cls, options)
 
 
-def _take(args: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            value = args[i + 1]
-            del args[i : i + 2]
-            return value
-        if arg.startswith(flag + "="):
-            del args[i]
-            return arg.split("=", 1)[1]
-    return None
-
-
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
     from intarsia.data.opening import open_source, open_texts
-    from intarsia.data.source import must_be_alike
+    from intarsia.features.extractor import must_be_alike
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, with_words, without_classes
 
     source = open_source(options.data, options.split)
     held = open_source(options.valid, options.valid_split) if options.valid else None
@@ -214,14 +193,11 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         )
     book = None
     if options.centroids:
-        from intarsia.features.kmeans import WithWords, read_codebook
+        from intarsia.features.kmeans import CODEBOOK, WithWords, read_codebook, write_codebook
 
         book = read_codebook(options.centroids)
-        if not hasattr(cls, "fill_words"):
-            raise BadInput(f"--centroids {options.centroids}: {name} reads no visual words")
         source, held = WithWords(source, book), held and WithWords(held, book)
-        sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
-        options.recipe = dataclasses.replace(options.recipe, config=dataclasses.replace(options.recipe.config, **sizes))
+        options.recipe = with_words(options.recipe, book)
     if options.codes:
         source, held, options.recipe = coded(name, options, source, held)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
@@ -260,6 +236,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if not outcome.finished:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
+    if book is not None:
+        write_codebook(options.out / CODEBOOK, book)
     out.print(f"trained: {options.out}")
 
 
@@ -284,7 +262,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     import torch
 
     from intarsia.data.fetch import fetched
-    from intarsia.model import read_ours
+    from intarsia.model import must_suit, read_ours
     from intarsia.train.from_bert import from_bert
     from intarsia.train.start import fresh
     from intarsia.weights.files import fill
@@ -301,6 +279,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
             light = fetched("light", "efficientnet-lite0.pth") if str(options.trunk) == "light" else options.trunk
             system.fill_trunk(light)
         return system, recipe
+    must_suit(cls, provenance, options.weights)
     state, config = read_ours(cls, name, options.weights, size)
     if len(vocab) != config.vocab_size:
         raise BadInput(
@@ -386,7 +365,10 @@ class Predict:
 
 
 def predict(args: Sequence[str]) -> None:
-    """Raw picture in; match score and word-to-region picture out."""
+    """Raw picture in; match score and word-to-region picture out. `predict film`: words for what films show."""
+    if list(args[:1]) == ["film"]:
+        predict_film(args[1:])
+        return
     options = tyro.cli(Predict, args=args, prog="intarsia predict")
     from intarsia.data.decode import decode_image
     from intarsia.model import open as open_model
@@ -417,16 +399,19 @@ class Show:
 
 
 def show(args: Sequence[str]) -> None:
-    """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw."""
-    if args and (draw := {"links": show_links, "picture": show_picture}.get(args[0])):
-        out.print(draw(args[1:]), highlight=False)
+    """Draws a system; `show links` every word of a caption on its region; `show picture` what a text makes a system draw; `show film` clips from sentences."""
+    other = {"links": show_links, "picture": show_picture, "film": show_film}.get(args[0] if args else "")
+    if other is not None:
+        out.print(other(args[1:]), highlight=False)
         return
     options = tyro.cli(Show, args=args, prog="intarsia show")
     from intarsia.systems import find
     from intarsia.viz.packing import draw_system
     from intarsia.worlds import WorldSource
+    from intarsia.worlds.film_scenes import FilmScenes
 
-    draw_system(find(options.system), WorldSource(split="test", count=64), options.out)
+    cls = find(options.system)
+    draw_system(cls, FilmScenes() if "clips" in cls.needs else WorldSource(split="test", count=64), options.out)
     out.print(f"figure: {options.out}")
 
 
@@ -457,6 +442,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_,
     "data": data,
     "extract": extract,
+    "plan": plan_,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "finetune": finetune,

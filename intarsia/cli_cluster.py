@@ -26,36 +26,28 @@ class Cluster:
     depth: int = 4
     """Levels; k ** depth words. Fewer clips than words leave words dead."""
     most: int = 1_000_000
-    """Clips the tree is grown on, drawn at random."""
+    """Clips the tree is grown on, drawn at random; these are held in memory, all others are read film by film."""
     seed: int = 0
     split: str = "train"
 
 
 def cluster(options: Cluster) -> None:
     """Grows the tree and writes its centroids."""
-    import numpy as np
-    import torch
-
     from intarsia.data.opening import open_source
-    from intarsia.features.kmeans import fit, write_codebook
+    from intarsia.features.kmeans import drawn, fit, quantised, write_codebook
     from intarsia.recipe import to_json
 
     if options.out.suffix != ".safetensors":
         raise BadInput(f"{options.out}: centroids are written as .safetensors")
     source = open_source(options.films, options.split)
-    films = (source[i].film for i in range(len(source)))
-    parts = [np.asarray(film.features, np.float32) for film in films if film is not None and len(film.features)]
-    if not parts:
-        raise BadInput(f"{options.films}: no clips in it")
-    clips = np.concatenate(parts)
-    if len(clips) > options.most:
-        clips = clips[np.sort(np.random.default_rng(options.seed).choice(len(clips), options.most, replace=False))]
     about = "" if source.provenance is None else to_json(source.provenance)
-    book = fit(torch.from_numpy(clips), options.k, options.depth, options.seed, about=about)
+    clips, total = drawn(source, options.most, options.seed)
+    book = fit(clips, options.k, options.depth, options.seed, about=about)
     write_codebook(options.out, book)
-    error = float((torch.from_numpy(clips) - book.leaves[book.assign(torch.from_numpy(clips))]).square().sum(1).mean())
+    error, variance = quantised(source, book)
+    grown = "" if len(clips) == total else f"the tree grown on {len(clips):,} of them, "
     out.print(
-        f"{len(clips):,} clips, {book.words:,} words of which {int(book.alive.sum()):,} are used, "
-        f"mean squared distance {error:.4g} of {clips.var(0).sum():.4g}: {options.out}",
+        f"{total:,} clips, {grown}{book.words:,} words of which {int(book.alive.sum()):,} are used, "
+        f"mean squared distance {error:.4g} of {variance:.4g}: {options.out}",
         highlight=False,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,9 @@ from intarsia.cli_cluster import Cluster, cluster
 from intarsia.cli_codes import Codes, codes
 from intarsia.cli_video import Films, extract_video, films
 from intarsia.errors import BadInput
+
+if TYPE_CHECKING:
+    from intarsia.tasks.benchmarks.survey import Survey
 
 out = Console()
 
@@ -28,15 +31,33 @@ class Fetch:
     """A copy you already have, instead of a download."""
 
 
+@dataclass(kw_only=True)
+class Reading:
+    """How to read layouts that do not say everything themselves."""
+
+    sizes: Path | None = None
+    """JSON object {picture: [width, height]}, for sources without sizes (UNITER's)."""
+    boxes: Literal["xyxy", "xywh", "none"] = "xyxy"
+    """Box convention, where the source's layout does not settle it (GQA's); none = take features without boxes as whole pictures."""
+    width: int = 2048
+    """Numbers a region, of Oscar's features without the geometry behind them."""
+
+    def options(self) -> dict[str, Any]:
+        """The same for `open_store`."""
+        from intarsia.data.convert import read_sizes
+
+        return {"sizes": read_sizes(self.sizes), "boxes": self.boxes, "width": self.width}
+
+
 @dataclass
-class Inspect:
+class Inspect(Reading):
     """Says what a data set holds."""
 
     path: tyro.conf.Positional[str]
 
 
 @dataclass
-class Check:
+class Check(Reading):
     """Validates every sample of a data set."""
 
     path: tyro.conf.Positional[str]
@@ -45,24 +66,49 @@ class Check:
 
 
 @dataclass
-class Convert:
+class Convert(Reading):
     """Writes region features in another layout; goes on where a killed run stopped."""
 
     source: tyro.conf.Positional[str]
-    """TSV, LMDB, HDF5, folder of .npz or .npy, VL-BERT's lines, or region shards."""
+    """TSV, LMDB, HDF5, torch file, folder of .npz or .npy, VL-BERT's lines or zips, or region shards."""
     out: tyro.conf.Positional[Path]
-    layout: Literal["shards", "butd", "lxmert", "oscar", "uniter", "uniter-npz", "vilbert", "volta-h5"] = "shards"
+    layout: Literal[
+        "shards",
+        "butd",
+        "lxmert",
+        "oscar",
+        "uniter",
+        "uniter-npz",
+        "uniter-text",
+        "vilbert",
+        "volta-h5",
+        "vl-bert",
+        "brivl",
+        "tar",
+    ] = "shards"
+    """uniter-text and tar take any data set of lines instead: uniter-text its words, cut by --vocab, tar its pictures too."""
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
-    """Captions for shards: a data set that names the same pictures."""
-    sizes: Path | None = None
-    """JSON object {picture: [width, height]}, for sources without sizes (UNITER's)."""
-    boxes: Literal["xyxy", "xywh"] = "xyxy"
-    """Box convention, where the source's layout does not settle it (GQA's)."""
-    width: int = 2048
-    """Numbers a region, of Oscar's features without the geometry behind them."""
+    """Captions for shards, oscar, vl-bert and brivl: a data set that names the same pictures."""
+    vocab: Path | None = None
+    """For uniter-text: vocab.txt of the tokenizer, bert-base-cased's for UNITER's weights."""
+    answers: Path | None = None
+    """For uniter-text: ans2label.json, the numbers of the answers; without it they are numbered as they come."""
     on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass
+class Objects:
+    """Writes the annotated objects of a benchmark's pictures as lines: for systems that read pixels, and for `extract --boxes given`."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder of its annotation files."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the pictures, where pairs.jsonl is written."""
+    benchmark: str = "vcr"
+    splits: tuple[str, ...] = ("train", "val")
+    """Whose pictures, as the benchmark names them."""
 
 
 @dataclass
@@ -91,12 +137,13 @@ class Emoji(Stamps):
 
 
 def data(args: Sequence[str]) -> None:
-    """Data sets: fetch, inspect, check, convert, scenes, films, stamps, emoji; cluster and codes learn visual words."""
+    """Data sets: fetch, inspect, check, convert, objects, scenes, films, stamps, emoji; cluster and codes learn visual words."""
     kinds: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
         "fetch": (Fetch, _fetch),
         "inspect": (Inspect, _inspect),
         "check": (Check, _check),
         "convert": (Convert, _convert),
+        "objects": (Objects, _objects),
         "scenes": (Scenes, _scenes),
         "films": (Films, films),
         "stamps": (Stamps, _stamps),
@@ -123,20 +170,44 @@ def _fetch(options: Fetch) -> None:
 def _inspect(options: Inspect) -> None:
     from intarsia.data.check import inspect
 
-    for line in inspect(options.path).lines():
+    try:
+        lines = inspect(options.path, **options.options()).lines()
+    except BadInput:
+        lines = _surveyed(options.path).lines()
+        if not lines:
+            raise
+    for line in lines:
         out.print(line, highlight=False)
+
+
+def _surveyed(path: str) -> Survey:
+    """The benchmarks whose files lie in a folder that is no data set."""
+    from intarsia.tasks.benchmarks.survey import Survey, survey
+
+    return survey(Path(path)) if Path(path).is_dir() else Survey((), ())
 
 
 def _check(options: Check) -> None:
     from intarsia.data.check import check
 
-    for line in check(options.path, options.on_error).lines():
+    try:
+        lines = check(options.path, options.on_error, **options.options()).lines()
+    except BadInput:
+        found = _surveyed(options.path)
+        if not found.splits:
+            raise
+        if found.problems and options.on_error == "stop":
+            raise BadInput(found.problems[0]) from None
+        lines = found.lines()
+    for line in lines:
         out.print(line, highlight=False)
 
 
 def _convert(options: Convert) -> None:
     from intarsia.data.convert import convert
 
+    if options.layout in ("uniter-text", "tar"):
+        return _convert_lines(options)
     done = convert(
         options.source,
         options.out,
@@ -150,6 +221,48 @@ def _convert(options: Convert) -> None:
     )
     for line in done.lines_of_text():
         out.print(line, highlight=False)
+
+
+def _objects(options: Objects) -> None:
+    from intarsia.data.formats.pairs import write_pairs
+    from intarsia.tasks.benchmarks import find
+    from intarsia.tasks.benchmarks.items import object_lines
+
+    benchmark = find(options.benchmark)
+    items = [x for split in options.splits for x in benchmark.read(options.path, split).items]
+    count = write_pairs(options.out, object_lines(items))
+    shown = {name for x in items for name in x.pictures[:1]}
+    out.print(f"{count} pictures with their objects, {len(shown) - count} without: {options.out}/pairs.jsonl")
+
+
+def _convert_lines(options: Convert) -> None:
+    from intarsia.data.formats.index import LineSource
+    from intarsia.data.opening import open_source
+    from intarsia.data.tar_writer import write_tars
+
+    if options.layout == "uniter-text" and options.vocab is None:
+        raise BadInput(f"{options.out}: layout uniter-text needs --vocab, the vocab.txt of the tokenizer")
+    source = open_source(options.source, on_error=options.on_error)
+    if not isinstance(source, LineSource):
+        raise BadInput(f"{options.source}: its texts cannot be taken line by line")
+    tar = options.layout == "tar"
+    lines = write_tars(source, options.out, options.on_error).lines_of_text() if tar else _write_texts(source, options)
+    for line in [*lines, *source.skipped[:20]]:
+        out.print(line, highlight=False)
+
+
+def _write_texts(source: Any, options: Convert) -> list[str]:
+    from intarsia.data.formats.question_lines import read_numbers
+    from intarsia.data.text_writer import write_uniter_text
+    from intarsia.text import Vocab
+
+    assert options.vocab is not None
+    vocab = Vocab.read(options.vocab)
+    table = {answer: number for number, answer in read_numbers(options.answers).items()} if options.answers else None
+    special = {"CLS": vocab.cls, "SEP": vocab.sep, "MASK": vocab.mask, "UNK": vocab.unk}
+    name = f"bert-base-{'uncased' if vocab.lower else 'cased'}"
+    meta = special | {"v_range": [vocab.first_ordinary, len(vocab)], "tokenizer": name, "toker": name}
+    return write_uniter_text(source, options.out, lambda x: vocab.encode(x).ids.tolist(), meta, table).lines_of_text()
 
 
 def _scenes(options: Scenes) -> None:
@@ -188,7 +301,7 @@ class Extract:
     """Finds and describes the regions of pictures, once; writes region shards with their provenance."""
 
     source: tyro.conf.Positional[str]
-    """Folder with pairs.jsonl, a folder of pictures, or tars."""
+    """Folder with pairs.jsonl, a folder of pictures, tars or tables; here or remote (s3://..)."""
     out: Path
     extractor: str = "light"
     """light, grid, pixels, patches, or with --weights butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
@@ -217,7 +330,7 @@ def extract(args: Sequence[str]) -> None:
         chosen: dict[str, Any] = {"device": device} if "device" in parameters(options.extractor) else {}
         chosen |= typed(options.extractor, options.options | ({"weights": options.weights} if options.weights else {}))
         run(
-            Path(options.source),
+            options.source,
             options.out,
             open_extractor(options.extractor, **chosen),
             batch=options.batch,

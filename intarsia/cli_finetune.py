@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ class FinetuneOptions:
     data: Path
     """Folder of the benchmark's annotation files, as published."""
     regions: str
-    """Region shards of its pictures (`intarsia extract`), or any data set with their regions."""
+    """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
     out: Path
     """Folder of the run."""
     weights: Path | None = None
@@ -56,6 +56,11 @@ class FinetuneOptions:
     workers: int = 1
     device: str = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    centroids: Path | None = None
+    """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
+    hard_negatives: str = ""
+    """Retrieval whose paper has hard negatives: `nearest`, by the regions' features, or a file of pictures like each (ViLBERT's pickle, or JSON from
+    name to names); FashionGen's need none."""
     critical: bool = False
     """Captions only: self-critical training, from a captioner (--weights) on."""
 
@@ -63,12 +68,11 @@ class FinetuneOptions:
 def finetune(args: Sequence[str]) -> None:
     """Fine-tunes a system on a benchmark's published files."""
     from intarsia import caption_runs
-    from intarsia.data.formats.files import sha256_of
     from intarsia.errors import BadInput
     from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
-    from intarsia.tuning_runs import About, answer_list, begin, open_items, pairing
+    from intarsia.tuning_runs import About, answer_list, begin, must_read, open_items, pairing, rivals_of
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
@@ -80,28 +84,27 @@ def finetune(args: Sequence[str]) -> None:
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
     else:
-        benchmark = benchmarks.benchmark_of(options.task, cls.finetune)
-    if writes != (benchmark.measure_captions is not None):
+        benchmark = benchmarks.benchmark_of(options.task, cls.finetune, "clips" in cls.needs)
+    if writes != (benchmark.kind == "captions"):
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
-    source = open_items(benchmark, options.data, options.regions, options.split or benchmark.splits[0], labels)
+    where, words = (options.data, options.regions), str(options.centroids or "")
+    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words)
     valid = None
     if options.valid_split:
-        valid = open_items(benchmark, options.data, options.regions, options.valid_split, labels)
+        valid = open_items(benchmark, *where, options.valid_split, labels, words)
     for items in filter(None, (source, valid)):
+        must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
+    given = (options.size, options.weights, options.vocab, source)
+    rivals = ""
     if writes:
-        given = (options.size, options.weights, options.vocab, source, options.seed)
-        tuned, recipe = caption_runs.begin(options.system, *given, critical=options.critical)
+        tuned, recipe = caption_runs.begin(options.system, *given, options.seed, critical=options.critical)
     else:
-        tuned, recipe = begin(
-            options.system, options.task, options.size, options.weights, options.vocab, source, labels, options.seed
-        )
-    recipe = overridden(recipe, options)
-    begun = ""
-    if options.weights:
-        file = options.weights / "model.safetensors" if options.weights.is_dir() else options.weights
-        begun = f"{options.weights} {sha256_of(file)[:16]}" if file.is_file() else str(options.weights)
+        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed)
+        tuned.rivals, rivals = rivals_of(found, benchmark, source, options.hard_negatives, options.out)
+    if rivals:
+        out.print(f"hard negatives: {rivals}", highlight=False, soft_wrap=True)
     about = About(
         options.system,
         options.task,
@@ -109,14 +112,15 @@ def finetune(args: Sequence[str]) -> None:
         benchmark.name,
         str(options.data.resolve()),
         options.regions,
-        begun,
+        _begun(options.weights),
         labels,
+        rivals,
+        words,
     )
-    tune = caption_runs.critical if options.critical else train
-    outcome = tune(
+    outcome = (caption_runs.critical if options.critical else train)(
         about,
         tuned,
-        recipe,
+        overridden(recipe, options),
         source,
         options.out,
         valid=valid,
@@ -129,6 +133,16 @@ def finetune(args: Sequence[str]) -> None:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
     out.print(f"tuned: {options.out}")
+
+
+def _begun(weights: Path | None) -> str:
+    """What a run begins from, by name and content."""
+    from intarsia.data.formats.files import sha256_of
+
+    if weights is None:
+        return ""
+    file = weights / "model.safetensors" if weights.is_dir() else weights
+    return f"{weights} {sha256_of(file)[:16]}" if file.is_file() else str(weights)
 
 
 def overridden(recipe: Any, options: Any) -> Any:
@@ -153,10 +167,10 @@ def overridden(recipe: Any, options: Any) -> Any:
 
 @dataclass
 class ScoreOptions:
-    """The official numbers of a fine-tuned run on an annotated split."""
+    """The official numbers of a fine-tuned run on an annotated split; or of a pre-trained one, for pairs that it ranks as it is (zero-shot)."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a fine-tuning run."""
+    """Folder of a run."""
     data: Path | None = None
     """Folder of the annotation files; None = that of training."""
     regions: str | None = None
@@ -173,33 +187,29 @@ class ScoreOptions:
     """Candidates of each query that are read after a prefilter."""
     beams: int = 0
     """Of captions that are written; 0 = as in the paper, 1 = greedy."""
+    centroids: Path | None = None
+    """Codebook of visual words; None = that of training."""
+    objects: Path | None = None
+    """Detected objects that captions are to name (constrained beam search): lines of picture, tab, JSON list of class, conf and rect."""
+    hierarchy: Path | None = None
+    """Open Images' tree of classes (JSON): of two boxes in one place the particular class is named. None = no box is put aside."""
+    forms: Path | None = None
+    """Forms of words that may stand for them: lines of word, tab, forms with commas between."""
     benchmark: str | None = None
-    """Captions only: another one than that of training, such as nocaps."""
+    """Another one than that of training, of the same kind, such as nocaps for captions."""
     out: Path | None = None
     """JSON to write; default: score-SPLIT.json in the run folder."""
     device: str = "cpu"
 
 
 def score(args: Sequence[str]) -> None:
-    """The official numbers of a fine-tuned run."""
-    from intarsia import caption_runs
-    from intarsia.errors import BadInput
-    from intarsia.tuning_runs import About, measure, told
+    """The official numbers of a run."""
+    from intarsia.scoring_runs import measure, told
 
     options = tyro.cli(ScoreOptions, args=args, prog="intarsia score")
-    given = (options.run, options.data, options.regions, options.split, options.blind)
-    if About.read(options.run).task == caption_runs.TASK:
-        found, written, source = caption_runs.measure(
-            *given, beams=options.beams, device=options.device, other=options.benchmark
-        )
-        for text in list(written.values())[:3]:
-            out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
-    elif options.prefilter and options.top < 1:
-        raise BadInput(f"--top {options.top}: at least one candidate is read")
-    elif options.benchmark or options.beams:
-        raise BadInput("--benchmark and --beams: for runs that write captions")
-    else:
-        found, _, source = measure(*given, options.most, options.device, prefilter=options.prefilter, top=options.top)
+    found, said, source = measure(_asked(options))
+    for text in [x for x in list(said.values())[:3] if isinstance(x, str)]:
+        out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
     path = options.out or options.run / f"score-{found.split}.json"
@@ -207,14 +217,29 @@ def score(args: Sequence[str]) -> None:
     out.print(f"numbers: {path}")
 
 
+def _asked(options: Any) -> Any:
+    """The options as `scoring_runs` takes them."""
+    from intarsia.caption_runs import Named
+    from intarsia.errors import BadInput
+    from intarsia.scoring_runs import Asked
+
+    names = ("objects", "hierarchy", "forms")
+    if options.objects is None and (options.hierarchy or options.forms):
+        raise BadInput("--hierarchy and --forms: say with --objects which objects are to be named")
+    named = None if options.objects is None else Named(options.objects, options.hierarchy, options.forms)
+    others = {x.name: getattr(options, x.name) for x in fields(options) if x.name not in (*names, "out")}
+    return Asked(**others, named=named)
+
+
 def table(found: Any) -> Table:
     """Measured numbers, to print."""
     from intarsia.tasks import benchmarks
 
-    shown = Table("", f"{found.benchmark} {found.split}", title=f"{found.items} items")
+    title = f"{found.items} items" + (f": {found.told}" if found.told else "")
+    shown = Table("", f"{found.benchmark} {found.split}", title=title)
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():
-        shown.add_row(name, f"{value:.1f}" if name.endswith("rsum") else f"{100 * value:.2f}")
+        shown.add_row(name, f"{value:.1f}" if name.endswith(("rsum", "rank")) else f"{100 * value:.2f}")
     for name, value in (("chance", found.chance), ("without the picture", found.blind)):
         if value is not None:
             shown.add_row(f"{main}, {name}", f"{100 * value:.2f}")
@@ -236,27 +261,21 @@ class SubmitOptions:
     data: Path | None = None
     regions: str | None = None
     benchmark: str | None = None
-    """Captions only: another one than that of training, such as nocaps."""
+    """Another one than that of training, of the same kind, such as nocaps for captions."""
+    centroids: Path | None = None
+    """As for `score`, and so are these."""
+    objects: Path | None = None
+    hierarchy: Path | None = None
+    forms: Path | None = None
     device: str = "cpu"
 
 
 def submit(args: Sequence[str]) -> None:
     """The file of a benchmark's server, from a fine-tuned run."""
-    from intarsia import caption_runs, tuning_runs
-    from intarsia.errors import BadInput
-    from intarsia.tuning_runs import About
+    from intarsia.scoring_runs import submit as send
 
     options = tyro.cli(SubmitOptions, args=args, prog="intarsia submit")
-    about = About.read(options.run)
-    where = (options.data or Path(about.data), options.regions or about.regions)
-    if about.task == caption_runs.TASK:
-        count = caption_runs.submit(
-            options.run, *where, options.split, options.out, options.device, other=options.benchmark
-        )
-    elif options.benchmark:
-        raise BadInput(f"--benchmark: {about.task} is sent to the server of {about.benchmark}")
-    else:
-        count = tuning_runs.submit(options.run, *where, options.split, options.out, options.device)
+    count = send(_asked(options), options.out)
     out.print(f"{count} items: {options.out}")
 
 

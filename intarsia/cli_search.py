@@ -42,7 +42,7 @@ def index(args: Sequence[str]) -> None:
     import hashlib
 
     from intarsia.data.formats.files import sha256_of
-    from intarsia.extract import PictureFolder
+    from intarsia.data.formats.picture_folder import PictureFolder
     from intarsia.search import About, Index, Writer, sort_into_cells
 
     if not options.pictures.is_dir():

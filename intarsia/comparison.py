@@ -20,10 +20,11 @@ from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
 from intarsia.evaluate.running import QUIET
 from intarsia.recipe import Optim, Schedule
+from intarsia.scoring_runs import Asked, measure, told
 from intarsia.systems import find
 from intarsia.tasks import benchmarks
 from intarsia.train.loop import Pace
-from intarsia.tuning_runs import About, answer_list, begin, finetune, measure, open_items, pairing, told
+from intarsia.tuning_runs import About, answer_list, begin, finetune, open_items, pairing
 from intarsia.viz import style
 
 
@@ -106,9 +107,9 @@ def run(plan: Plan, system: str, seed: int, device: str = "cpu") -> dict[str, An
     outcome = finetune(about, tuned, recipe, source, folder, workers=0, device=device, pace=pace)
     if not outcome.finished:
         raise BadInput(f"{folder}: stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on")
-    measured, _, _ = measure(
-        folder, split=plan.split, blind=not benchmark.ranks, most=budget.most, device=device, how=QUIET
-    )
+    most = budget.most if benchmark.ranks else 0
+    asked = Asked(folder, plan.split, blind=not benchmark.ranks, most=most, device=device, how=QUIET)
+    measured, _, _ = measure(asked)
     found = {"system": system, "task": task, "seed": seed, "made": made, "measured": told(measured)}
     found["parameters"] = sum(x.numel() for x in tuned.parameters())
     with write_whole(path) as temporary:

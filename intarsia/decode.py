@@ -18,7 +18,9 @@ from torch import Tensor
 
 from intarsia.attend import Memory, remember
 from intarsia.batch import Encoded, Example, Sample, pack
+from intarsia.errors import BadInput
 from intarsia.objectives import scst
+from intarsia.parts.experts import Mixture
 from intarsia.system import System
 
 REFUSED = -10_000.0
@@ -74,13 +76,19 @@ def next_piece(system: System, samples: Sequence[Sample], writing: Writing | Non
 def cached_next_piece(system: System, samples: Sequence[Sample], writing: Writing | None = None) -> Next:
     """The same logits as `next_piece`, computed for new rows only: keys and values of all rows before are remembered.
 
-    Each call must go on from captions of the call before, as all ways of decoding here do; a call without pieces begins anew. Not for mixtures of experts of
-    limited room, where what a row gets hangs on the rows beside it.
+    Each call must go on from captions of the call before, as all ways of decoding here do; a call without pieces begins anew.
 
     Raises:
+        BadInput: experts have limited room: what a row gets hangs on the rows beside it, so that remembered rows are not those of a whole document.
         TypeError: the system's captions are not written by levels.
         ValueError: a caption does not go on from one of the call before.
     """
+    for part in system.modules():
+        if isinstance(part, Mixture) and part.capacity_factor:
+            raise BadInput(
+                f"{system.card.name}: cannot write with remembered rows while an expert's room is limited "
+                f"(capacity_factor {part.capacity_factor:g}): open it with capacity_factor 0, the weights are the same, or decode with next_piece"
+            )
     device = next(system.parameters()).device
     writes = writing or Writing.texts(system)
     memory, known = Memory(), dict[tuple[int, tuple[int, ...]], int]()
@@ -205,7 +213,8 @@ def caption(
     search: Literal["frames", "hypotheses"] = "hypotheses",
 ) -> list[str]:
     """Captions of pictures in words: greedy with one beam, else by one of the two beam searches."""
-    logits, end = cached_next_piece(system, samples), system.vocab.sep
+    logits = (cached_next_piece if system.remembers else next_piece)(system, samples)
+    end = system.vocab.sep
     if beams == 1:
         found = greedy(logits, len(samples), length, end)
     else:

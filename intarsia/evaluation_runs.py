@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intarsia.data.opening import open_source
-from intarsia.data.source import must_be_alike
 from intarsia.errors import BadInput
 from intarsia.evaluate import Evaluation, baseline_retrieval
 from intarsia.evaluate import evaluate as measure
 from intarsia.evaluate.evaluation import pairs
+from intarsia.features.extractor import must_be_alike
 from intarsia.model import Model
 from intarsia.worlds import WorldSource, candidate_sets
 

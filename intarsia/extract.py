@@ -30,21 +30,23 @@ from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.decode import decode_image, image_size
 from intarsia.data.formats.columns import SUFFIXES as TABLES
-from intarsia.data.formats.files import write_whole
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
+from intarsia.data.formats.files import find_files, is_file, is_remote, join, write_whole
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
+from intarsia.data.formats.picture_folder import PictureFolder
 from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.formats.table import TableSource, is_table_folder
 from intarsia.data.formats.tar import TarSource
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import Extractor, Found
+from intarsia.features.extractor import WHOLE, Extractor, Found
 
 Array = NDArray[Any]
 T = TypeVar("T")
 Boxes = Literal["found", "given"]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SKIPPED = "skipped.txt"
 AHEAD = 3
 """Batches decoded before they are needed."""
@@ -121,7 +123,7 @@ def extract(
     """Extracts the regions of all pictures of a data set; run again after a kill, it goes on where whole shards end, with as many processes as you like.
 
     Args:
-        source: a folder with `pairs.jsonl`, a tar or folder of tars, or a folder with nothing but pictures (in folders or not).
+        source: a folder with `pairs.jsonl`, tars, tables, or nothing but pictures (in folders or not); local or remote ("s3://bucket/photos").
         out: folder of the shards.
         extractor: what finds and describes regions.
         batch: pictures at once.
@@ -138,15 +140,12 @@ def extract(
     began = time.monotonic()
     if boxes not in ("found", "given") or on_error not in ("stop", "skip"):
         raise BadInput(f"extract: boxes {boxes!r} (found or given), on_error {on_error!r} (stop or skip)")
-    source, out = Path(source), Path(out)
-    pictures = _open(source, on_error)
+    out, ranks, pictures = Path(out), ranks or Alone(), _open(source, on_error)
     if pictures.picture_count == 0:
         raise BadInput(f"{source}: no picture in it")
-    images = relpath(pictures.root, out) if isinstance(pictures, PairsFolder | PictureFolder) else ""
-    ranks = ranks or Alone()
-    done = ranks.on_first(partial(_whole, out, extractor.provenance, images))
-    folder = out if ranks.size == 1 else out / f"{PART}{ranks.rank}"
-    writer = ShardWriter(folder, extractor.provenance, images, pictures_per_shard)
+    target = _Target(out, extractor.provenance, _images(pictures, out), pictures_per_shard, boxes)
+    done = ranks.on_first(target.whole)
+    writer = target.writer(out if ranks.size == 1 else out / f"{PART}{ranks.rank}")
     mine = _store(pictures, writer, extractor, (batch, workers, boxes), on_error, show, done, ranks)
     if ranks.size > 1:
         writer.close()
@@ -155,19 +154,10 @@ def extract(
     stored, regions = sum(x[1] for x in shares), sum(x[2] for x in shares)
     if not done and not stored:
         raise BadInput(f"{source}: none of its {pictures.picture_count} pictures can be used; the first: {skipped[0]}")
-
-    def finish() -> tuple[int, int]:
-        """Lines left out, links lost."""
-        last = writer
-        if folder != out:
-            _whole(out, extractor.provenance, images)
-            last = ShardWriter(out, extractor.provenance, images, pictures_per_shard)
-        lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
-        left_out = last.finish(iter(lines) if lines else (), on_missing=on_error)
-        note(out / SKIPPED, skipped)
-        return left_out, lines.lost if lines else 0
-
-    left_out, links_lost = ranks.on_first(finish)
+    lines = _Lines(pictures, out, boxes) if isinstance(pictures, LineSource) else None
+    left_out, links_lost = ranks.on_first(
+        partial(target.finish, writer if ranks.size == 1 else None, lines, skipped, on_error)
+    )
     return Report(
         pictures=len(done) + stored,
         resumed=len(done),
@@ -179,16 +169,48 @@ def extract(
     )
 
 
-def _whole(out: Path, provenance: Provenance, images: str) -> frozenset[str]:
-    """Names of the pictures that are stored, once the shards of all parts have been taken over."""
-    writer = ShardWriter(out, provenance, images)
-    for part in sorted(out.glob(f"{PART}*")):
-        writer.take_over(part)
-    return writer.done()
+@dataclass(frozen=True)
+class _Target:
+    """The folder of shards that all processes write for."""
+
+    out: Path
+    provenance: Provenance
+    images: str
+    """Where the pictures lie, relative to the folder, or an address; "" = they are in tars or tables."""
+    pictures_per_shard: int
+    boxes: Boxes
+
+    def writer(self, folder: Path) -> ShardWriter:
+        """A writer of shards into the folder, or into a part of it."""
+        return ShardWriter(folder, self.provenance, self.images, self.pictures_per_shard, self.boxes)
+
+    def whole(self) -> frozenset[str]:
+        """Names of the pictures that are stored, once the shards of all parts have been taken over."""
+        writer = self.writer(self.out)
+        for part in sorted(self.out.glob(f"{PART}*")):
+            writer.take_over(part)
+        return writer.done()
+
+    def finish(
+        self, writer: ShardWriter | None, lines: _Lines | None, skipped: Sequence[str], on_error: OnError
+    ) -> tuple[int, int]:
+        """Takes over all parts if there is no one writer, writes captions and what was skipped; gives lines left out and links lost."""
+        if writer is None:
+            self.whole()
+            writer = self.writer(self.out)
+        left_out = writer.finish(iter(lines) if lines else (), on_missing=on_error)
+        note(self.out / SKIPPED, skipped)
+        return left_out, lines.lost if lines else 0
+
+
+def _images(pictures: Pictures, out: Path) -> str:
+    if not isinstance(pictures, PairsFolder | PictureFolder):
+        return ""
+    return str(pictures.root) if is_remote(pictures.root) else relpath(pictures.root, out)
 
 
 def _store(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
+    pictures: Pictures,
     writer: ShardWriter,
     extractor: Extractor,
     how: tuple[int, int, Boxes],
@@ -205,14 +227,15 @@ def _store(
     mine = (numbers for place, numbers in enumerate(batches) if place % ranks.size == ranks.rank)
     with Bar("extract", (pictures.picture_count - len(done)) // ranks.size, show and ranks.rank == 0) as bar:
         for members, failed in _decoded(pictures, done, mine, workers, boxes):
-            if failed and on_error == "stop":
-                raise failed[0]
-            skipped += map(str, failed)
-            found = _describe(extractor, members, boxes)
-            for (picture, pixels), region in zip(members, found, strict=True):
-                if picture.name not in done:
-                    writer.add(_filled(picture, pixels, region))
-                    regions += len(region.boxes)
+            made = [*failed, *_described(extractor, writer, members, boxes)]
+            for picture in made:
+                if isinstance(picture, BadInput):
+                    if on_error == "stop":
+                        raise picture
+                    skipped.append(str(picture))
+                elif picture.name not in done:
+                    writer.add(picture)
+                    regions += len(picture.boxes)
                     stored += 1
             bar.show(stored + len(skipped))
     return skipped, stored, regions
@@ -221,44 +244,40 @@ def _store(
 # ------------------------------------------------------------------------------------------------------------------------------ what to read
 
 
-class PictureFolder:
-    """Pictures with no captions, by the order of their names."""
-
-    skipped: tuple[str, ...] = ()
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.names = sorted(
-            x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file()
-        )
-        if not self.names:
-            raise BadInput(f"{root}: no {LINES}, no .tar and no picture ({', '.join(SUFFIXES)}) in it")
-        self.picture_count = len(self.names)
-
-    def picture(self, number: int) -> Picture:
-        """A picture by number, without regions."""
-        name = self.names[number]
-        return Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), path=str(self.root / name))
+Pictures = PairsFolder | TarSource | TableSource | FashionGen | PictureFolder
 
 
-def _open(source: Path, on_error: OnError) -> PairsFolder | TarSource | TableSource | PictureFolder:
+def _open(source: Path | str, on_error: OnError) -> Pictures:
+    if is_remote(source):
+        return _open_remote(str(source), on_error)
+    source = Path(source)
     if not source.exists():
         raise BadInput(f"{source}: no such file or folder")
     if source.suffix == ".tar" or (source.is_dir() and not (source / LINES).exists() and any(source.glob("*.tar"))):
         return TarSource(source, on_error=on_error)
     if source.suffix in TABLES or is_table_folder(source):
         return TableSource(source, on_error=on_error)
+    if FASHIONGEN.fullmatch(source.name):
+        return FashionGen(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():
         return PairsFolder(source, on_error=on_error)
+    return PictureFolder(source)
+
+
+def _open_remote(source: str, on_error: OnError) -> Pictures:
+    if source.endswith(".jsonl") or is_file(join(source, LINES)):
+        return PairsFolder(source, on_error=on_error)
+    if source.endswith(".tar") or find_files(source, (".tar",)):
+        return TarSource(source, on_error=on_error)
+    if source.endswith(TABLES) or find_files(source, TABLES):
+        return TableSource(source, on_error=on_error)
     return PictureFolder(source)
 
 
 Member = tuple[Picture, Array]
 
 
-def _batches(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder, batch: int, by_shape: bool
-) -> Iterator[Sequence[int]]:
+def _batches(pictures: Pictures, batch: int, by_shape: bool) -> Iterator[Sequence[int]]:
     """Numbers of pictures, so many at once; `by_shape`: sorted by width / height within a window, so that most batches hold one shape."""
 
     def shape(number: int) -> float:
@@ -276,7 +295,7 @@ def _batches(
 
 
 def _decoded(
-    pictures: PairsFolder | TarSource | TableSource | PictureFolder,
+    pictures: Pictures,
     done: frozenset[str],
     batches: Iterator[Sequence[int]],
     workers: int,
@@ -289,6 +308,8 @@ def _decoded(
             picture = pictures.picture(number)
             if boxes == "given" and len(picture.boxes) == 0:
                 raise BadInput(f"picture {picture.name}: no boxes are given for it")
+            if picture.pixels is not None:
+                return picture, np.asarray(picture.pixels())
             return picture, decode_image(picture.path, picture.path or picture.name)
         except BadInput as error:
             return error
@@ -321,9 +342,27 @@ def _decoded(
 # ---------------------------------------------------------------------------------------------------------------------------- what to write
 
 
-def _describe(extractor: Extractor, members: Sequence[Member], boxes: Boxes) -> list[Found]:
+def _described(
+    extractor: Extractor, writer: ShardWriter, members: Sequence[Member], boxes: Boxes
+) -> list[Picture | BadInput]:
+    """The pictures of a batch with their regions, as they are stored; of one that the extractor or the writer cannot use, what is wrong with it."""
     pixels = [x for _, x in members]
-    return extractor(pixels) if boxes == "found" else extractor.features_at(pixels, [x.boxes for x, _ in members])
+    try:
+        found = extractor(pixels) if boxes == "found" else extractor.features_at(pixels, _given(extractor, members))
+        return [writer.ready(_filled(*member, regions)) for member, regions in zip(members, found, strict=True)]
+    except BadInput as error:
+        if len(members) == 1:
+            name = members[0][0].name
+            return [error if name in str(error) else BadInput(f"picture {name}: {error}")]
+    return [x for member in members for x in _described(extractor, writer, [member], boxes)]
+
+
+def _given(extractor: Extractor, members: Sequence[Member]) -> list[Array]:
+    """The boxes of the lines, for extractors that want it with the whole picture as one more."""
+    given = [x.boxes for x, _ in members]
+    if not getattr(extractor, "adds_whole", False):
+        return given
+    return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
 
 
 def _filled(picture: Picture, pixels: Array, found: Found) -> Picture:
@@ -371,8 +410,9 @@ class _Lines:
                 cu, flat = load(name)
                 kept.append(flat[cu[row] : cu[row + 1]])
                 gold = self.source.picture_of(line, slot, number).boxes
+                stored, more = kept[-1][: len(gold)], kept[-1][len(gold) :]
                 if self.boxes == "given" and (
-                    gold.shape != kept[-1].shape or not np.allclose(gold, kept[-1], atol=1e-5)
+                    stored.shape != gold.shape or not np.allclose(gold, stored, atol=1e-5) or (more != WHOLE).any()
                 ):
                     raise BadInput(f"{line.where}: gives other boxes for picture {entry.name} than a line before it")
             yield (

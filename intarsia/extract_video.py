@@ -75,6 +75,21 @@ class _Counts:
     outside: int = 0
     left_over: float = 0.0
 
+    def report(self, done: int, todo: int, skipped: Sequence[str], seconds: float) -> FilmReport:
+        """What an extraction did that found `done` films stored and `todo` to do."""
+        return FilmReport(
+            films=done + todo - len(skipped),
+            resumed=done,
+            clips=self.clips,
+            frames=self.frames,
+            sentences=dict(self.sentences),
+            without_speech=self.without_speech,
+            outside=self.outside,
+            left_over=self.left_over,
+            skipped=tuple(skipped),
+            seconds=seconds,
+        )
+
 
 def extract_video(
     source: str | Path,
@@ -112,14 +127,12 @@ def extract_video(
     began = time.monotonic()
     if on_error not in ("stop", "skip") or batch < 1:
         raise BadInput(f"extract video: on_error {on_error!r} (stop or skip), batch {batch} (1 or more)")
-    root, out = Path(source), Path(out)
-    names = find_videos(root)
+    root, out, how, names = Path(source), Path(out), how or Segmentation(), find_videos(Path(source))
     writer = FilmWriter(out, extractor.provenance, relpath(root, out), films_per_shard)
     done = writer.done()
-    counts, skipped, stored = _Counts(), [], 0
     todo = [x for x in names if x not in done]
-    how = how or Segmentation()
     told = read_annotations(captions, {Path(x).stem for x in todo}, how) if captions else {}
+    counts, skipped = _Counts(), list[str]()
     with Bar("extract", len(todo), show, "films") as bar:
         for number, name in enumerate(todo):
             try:
@@ -127,28 +140,16 @@ def extract_video(
                 # first: a bad subtitle file costs no decoding
                 tracks = [Track(language, tuple(given))] if given else _tracks(root / name, language, how)
                 writer.add(_film(root, name, extractor, batch, tracks, counts))
-                stored += 1
             except BadInput as error:
                 if on_error == "stop":
                     raise
                 skipped.append(str(error))
             bar.show(number + 1)
-    if not done and not stored:
+    if not done and len(skipped) == len(todo):
         raise BadInput(f"{root}: none of its {len(names)} videos can be used; the first: {skipped[0]}")
     writer.finish()
     note(out / SKIPPED, skipped)
-    return FilmReport(
-        films=len(done) + stored,
-        resumed=len(done),
-        clips=counts.clips,
-        frames=counts.frames,
-        sentences=dict(counts.sentences),
-        without_speech=counts.without_speech,
-        outside=counts.outside,
-        left_over=counts.left_over,
-        skipped=tuple(skipped),
-        seconds=time.monotonic() - began,
-    )
+    return counts.report(len(done), len(todo), skipped, time.monotonic() - began)
 
 
 def _film(

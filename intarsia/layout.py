@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,11 @@ def cut_ends(pieces: list[Pieces], limit: int) -> list[Pieces]:
     while sum(kept) > limit:
         kept[max(range(len(kept)), key=lambda i: (kept[i], i))] -= 1
     return [piece.part(0, count) for piece, count in zip(pieces, kept, strict=True)]
+
+
+def cut_first(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """The same, but of the first among several longest."""
+    return cut_ends(pieces[::-1], limit)[::-1]
 
 
 def bert_rows(
@@ -139,7 +145,16 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
         scores=picture.scores,
         attributes=picture.attributes,
         attribute_scores=picture.attribute_scores,
+        covers=picture.covers,
     )
+
+
+def surest(picture: Picture, count: int) -> Array:
+    """(at most `count`) numbers of the regions whose likeliest class is likeliest, in the picture's order; without soft labels those that come first."""
+    if picture.probs is None:
+        return np.arange(min(count, len(picture.boxes)))
+    found: Array = np.sort(np.argsort(-picture.probs.max(1), kind="stable")[:count])
+    return found
 
 
 def before_last_sep(rows: TextRows, piece: int) -> TextRows:
@@ -203,8 +218,66 @@ def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
     return np.concatenate([link_rows(sample, pieces[0]), second])
 
 
-def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None) -> RegionRows:
-    """The regions and, after them, the whole picture as one more, whose feature is their mean; its class is background.
+def last_pixel(picture: Picture, images: Sequence[Pixels] = ()) -> tuple[float, float]:
+    """Where the last pixel begins of what is read, as fractions: of the first image, else of the picture; the far corner where its size is not known."""
+    read = images[0] if images else picture
+    across, down = ((size - 1) / size if size else 1.0 for size in (read.width, read.height))
+    return across, down
+
+
+def whole_row(picture: Picture) -> int | None:
+    """The number of the first region whose box is the whole picture; None = there is none."""
+    rows = np.flatnonzero((picture.boxes == np.array([0, 0, 1, 1])).all(1))
+    return int(rows[0]) if len(rows) else None
+
+
+def mirrored(picture: Picture, edge: float) -> Picture:
+    """A picture whose left and right are exchanged: its boxes, what they cover and its pixels; features stay as they are.
+
+    Args:
+        picture: the picture.
+        edge: where its last column begins, as a fraction.
+    """
+    boxes = picture.boxes.copy()
+    boxes[:, [0, 2]] = edge - boxes[:, [2, 0]]
+    covers = None if picture.covers is None else picture.covers[:, :, ::-1]
+    pixels = partial(_turned, picture) if picture.path or picture.pixels else None
+    return replace(picture, boxes=boxes, covers=covers, pixels=pixels)
+
+
+def turned(sample: Sample, edge: float, words: bool) -> Sample:
+    """A sample whose first picture is `mirrored`, the boxes that it means too.
+
+    Args:
+        sample: with a picture.
+        edge: see `mirrored`.
+        words: "left" and "right" change places in its texts and answers.
+    """
+    meant = []
+    for x in sample.meant:
+        boxes = np.array(x.boxes)
+        boxes[:, [0, 2]] = edge - boxes[:, [2, 0]]
+        meant.append(replace(x, boxes=boxes))
+    pictures = (mirrored(sample.pictures[0], edge), *sample.pictures[1:])
+    sample = replace(sample, pictures=pictures, meant=tuple(meant))
+    if not words:
+        return sample
+    answers = tuple((_other_side(answer), share) for answer, share in sample.answers)
+    return replace(sample, texts=tuple(map(_other_side, sample.texts)), answers=answers)
+
+
+def _other_side(text: str) -> str:
+    return re.sub(r"\b(left|right)\b", lambda x: "right" if x[0] == "left" else "left", text)
+
+
+def _turned(picture: Picture) -> Array:
+    return np.ascontiguousarray(pixels_of(picture, picture.name)[:, ::-1])
+
+
+def with_whole_picture(
+    rows: RegionRows, picture: Picture, corner: tuple[float, float] | None = None, feature: Array | None = None
+) -> RegionRows:
+    """The regions and, after them, the whole picture as one more; its class is background.
 
     Order inside a document is free: the papers put it first.
 
@@ -212,11 +285,12 @@ def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, 
         rows: of the picture.
         picture: for its size.
         corner: the far corner of the whole picture's box; None = its last pixel.
+        feature: (F) of the whole picture; None = the mean of the regions.
     """
     count = len(rows)
-    edge = corner or tuple((size - 1) / size if size else 1.0 for size in (picture.width, picture.height))
+    edge = corner or last_pixel(picture)
     last: dict[str, Any] = {
-        "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)),
+        "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)) if feature is None else feature,
         "boxes": [0, 0, *edge],
         "segment_ids": rows.segment_ids[:1].sum(),
         "position_ids": rows.position_ids[:1].sum(),
@@ -227,6 +301,7 @@ def with_whole_picture(rows: RegionRows, picture: Picture, corner: tuple[float, 
         "scores": 1,
         "attributes": 0,
         "attribute_scores": 1,
+        "covers": True,
     }
 
     def column(name: str) -> Any:
@@ -253,6 +328,12 @@ def whole_feature(feats: Array, hidden: Array) -> Array:
     """
     kept = feats[~hidden].astype(np.float32)
     return np.asarray(kept.sum(0) / max(len(kept) + 1e-5 * hidden.any(), 1e-5))
+
+
+def rest_feature(picture: Picture, hidden: Array) -> Array:
+    """(F) the same of a picture whose `surest` regions have rows, some of them hidden (R); those without a row count as seen."""
+    rows = surest(picture, len(hidden))[hidden]
+    return whole_feature(picture.features, np.isin(np.arange(len(picture.boxes)), rows))
 
 
 def no_regions(width: int, classes: int) -> RegionRows:

@@ -24,10 +24,10 @@ from torch import Tensor
 from intarsia.attend import watch
 from intarsia.batch import Array, Picture, Sample, pack
 from intarsia.data.decode import decode_image
-from intarsia.data.source import Provenance, must_be_alike
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import maps_of
-from intarsia.features.extractor import Extractor, reopen
+from intarsia.features.extractor import Extractor, must_be_alike, reopen
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System, fit_config
 from intarsia.systems import find
@@ -184,12 +184,35 @@ def open(  # the name users type: intarsia.open
             about = extractor.provenance
             config = fit_config(config, len(words), about.width, max(len(about.classes), 2), len(about.attributes))
         return Model(cls(config, words), None, device, extractor)
+    must_suit(cls, None if extractor is None else extractor.provenance, path)
     state, config = read_ours(cls, name, path, size)
     if len(words) != config.vocab_size:
         raise BadInput(
             f"{vocab}: {len(words)} pieces, the weights {path} have {config.vocab_size}: not the vocabulary they were trained with"
         )
     return Model(build(cls, config, words, state, str(path)), None, device, extractor)
+
+
+def must_suit(cls: type[System], found: Provenance | None, weights: Path) -> None:
+    """Raises if features are known to be of another kind than those that an authors' weights file was trained on.
+
+    A file of ours brings its own note, or none: then nothing is known. Of features that others stored the rule may not be known.
+
+    Raises:
+        BadInput: says what the weights need and how to get it.
+    """
+    kinds = cls.card.features
+    if found is None or not kinds or weights.suffix == ".safetensors":
+        return
+    rule = found.settings.get("rule", "")
+    if not any(found.extractor == extractor and rule in ("", wanted) for extractor, wanted in kinds):
+        needed = " or ".join(f"{extractor} (rule {wanted})" for extractor, wanted in kinds)
+        extractor, wanted = kinds[0]
+        raise BadInput(
+            f"{weights}: {cls.card.name}'s published weights were trained on regions of {needed}, these are of {found.extractor}"
+            f"{f' (rule {rule})' if rule else ''}: use `intarsia extract PICTURES --out OUT --extractor {extractor} --weights FILE "
+            f"--options rule {wanted}`, in Python open_extractor({extractor!r}, weights=FILE, rule={wanted!r})"
+        )
 
 
 def _open_run(cls: type[System], name: str, run: Path, device: str, extractor: Extractor | None) -> Model:

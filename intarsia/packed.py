@@ -164,13 +164,14 @@ def restarts(packing: Packing, first: Tensor, parts: int) -> Packing:
         parts: known to the host.
 
     Returns:
-        The packing of parts * B documents over the same rows.
+        The packing of parts * B documents over the same rows. Its longest part is looked up on a CPU; other devices are not waited for.
     """
     doc = first.long().cumsum(0) - 1  # (N)
     starts = torch.arange(packing.documents * parts + 1, device=doc.device)
     cu = torch.searchsorted(doc, starts).int()
     rows = torch.arange(packing.rows, device=doc.device)
-    return Packing(cu, packing.max_seqlen, doc, rows - cu[doc])
+    longest = round_up(int(cu.diff().max())) if doc.device.type == "cpu" else packing.max_seqlen
+    return Packing(cu, longest, doc, rows - cu[doc])
 
 
 def taken(packing: Packing, documents: Tensor, rows: int) -> tuple[Tensor, Packing]:

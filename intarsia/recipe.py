@@ -38,6 +38,8 @@ class Card:
     """Layouts of published weights that load."""
     unverified: tuple[str, ...] = ()
     """Facts of the recipes that could not be confirmed in code."""
+    features: tuple[tuple[str, str], ...] = ()
+    """Extractors, with their rules, whose regions the published weights were trained on; empty = not told, or none of this library's."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ class Batching:
     """Most samples of a micro-batch, for systems whose batch is counted in pairs; 0 = as many as the rows allow."""
     window: int = 8192
     """Samples shuffled together, then cut into batches of like lengths."""
+    block: int = 0
+    """For data larger than memory or disk: blocks of so many neighbouring samples are shuffled, then the samples within a window, and a negative comes from the
+    block of its sample; about as many as a shard holds. 0 = all samples are shuffled."""
     accumulate: int = 1
     """Micro-batches a step."""
     reduce: Literal["sum", "mean"] = "mean"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Images, Regions, Sample, Text
 from intarsia.errors import BadInput
+from intarsia.features.kmeans import Codebook
 from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
 from intarsia.recipe import SGD, Batching, Card, Mix, Optim, Recipe, Schedule
@@ -50,15 +51,17 @@ class Captioning:
     """The beam search of the authors, in `decode`."""
     length: int
     """Most pieces of a caption, the closing one among them."""
-    critical: Mapping[str, Tuning]
-    """Self-critical training by size, from a captioner."""
-    times: int
+    critical: Mapping[str, Tuning] = field(default_factory=dict)
+    """Self-critical training by size, from a captioner; none where the paper has none."""
+    times: int = 1
     """Captions drawn of a picture, see `decode.self_critical`."""
-    over: Literal["captions", "pieces"]
+    over: Literal["captions", "pieces"] = "captions"
     """What the self-critical loss is the mean over."""
-    paired: bool
+    paired: bool = False
     """A drawn caption is judged against the one it was drawn for, piece by piece, instead of all of its picture, in words."""
     beams: int = 5
+    fresh: tuple[str, ...] = ()
+    """Parts of the system that pre-training has not: they begin as they are drawn."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensor -> the pre-trained one that it starts from where the weights have none."""
     published: str = ""
@@ -93,6 +96,8 @@ class System(nn.Module, ABC):
     """Streams of a Batch that must be there."""
     specials: ClassVar[tuple[str, ...]] = ()
     """Special tokens beside BERT's; a vocabulary must have them, or unused rows to give them."""
+    remembers: ClassVar[bool] = True
+    """Captions may go on from remembered keys and values, see `decode.cached_next_piece`."""
     reads_text_alone: ClassVar[bool] = False
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
@@ -150,6 +155,10 @@ class System(nn.Module, ABC):
         """All documents of a sample with the targets of a goal, as `hide` gives one of them; they stay in one batch, in their order."""
         return [self.hide(sample, goal, rng, draw)]
 
+    def vary(self, sample: Sample, task: str | None, rng: np.random.Generator) -> Sample:
+        """A sample as training sees it, where the authors change pictures at random; for a downstream task the loop asks, `hide` for itself."""
+        return sample
+
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:
         """The streams."""
@@ -183,6 +192,11 @@ class System(nn.Module, ABC):
         return type(self).match_scores is not System.match_scores
 
     @property
+    def reads_features(self) -> bool:
+        """Whether its regions must come with features; not where a trunk of its own reads them off pixels."""
+        return "regions" in self.needs and getattr(self.config, "trunk", None) is None
+
+    @property
     def predicts_words(self) -> bool:
         """Whether `word_logits` says anything."""
         return hasattr(self, "word_head")
@@ -214,6 +228,14 @@ class System(nn.Module, ABC):
             BadInput: the system has no trunk, or the file is of another.
         """
         raise BadInput(f"{path}: {self.card.name} has no image trunk to start from it")
+
+    def fill_words(self, book: Codebook) -> None:
+        """Starts the table of visual words from the centroids of a codebook.
+
+        Raises:
+            BadInput: the system reads no visual words, or the codebook has other sizes than the config.
+        """
+        raise BadInput(f"{self.card.name} reads no visual words: a codebook is of no use to it")
 
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Named word-region maps of the system's own, each (B, Lt, Lr), beside its attention; none by default."""
@@ -325,6 +347,8 @@ class Finetune:
     """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
+    copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Table -> a row, and the row that it starts as a copy of."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
 
@@ -382,6 +406,9 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
         if name.startswith(finetune.frozen):
             parameter.requires_grad_(False)
     with torch.no_grad():
+        for name, (to, like) in finetune.copies.items():
+            rows_of = tuned.system.get_parameter(name)
+            rows_of[to] = rows_of[like]
         for name, (source, row) in finetune.head_from.items():
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
+from intarsia.packed import taken
 from intarsia.recipe import Mix, Recipe
 from intarsia.system import Finetune, FineTuned, Regularised, System, Tuning, begin
-from intarsia.tasks.retrieval import Ranked
+from intarsia.tasks.benchmarks.rivals import Rivals
+from intarsia.tasks.retrieval import Ranked, RetrievalMined
 from intarsia.text import Vocab
 
 
@@ -54,6 +57,8 @@ class Tuned(System):
         self.name, self.described = name, module.finetune
         self.system, self.head = module.system, module.head
         self.config, self.vocab = module.system.config, module.system.vocab
+        self.rivals: Rivals | None = None
+        """Where hard negatives come from."""
 
     @property
     def card(self) -> Any:  # type: ignore[override]
@@ -99,6 +104,9 @@ class Tuned(System):
         self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
         """All documents of a sample with the task's targets."""
+        sample = self.system.vary(sample, self.name, rng)
+        if self.rivals is not None:
+            draw = self.rivals.draws(sample, rng, draw)
         return self.task.documents(LayOf(self.system, self.name), sample, rng, draw)  # type: ignore[no-any-return]
 
     def encode(self, batch: Batch) -> Encoded:
@@ -112,6 +120,17 @@ class Tuned(System):
             found["beside"] = self.task.beside(self.head, encoded, batch)
         return found
 
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:
+        """The loss; of a task that mines its broken pairs, after the batch was read once without gradient, of those that train."""
+        inner = _inner(self.task)
+        if self.training and isinstance(inner, RetrievalMined):
+            self.eval()
+            with torch.no_grad():
+                scores = self.task.score(self.head, self.system.encode(batch), batch)
+            self.train()
+            batch = documents_of(batch, inner.mined(scores, batch))
+        return super().forward(batch)
+
     def predict(self, batch: Batch) -> list[Tensor]:
         """For each sample of the batch, in order, what its choices score; see `Task.predict`."""
         return self.task.predict(self.task.score(self.head, self.encode(batch), batch), batch)  # type: ignore[no-any-return]
@@ -123,10 +142,36 @@ class Tuned(System):
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) how well each pair fits, by the task's head."""
+        return self._ranked().fit(self.task.score(self.head, encoded, None).float())
+
+    def match_logits(self, encoded: Encoded) -> Tensor:
+        """(B, 2) logits of being broken and true, by the task's head."""
+        return self._ranked().logits(self.task.score(self.head, encoded, None).float())
+
+    def _ranked(self) -> Ranked:
         task = _inner(self.task)
         if not isinstance(task, Ranked):
             raise TypeError(f"{self.name} does not rank pairs")
-        return task.fit(self.task.score(self.head, encoded, None).float())
+        return task
+
+
+def documents_of(batch: Batch, documents: Tensor) -> Batch:
+    """Some documents of a batch of words and regions, in the order given."""
+
+    def some(stream: Any) -> Any:
+        rows, packing = taken(stream.packing, documents, int(stream.packing.lengths[documents].sum()))
+        parts = {x.name: getattr(stream, x.name) for x in fields(stream)}
+        return replace(stream, **{name: x[rows] for name, x in parts.items() if isinstance(x, Tensor)}, packing=packing)
+
+    if batch.images is not None or batch.clips is not None or batch.text is None or batch.regions is None:
+        raise TypeError("documents are chosen of batches of words and regions alone")
+    return Batch(
+        tuple(batch.keys[i] for i in documents.tolist()),
+        batch.sample[documents],
+        some(batch.text),
+        some(batch.regions),
+        targets={name: batch.labels(name)[documents] for name in batch.targets},
+    )
 
 
 def _inner(task: Any) -> Any:

@@ -13,23 +13,24 @@ import torch
 
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
-from intarsia.data.source import Provenance, must_be_alike
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.evaluate.benchmark import Measured, evaluate
-from intarsia.evaluate.rerank import BASELINES, First, Prefilter, by_baseline, by_towers
-from intarsia.evaluate.running import FP32, Inference, plain
-from intarsia.model import read_ours, read_provenance, read_recipe
+from intarsia.features.extractor import must_be_alike
+from intarsia.features.kmeans import WithWords, read_codebook
+from intarsia.model import must_suit, read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, System
 from intarsia.systems import find
-from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
-from intarsia.tasks.benchmarks.items import at, read_json
+from intarsia.tasks.benchmarks.items import read_json
+from intarsia.tasks.benchmarks.rivals import Rivals, by_group, nearest, read_pool
+from intarsia.tasks.retrieval import Ranked
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.start import captions, fresh
 from intarsia.tuned import Tuned, recipe_of, reserved, start, takes_labels, with_labels
 from intarsia.weights.files import fill, read_weights
+from intarsia.weights.pickles import read_pickle
 
 ABOUT = "finetune.json"
 
@@ -48,6 +49,10 @@ class About:
     """Weights it began from; empty = random."""
     labels: tuple[str, ...] = ()
     """The list of answers, in the order of the head's outputs."""
+    rivals: str = ""
+    """Where hard negatives came from; empty = nowhere."""
+    centroids: str = ""
+    """Codebook of visual words; empty = none."""
 
     @classmethod
     def read(cls, run: Path) -> About:
@@ -76,22 +81,38 @@ def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
 
 
 @lru_cache(maxsize=2)
-def _pictures(spec: str) -> Pictures:
-    return Pictures(open_pictures(spec))
+def _pictures(spec: str, centroids: str) -> Pictures:
+    source = open_pictures(spec)
+    return Pictures(WithWords(source, read_codebook(Path(centroids))) if centroids else source)
 
 
-def open_items(benchmark: Benchmark, data: Path, regions: str, split: str, labels: tuple[str, ...] = ()) -> Annotated:
+def open_items(
+    benchmark: Benchmark, data: Path, regions: str, split: str, labels: tuple[str, ...] = (), centroids: str = ""
+) -> Annotated:
     """A split of a benchmark with its pictures.
 
     Args:
         benchmark: which.
         data: folder of its annotation files.
-        regions: where its pictures are, see `open_pictures`.
+        regions: where its pictures or videos are, see `open_pictures`.
         split: as the benchmark names it.
         labels: the list of answers; empty = the benchmark's own.
+        centroids: codebook of the videos' visual words; empty = none.
     """
     found = benchmark.read(data, split)
-    return Annotated(replace(found, labels=labels or found.labels), _pictures(regions))
+    return Annotated(replace(found, labels=labels or found.labels), _pictures(regions, centroids))
+
+
+def must_read(cls: type[System], source: Annotated) -> None:
+    """Checks that a system reads what a benchmark shows.
+
+    Raises:
+        BadInput: it reads videos and these are pictures, or the other way round.
+    """
+    films, reads = source.kept[0][0].span is not None, "clips" in cls.needs
+    if films != reads:
+        what = ("pictures", "videos")
+        raise BadInput(f"{cls.card.name} reads {what[reads]}; {source.annotations.benchmark} shows {what[films]}")
 
 
 def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Path | None) -> tuple[str, ...]:
@@ -110,7 +131,9 @@ def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Pat
 
 
 def read_answers(path: Path) -> tuple[str, ...]:
-    """A table of answers: a text file with one a line, a JSON list, or a JSON object from answer to number, in which numbers are not skipped.
+    """A table of answers: a text file, a JSON list (of texts, or of LXMERT's objects with "ans"), a JSON object or a pickle of one of these.
+
+    A text file has an answer a line; an object has numbers by answer, in which none is skipped.
 
     Raises:
         BadInput: it is none of these.
@@ -120,7 +143,9 @@ def read_answers(path: Path) -> tuple[str, ...]:
             return tuple(path.read_text(encoding="utf-8").splitlines())
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror}") from None
-    content = read_json(path)
+    content = read_pickle(path) if path.suffix == ".pkl" else read_json(path)
+    if isinstance(content, list) and content and all(isinstance(x, dict) and "ans" in x for x in content):
+        content = [x["ans"] for x in content]
     if isinstance(content, dict) and all(isinstance(x, int) for x in content.values()):
         if sorted(content.values()) != list(range(len(content))):
             raise BadInput(f"{path}: the numbers of its {len(content)} answers are not 0 .. {len(content) - 1}")
@@ -147,7 +172,8 @@ def begin(
         system: its name.
         task: of its paper.
         size: of the tuning, and of weights in the authors' layout.
-        weights: a run folder, or a file as for `intarsia.open`; None = random.
+        weights: a run folder, or a file as for `intarsia.open`; None = random. Of a run that was tuned itself the head is taken too, where this task has the
+            same: hard negatives go on from plain ones.
         vocab: vocab.txt; run folders bring their own, without weights one is learnt from the texts.
         source: the items to train on.
         labels: the list of answers.
@@ -162,10 +188,63 @@ def begin(
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
-        smaller = replace(finetune, config=bounded(finetune.config, whole.config))
-        tuned = start(whole, smaller, task)
+        if weights is not None and (weights / ABOUT).is_file():
+            tuned = _tuned_before(cls, system, task, finetune, weights, source)
+        else:
+            whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
+            smaller = replace(finetune, config=bounded(finetune.config, whole.config))
+            tuned = start(whole, smaller, task)
     return tuned, replace(recipe_of(tuned.config, task, tuning), seed=seed)
+
+
+def _tuned_before(cls: type[System], name: str, task: str, finetune: Finetune, run: Path, source: Annotated) -> Tuned:
+    """What a run tuned for another task of the same head, or for this one, ended with.
+
+    Raises:
+        BadInput: its head or its answers are others, or its features.
+    """
+    about = About.read(run)
+    config = read_recipe(cls, name, run).config
+    tuned = Tuned(FineTuned(cls(config, Vocab.read(run / "vocab.txt")), finetune), task)
+    if tuned.system.reads_features and (run / "provenance.json").is_file():
+        must_be_alike(source.annotations.benchmark, source.provenance, read_provenance(run))
+    state, mine = read_weights(run / "model.safetensors"), tuned.state_dict()
+    if about.labels != getattr(finetune.task, "labels", about.labels) or {k: x.shape for k, x in state.items()} != {
+        k: x.shape for k, x in mine.items()
+    }:
+        raise BadInput(f"{run}: tuned for {about.task}, whose head or answers {task} has not")
+    fill(tuned, state, str(run))
+    return tuned
+
+
+def rivals_of(
+    finetune: Finetune | None, benchmark: Benchmark, source: Annotated, spec: str, out: Path
+) -> tuple[Rivals | None, str]:
+    """Where a task's hard negatives come from, and the same in words.
+
+    Args:
+        finetune: the task.
+        benchmark: that says what is like what, where it does.
+        source: the items to train on.
+        spec: "nearest", a file, or "" = as the benchmark says, else nowhere: then they are drawn like others.
+        out: the run's folder, where pictures found are kept.
+
+    Raises:
+        BadInput: the task takes none, or the file cannot be used.
+    """
+    task = None if finetune is None else getattr(finetune.task, "task", finetune.task)
+    takes = isinstance(task, Ranked) and any(x.isupper() for y in task.broken_by for x in y)
+    if not takes:
+        if spec:
+            raise BadInput(f"--hard-negatives {spec}: the paper's task takes none")
+        return None, ""
+    if spec == "nearest":
+        return nearest(source, out / "nearest.json"), spec
+    if spec:
+        return read_pool(source, Path(spec)), spec
+    if benchmark.groups is not None:
+        return by_group(source, benchmark.groups(source.annotations)), f"{benchmark.title}: as its protocol says"
+    return None, ""
 
 
 def begin_whole(
@@ -205,12 +284,13 @@ def _pretrained(
         from intarsia.model import open as open_model
 
         model = open_model(name, weights=weights)
-        if "regions" in cls.needs and model.provenance is not None:
+        if model.system.reads_features and model.provenance is not None:
             must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
         return model.system.cpu()
     if vocab is None:
         raise BadInput(f"{weights}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
     words = Vocab.read(vocab)
+    must_suit(cls, source.provenance, weights)
     state, config = read_ours(cls, name, weights, size)
     if len(words) != config.vocab_size:
         raise BadInput(f"{vocab}: {len(words)} pieces, the weights {weights} have {config.vocab_size}")
@@ -270,111 +350,3 @@ def write_about(about: About, out: Path) -> None:
         raise BadInput(f"{path}: of another run; choose another folder")
     with write_whole(path) as temporary:
         temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def open_run(run: Path, device: str = "cpu") -> tuple[Tuned, About]:
-    """A tuned system from its run folder, in evaluation mode.
-
-    Raises:
-        BadInput: it is no whole run.
-    """
-    about = About.read(run)
-    cls, found = pairing(about.system, about.task)
-    found = with_labels(found, about.labels) if about.labels else found
-    recipe = read_recipe(cls, about.system, run)
-    system = cls(recipe.config, Vocab.read(run / "vocab.txt"))
-    tuned = Tuned(FineTuned(system, found), about.task)
-    fill(tuned, read_weights(run / "model.safetensors"), str(run / "model.safetensors"))
-    return tuned.to(device).eval(), about
-
-
-def measure(
-    run: Path,
-    data: Path | None = None,
-    regions: str | None = None,
-    split: str = "",
-    blind: bool = False,
-    most: int = 0,
-    device: str = "cpu",
-    how: Inference = FP32,
-    prefilter: str = "",
-    top: int = 20,
-) -> tuple[Measured, Mapping[str, Any], Annotated]:
-    """The official numbers of a run.
-
-    Args:
-        run: its folder.
-        data: folder of the annotation files; None = those it was trained on.
-        regions: where the pictures are; None = as in training.
-        split: of the benchmark; "" = the second one, which is for validation.
-        blind: fit the baseline without pictures on the training items.
-        most: pairs that are ranked at the most; 0 = all.
-        device: where it runs.
-        how: batch size, precision, bar.
-        prefilter: of pairs, what ranks them before: "ridge", "nearest" (fitted on the training items), or the run folder of a system of two towers.
-        top: candidates of each query that are then read.
-
-    Returns:
-        The numbers, the predictions by item, and the items.
-    """
-    tuned, about = open_run(run, device)
-    benchmark = benchmarks.find(about.benchmark)
-    where, shown = data or Path(about.data), regions or about.regions
-    part = split or benchmark.splits[min(1, len(benchmark.splits) - 1)]
-    source = open_items(benchmark, where, shown, part, about.labels)
-    if "regions" in tuned.system.needs and (run / "provenance.json").is_file():
-        must_be_alike(shown, source.provenance, read_provenance(run))
-    train = open_items(benchmark, where, shown, benchmark.splits[0], about.labels) if blind else None
-    first = None
-    if prefilter:
-        if not benchmark.ranks:
-            raise BadInput(f"--prefilter: {benchmark.name} does not rank pairs")
-        if prefilter in BASELINES:
-            seen = open_items(benchmark, where, shown, benchmark.splits[0])
-            first = Prefilter(by_baseline(prefilter, [seen[i] for i in range(len(seen))]), top)
-        else:
-            first = Prefilter(_towers(Path(prefilter), source, device, how), top)
-    found, predictions = evaluate(tuned, benchmark, source, train, most, how, first)
-    return found, predictions, source
-
-
-def _towers(run: Path, source: Annotated, device: str, how: Inference) -> First:
-    """The first ranking of a run of two towers.
-
-    Raises:
-        BadInput: it is none, or its features are others.
-    """
-    from intarsia.model import open as open_model
-
-    about = read_json(run / "recipe.json")
-    name = str(at(about, "system", f"{run / 'recipe.json'}"))
-    if not find(name).towers:
-        raise BadInput(f"--prefilter {run}: {name} has no two towers: it ranks nothing beforehand")
-    model = open_model(name, weights=run, device=device)
-    if "regions" in model.system.needs and model.provenance is not None:
-        must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
-    return by_towers(model.system, how)
-
-
-def submit(run: Path, data: Path, regions: str, split: str, out: Path, device: str = "cpu") -> int:
-    """Writes the file of the benchmark's server; gives the number of items in it.
-
-    Raises:
-        BadInput: the benchmark has no server, or an item has no prediction.
-    """
-    about = About.read(run)
-    benchmark = benchmarks.find(about.benchmark)
-    if benchmark.submit is None:
-        raise BadInput(f"{about.benchmark}: has no server to send predictions to")
-    found, predictions, source = measure(run, data, regions, split, device=device)
-    if found.left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-        raise BadInput(f"{out}: the server wants every item of {split}: {reasons}")
-    with write_whole(out) as temporary:
-        benchmark.submit(temporary, source.annotations, predictions)
-    return len(predictions)
-
-
-def told(found: Measured) -> dict[str, Any]:
-    """Measured numbers as JSON values."""
-    return plain(found)  # type: ignore[no-any-return]

@@ -155,7 +155,7 @@ def test_features_of_another_extractor(capsys: Caught, run: Path, tmp_path: Path
     for more in (["--out", run], ["--out", tmp_path / "new", "--weights", weights, "--vocab", run / "vocab.txt"]):
         said = refused(capsys, "pretrain", "uniter", "--data", data, *more)
         assert said.startswith(f"{data}: features with extractor 'other', the weights were trained on 'pixels'; run `")
-        assert f"intarsia extract {data} --extractor pixels" in said
+        assert "intarsia extract PICTURES --out OUT --extractor pixels`" in said
     assert not (tmp_path / "new").exists()
 
 

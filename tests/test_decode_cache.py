@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intarsia import decode
 from intarsia.attend import use_backend
+from intarsia.errors import BadInput
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import Vocab
@@ -21,7 +22,7 @@ WORLD = WorldSource(count=6)
 SAMPLES = [WORLD[i] for i in range(4)]
 
 
-def made(name: str) -> System:
+def made(name: str, **more: Any) -> System:
     cls = find(name)
     vocab = Vocab.learn((WORLD[i].texts[0] for i in range(len(WORLD))), specials=cls.specials)
     source = WORLD.provenance
@@ -29,7 +30,7 @@ def made(name: str) -> System:
         cls.recipes["tiny"].config, len(vocab), source.width, len(source.classes), len(source.attributes)
     )
     config = dataclasses.replace(
-        config, hidden_size=32, num_attention_heads=4, intermediate_size=48, initializer_range=0.3
+        config, hidden_size=32, num_attention_heads=4, intermediate_size=48, initializer_range=0.3, **more
     )
     torch.manual_seed(2)
     return cls(config, vocab).eval()
@@ -50,9 +51,12 @@ class Both:
         return fast
 
 
-@pytest.mark.parametrize("name", ["vlp", "oscar", "m6"])
-def test_remembered_rows_give_the_logits_of_whole_documents_piece_by_piece(name: str) -> None:
-    system = made(name)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("vlp", {}), ("oscar", {}), ("m6", {}), ("m6", {"experts": 4, "expert_choices": 2, "capacity_factor": 0.0})],
+)
+def test_remembered_rows_give_the_logits_of_whole_documents_piece_by_piece(name: str, more: dict[str, Any]) -> None:
+    system = made(name, **more)
     both, end = Both(system), system.vocab.sep
     decode.greedy(both, 4, 6, end)
     decode.frames(both, 4, 5, end, 3)
@@ -76,6 +80,13 @@ def test_codes_of_pictures_are_remembered_too() -> None:
     both = Both(system, writing)
     drawn = decode.sample(both, 4, 6, -1, torch.Generator().manual_seed(1), top_k=8)
     assert both.calls == 6 and all(len(x.ids) == 6 and max(x.ids) < 12 for x in drawn)
+
+
+def test_experts_of_limited_room_are_refused_in_one_line() -> None:
+    system = made("m6", experts=4, capacity_factor=1.25)
+    with pytest.raises(BadInput, match=r"m6: cannot write .*capacity_factor 1\.25\): open it with capacity_factor 0"):
+        decode.caption(system, SAMPLES, 5)
+    assert decode.greedy(decode.next_piece(system, SAMPLES), 4, 3, system.vocab.sep)
 
 
 def test_systems_without_levels_are_refused() -> None:

@@ -102,5 +102,14 @@ def test_an_extractor_that_does_not_fit_is_refused(files: Path) -> None:
     other = open_extractor("butd", weights="detector.pth", device="cpu", rule="36")
     with pytest.raises(BadInput, match=r"extractor butd: features with settings .*'36'.* trained on .*'10-100'"):
         intarsia.model.Model(model.system, detector.provenance, extractor=other)
+    published = Path("uniter.pt")
+    torch.save(find("uniter").keys.to_theirs(model.system.state_dict()), published)
+    with pytest.raises(
+        BadInput,
+        match=r"trained on regions of butd \(rule 10-100\), these are of butd \(rule 36\): use `intarsia extract",
+    ):
+        intarsia.open("uniter", "tiny", weights=published, vocab="vocab.txt", extractor=other)
+    opened = intarsia.open("uniter", "tiny", weights=published, vocab="vocab.txt", extractor=detector)
+    assert opened.match("photo.jpg", WORDS).score == pytest.approx(model.match("photo.jpg", WORDS).score, abs=1e-5)
     with pytest.raises(BadInput, match=r"open with extractor=open_extractor"):
         intarsia.model.Model(model.system, None).match("photo.jpg", WORDS)

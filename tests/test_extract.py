@@ -5,14 +5,17 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 from PIL import Image
 
 from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.formats.shards import ShardSource
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.extract import SKIPPED, extract
 from intarsia.features import open_extractor
@@ -181,6 +184,49 @@ def test_killed_and_run_again_it_writes_the_same_shards(folder, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
     assert run(folder, out, "grid", batch=3, pictures_per_shard=4).resumed == 11
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_regions_that_cannot_be_stored_are_named(folder, tmp_path):
+    inner = open_extractor("grid", device="cpu")
+
+    class Broken:
+        name, provenance = inner.name, inner.provenance
+
+        def __call__(self, images):
+            found = inner(images)
+            for pixels, regions in zip(images, found, strict=True):
+                if (pixels == picture(6)[0]).all():
+                    regions.features[3, 1] = np.nan
+            return found
+
+    with pytest.raises(BadInput, match=r"^picture images/6\.png: features of region 3 are not finite"):
+        extract(folder, tmp_path / "out", Broken(), batch=4, show=False)
+    report = extract(folder, tmp_path / "out", Broken(), batch=4, show=False, on_error="skip")
+    assert (report.pictures, report.lines_left_out) == (10, 1)
+    assert (tmp_path / "out" / SKIPPED).read_text().startswith("picture images/6.png: features of region 3")
+
+
+def test_every_shard_says_what_made_it(folder, tmp_path):
+    run(folder, tmp_path / "out", "grid", pictures_per_shard=4)
+    index = ShardIndex.read(tmp_path / "out")
+    assert (len(index.shards), index.regions) == (3, "found")
+    for shard in index.shards:
+        with safetensors.safe_open(tmp_path / "out" / f"{shard.name}.safetensors", "numpy") as file:
+            assert Provenance(**json.loads(file.metadata()["provenance"])) == replace(
+                index.provenance, classes=[], attributes=[]
+            )
+    text = (tmp_path / "out/shards.json").read_text()
+    (tmp_path / "out/shards.json").write_text(text.replace('"cells": "6"', '"cells": "7"'))
+    assert text != (tmp_path / "out/shards.json").read_text()
+    with pytest.raises(BadInput, match=r"shard-00001\.safetensors: says its features were made by .*grid"):
+        ShardSource(tmp_path / "out").picture(5)
+
+
+def test_found_and_given_boxes_do_not_mix(folder, tmp_path):
+    run(folder, tmp_path / "out", "grid", boxes="given")
+    with pytest.raises(BadInput, match="begun with boxes given, now found"):
+        run(folder, tmp_path / "out", "grid")
+    assert run(folder, tmp_path / "out", "grid", boxes="given").resumed == 11
 
 
 def test_other_settings_do_not_mix(folder, tmp_path):

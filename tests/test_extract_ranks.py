@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,48 @@ def test_two_processes_make_what_one_makes(out: Path, tmp_path: Path) -> None:
     told = {(out.parent / f"report-{rank}").read_text() for rank in range(2)}
     assert told == {repr((PICTURES - 1, 0, alone.regions, alone.skipped))}
     assert "4.png" in (out / "skipped.txt").read_text()
+
+
+SHARE = """
+import sys, time
+from intarsia.extract import extract
+from intarsia.features import open_extractor
+from intarsia.train.parallel import enter_world
+inner = open_extractor("pixels")
+class Slow:
+    name, provenance = inner.name, inner.provenance
+    def __call__(self, images):
+        time.sleep(0.3)
+        return inner(images)
+with enter_world("cpu") as world:
+    extract(sys.argv[1], sys.argv[2], Slow(), batch=1, pictures_per_shard=2, show=False, ranks=world)
+"""
+
+
+def test_two_processes_killed_go_on_with_one(out: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    about = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    about |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", SHARE, str(out.parent / "data"), str(out)]
+    processes = [
+        subprocess.Popen(command, env=os.environ | about | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        while not all((out / f"part-{rank}/shards.json").exists() for rank in range(2)):
+            assert all(x.poll() is None for x in processes), "ended before each wrote a shard"
+            time.sleep(0.01)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not (out / "pairs.jsonl").exists()
+    report = run(out, batch=1, pictures_per_shard=2)
+    assert 4 <= report.resumed < PICTURES
+    run(tmp_path / "alone")
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 def test_parts_of_a_killed_run_are_taken_over(out: Path, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
+from intarsia.data.formats.copies import check_sum, stated_sums
+from intarsia.data.formats.files import is_file, is_remote, parent_of
 from intarsia.data.formats.films import FilmSource, check_passage
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import EXTRAS, check_shapes
@@ -140,28 +142,31 @@ class Counts:
     """One line for every problem, naming file, sample and value."""
     unit: str = "pairs"
     """What samples are."""
+    sums: int = 0
+    """Files and shards whose sha256 was compared and is right."""
 
     def lines(self) -> list[str]:
         """The counts and every problem."""
         total = f"{self.spec}: {self.usable:,} of {self.samples:,} {self.unit} can be used"
-        seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {len(self.problems):,} problems"
+        seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {self.sums:,} checksums right, {len(self.problems):,} problems"
         return [total, seen, *self.problems]
 
 
 # -------------------------------------------------------------------------------------------------------------- inspect
 
 
-def inspect(spec: str, limit: int = 1000) -> Report:
+def inspect(spec: str, limit: int = 1000, **reading: Any) -> Report:
     """Describes a data set; lines that cannot be used are left out and listed.
 
     Args:
         spec: as `open_source` takes it.
         limit: how many samples, spread evenly, to measure captions and regions on.
+        reading: sizes, boxes and width, as `open_store` takes them.
 
     Raises:
         BadInput: nothing there can be opened.
     """
-    store = open_foreign(spec)
+    store = open_foreign(spec, **reading)
     if store is not None:
         return _inspect_store(spec, store, limit)
     source = open_source(spec, on_error="skip")
@@ -186,7 +191,7 @@ def inspect(spec: str, limit: int = 1000) -> Report:
         regions=Spread.of([len(x.boxes) for x in pictures]),
         languages=dict(Counter(x.language for x in samples)),
         widths=dict(Counter(x for x in widths if x)),
-        with_pixels=sum(bool(x.path) for x in pictures),
+        with_pixels=sum(bool(x.path) or x.pixels is not None for x in pictures),
         links=sum(len(x.links) for x in samples),
         provenance=source.provenance,
         films=len({x.name for x in films}),
@@ -207,7 +212,7 @@ def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
     for place in places:
         try:
             pictures.append(store.picture(place))
-            texts += store.captions(place)
+            texts += [text for said in store.said(place) for text in said.get("captions", ())]
         except BadInput as error:
             unreadable.append(str(error))
     return Report(
@@ -223,6 +228,7 @@ def _inspect_store(spec: str, store: RegionStore, limit: int) -> Report:
         with_pixels=0,
         links=0,
         provenance=None,
+        ignored=dict(store.left),
         skipped=tuple(unreadable),
         sizes=_sizes(Path(spec)),
         first=tuple(_picture_in_words(x) for x in pictures[:3]),
@@ -288,6 +294,12 @@ class _Findings:
     """Feature width of the first picture that has features, and its name."""
     seen: dict[str, _Seen] = field(default_factory=dict)
     decoded: int = 0
+    sums: int = 0
+    """Files, and shards, whose bytes are those that their sha256 was made of."""
+
+    def counts(self, spec: str, samples: int, usable: int, pictures: int, unit: str = "pairs") -> Counts:
+        """The report."""
+        return Counts(spec, samples, usable, pictures, self.decoded, tuple(self.problems), unit, self.sums)
 
     def holds(self, test: Callable[[], object]) -> bool:
         """Whether a test raises nothing; what it raises is noted, or raised again if the check stops at the first."""
@@ -316,8 +328,9 @@ class _Findings:
             if width != self.width[0]:
                 raise BadInput(f"{where}: features are {width} wide, those of {self.width[1]} are {self.width[0]} wide")
         check_fractions(picture.boxes, where)
-        if picture.path:
-            pixels = decode_image(picture.path, f"{where}: {picture.path}")
+        if picture.path or picture.pixels is not None:
+            made = None if picture.path or picture.pixels is None else picture.pixels()
+            pixels = decode_image(picture.path, f"{where}: {picture.path}") if made is None else made
             self.decoded += 1
             if picture.width and picture.height and pixels.shape[:2] != (picture.height, picture.width):
                 size = f"{pixels.shape[1]}x{pixels.shape[0]}"
@@ -350,46 +363,86 @@ class _Findings:
         return self.holds(alike) and before.good
 
 
-def check(spec: str, on_error: OnError = "stop") -> Counts:
+def check(spec: str, on_error: OnError = "stop", **reading: Any) -> Counts:
     """Looks at every line, every picture (decoding it where its pixels are at hand) and every region of a data set.
 
     Finds: lines that cannot be read, keys given twice, empty captions, missing, cut or undecodable pictures, pictures
     of another size than said, boxes without area or outside the picture, features that are not finite or differ in
-    width, links out of range, one picture described in two ways, and shards whose bytes have changed.
+    width, links out of range, one picture described in two ways, shards whose bytes have changed, and files whose bytes are not those that a SHA256SUMS
+    beside them says.
 
     Args:
         spec: as `open_source` takes it.
         on_error: "stop" raises the first problem; "skip" lists all of them.
+        reading: sizes, boxes and width, as `open_store` takes them.
 
     Raises:
         BadInput: the first problem ("stop"), or nothing there can be opened.
     """
+    if "," in str(spec) and not Path(spec).exists():
+        open_source(spec, on_error=on_error)  # whether they go together
+        return _together(spec, [check(part, on_error) for part in spec.split(",")])
     findings = _Findings(on_error)
-    store = open_foreign(spec)
+    _check_sums(spec, findings)
+    store = open_foreign(spec, **reading)
     if store is not None:
         usable = sum(_check_stored(store, number, findings) for number in range(len(store)))
-        return Counts(str(spec), len(store), usable, len(store), findings.decoded, tuple(findings.problems), "pictures")
+        return findings.counts(str(spec), len(store), usable, len(store), "pictures")
     source = open_source(spec, on_error=on_error)
+    _check_files(source, findings)
     if isinstance(source, LineSource):
         findings.problems.extend(source.skipped)
         usable = _check_lines(source, findings)
     else:
         usable = _check_samples(source, findings)
-    return Counts(str(spec), len(source), usable, len(findings.seen), findings.decoded, tuple(findings.problems))
+    return findings.counts(str(spec), len(source), usable, len(findings.seen))
 
 
 def _check_stored(store: RegionStore, number: int, findings: _Findings) -> bool:
     def look() -> None:
         findings.look_at(store.picture(number), store.where(number))
-        store.captions(number)
+        store.said(number)
 
     return findings.holds(look)
 
 
+def _together(spec: str, parts: list[Counts]) -> Counts:
+    def total(name: str) -> int:
+        return sum(getattr(x, name) for x in parts)
+
+    return Counts(
+        spec=spec,
+        samples=total("samples"),
+        usable=total("usable"),
+        pictures=total("pictures"),
+        decoded=total("decoded"),
+        problems=tuple(text for x in parts for text in x.problems),
+        sums=total("sums"),
+    )
+
+
+def _check_sums(spec: str, findings: _Findings) -> None:
+    """Compares files with a SHA256SUMS beside them: all it names of a folder, or one file."""
+    if "*" in str(spec) or (not is_remote(spec) and not Path(spec).exists()):
+        return  # a pattern, or generated
+    single = is_file(spec)
+    folder = parent_of(spec) if single else spec
+    for name, expected in stated_sums(folder).items():
+        if not single or name == str(spec).rpartition("/")[2]:
+            findings.sums += findings.holds(partial(check_sum, folder, name, expected))
+
+
+def _check_files(source: Source, findings: _Findings) -> None:
+    """Compares the files of shards with their index."""
+    match source:
+        case ShardSource():
+            for shard in source.shards.shards:
+                findings.sums += findings.holds(partial(check_shard, source.root, shard, True))
+        case FilmSource():
+            findings.sums += len(source.films.shards) * findings.holds(source.check_files)
+
+
 def _check_lines(source: LineSource, findings: _Findings) -> int:
-    if isinstance(source, ShardSource):
-        for shard in source.shards.shards:
-            findings.holds(partial(check_shard, source.root, shard, True))
     usable = 0
     for number in range(len(source.index.lines)):
         line = source.line(number)
@@ -407,8 +460,6 @@ def _check_lines(source: LineSource, findings: _Findings) -> int:
 
 
 def _check_samples(source: Source, findings: _Findings) -> int:
-    if isinstance(source, FilmSource):
-        findings.holds(source.check_files)
     usable = 0
     keys: set[str] = set()
     for number in range(len(source)):

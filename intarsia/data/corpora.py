@@ -159,26 +159,37 @@ class Pool:
 
     Args:
         source: the data.
-        indices: (k) numbers of the samples to draw from.
+        indices: (k) numbers of the samples to draw from, ascending.
+        near: draw from the block of so many of them that a sample is in; 0 = from all.
     """
 
     tries = 200
     """Draws in search of another picture before giving up."""
 
-    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+    def __init__(self, source: Source, indices: NDArray[np.int64], near: int = 0) -> None:
         self.source = source
         self.indices = indices
+        self.near = near
 
-    def draw(self, rng: np.random.Generator, other_than: Sample) -> Sample:
+    def draw(self, rng: np.random.Generator, other_than: Sample, number: int = 0) -> Sample:
         """A sample with another picture (another key where samples have no pictures).
+
+        Args:
+            rng: where chance comes from.
+            other_than: the sample.
+            number: of that sample in the source.
 
         Raises:
             BadInput: none was found; the samples show the same picture.
         """
+        first, count = 0, len(self.indices)
+        if 0 < self.near < count:
+            block = int(np.searchsorted(self.indices, number)) // self.near
+            first, count = min(block * self.near, count - self.near), self.near
         for _ in range(self.tries):
-            sample = self.source[int(self.indices[rng.integers(len(self.indices))])]
+            sample = self.source[int(self.indices[first + rng.integers(count)])]
             if _name(sample) != _name(other_than):
                 return sample
         raise BadInput(
-            f"sample {other_than.key}: no other picture than {_name(other_than)} in {self.tries} draws from {len(self.indices)} samples"
+            f"sample {other_than.key}: no other picture than {_name(other_than)} in {self.tries} draws from {count} samples"
         )

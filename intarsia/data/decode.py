@@ -128,7 +128,9 @@ def image_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
         BadInput: the file is missing or not a picture; names it.
     """
     name = name or ("picture bytes" if isinstance(source, bytes) else str(source))
-    is_member = not isinstance(source, bytes) and (ADDRESS.fullmatch(str(source)) or CELL.fullmatch(str(source)))
+    is_member = not isinstance(source, bytes) and (
+        is_remote(source) or ADDRESS.fullmatch(str(source)) or CELL.fullmatch(str(source))
+    )
     if not isinstance(source, bytes) and not is_member and not Path(source).is_file():
         raise BadInput(f"{name}: no such file")
     try:

@@ -5,6 +5,7 @@ made on them, so any count of workers or ranks sees the same batches, and a run 
 
 An epoch is shuffled, cut into windows, each window is sorted by length and cut into batches under a budget of real rows. What does not fill the
 last batch of a window goes on into the next window, so that every sample comes exactly once an epoch; an epoch's very last batch may be small.
+With `batching.block` blocks of neighbours are shuffled, then the samples of a window, so that few shards are in use at a time.
 """
 
 from __future__ import annotations
@@ -241,9 +242,17 @@ class Plan:
         epoch = int(np.searchsorted(self.starts, number, side="right")) - 1
         return epoch, self.epoch(epoch)[number - self.starts[epoch]]
 
+    def _order(self, epoch: int) -> Ints:
+        kept, block, window = np.flatnonzero(self.rows), self.batching.block, self.batching.window
+        rng = np.random.default_rng([self.seed, 0xDA7A, epoch])
+        if not block:
+            return kept[rng.permutation(len(kept))]
+        starts = rng.permutation(-(-len(kept) // block)) * block
+        order = np.concatenate([kept[start : start + block] for start in starts])
+        return np.concatenate([rng.permutation(order[i : i + window]) for i in range(0, len(order), window)])
+
     def _cut(self, epoch: int) -> list[Ints]:
-        kept = np.flatnonzero(self.rows)
-        order = kept[np.random.default_rng([self.seed, 0xDA7A, epoch]).permutation(len(kept))]
+        order = self._order(epoch)
         batches: list[Ints] = []
         rest = order[:0]
         for window, start in enumerate(range(0, len(order), self.batching.window)):
@@ -333,11 +342,12 @@ class Prepare:
         layout: a system, best without weights.
         kept: (k) numbers of the samples that negatives may be drawn from.
         seed: of all that is hidden and drawn.
+        near: negatives come from the block of so many samples that a sample is in; 0 = from all.
     """
 
-    def __init__(self, source: Source, layout: Layout, kept: Ints, seed: int) -> None:
+    def __init__(self, source: Source, layout: Layout, kept: Ints, seed: int, near: int = 0) -> None:
         self.source, self.layout, self.seed = source, layout, seed
-        self.pool = Pool(source, kept)
+        self.pool = Pool(source, kept, near)
 
     def __call__(self, samples: Ints, goal: str, epoch: int) -> Batch:
         """The packed batch.
@@ -345,7 +355,7 @@ class Prepare:
         Raises:
             BadInput: a sample cannot be read or packed (names it).
         """
-        documents = [self._documents(self.source[int(i)], goal, epoch) for i in samples]
+        documents = [self._documents(int(i), goal, epoch) for i in samples]
         documents.sort(
             key=lambda examples: sum(x.rows for x in examples)
         )  # documents of a size side by side: attention takes them at once
@@ -354,9 +364,10 @@ class Prepare:
         except ValueError as error:
             raise BadInput(f"goal {goal}: {error}") from error
 
-    def _documents(self, sample: Sample, goal: str, epoch: int) -> list[Example]:
+    def _documents(self, number: int, goal: str, epoch: int) -> list[Example]:
+        sample = self.source[number]
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample.key.encode())])
-        return self.layout.documents(sample, goal, rng, lambda: self.pool.draw(rng, sample))
+        return self.layout.documents(sample, goal, rng, lambda: self.pool.draw(rng, sample, number))
 
 
 class _Made(Dataset[Any]):

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.data.corpora import Joined
+from intarsia.data.formats import corpus_lines
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
-from intarsia.data.formats.corpus_lines import recognise
-from intarsia.data.formats.files import find_files, is_remote
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.fashiongen import FashionGen
+from intarsia.data.formats.files import find_files, is_file, is_remote, join
+from intarsia.data.formats.files_folder import FilesSource, is_files_layout
 from intarsia.data.formats.films import INDEX as FILMS
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.plain import TextLines
+from intarsia.data.formats.recognise import recognise
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.table import TableSource, table_files
 from intarsia.data.formats.tar import TarSource
+from intarsia.data.formats.uniter_text import UniterText, is_text_db
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
@@ -27,9 +32,11 @@ WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
-    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow; a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus; "
+    f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
+REMOTE = f"a folder with {INDEX}, {LINES}, *.tar, *.parquet or *.arrow, a file of these kinds, or a caption file of a known corpus"
 
 
 def open_source(spec: str | Path, split: str | None = None, on_error: OnError = "stop") -> Source:
@@ -37,8 +44,9 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
 
     Args:
         spec: a folder with `shards.json`, `films.json`, `pairs.jsonl`, `*.tar`, `*.parquet` or `*.arrow` (looked for in
-            this order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus, a remote .tar,
-            .parquet or .arrow file, folder or pattern ("s3://bucket/*.tar", by fsspec), "worlds:COUNT[:SEED]", generated
+            this order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus, any of these but films
+            on another machine ("s3://bucket/shards", "https://..", by fsspec), of tars and tables a pattern too
+            ("s3://bucket/*.tar"), "worlds:COUNT[:SEED]", generated
             scenes, "products:COUNT[:SEED]", generated products, "products-zh:COUNT[:SEED]", the same in Chinese,
             "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
@@ -67,7 +75,10 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         return FilmWorld(int(films["count"]), int(films["seed"] or 0), split or "train", films["language"] or "en")
     if is_remote(spec):
         return _open_remote(str(spec), split, on_error)
-    path = Path(spec)
+    return _open_local(Path(spec), split, on_error)
+
+
+def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
     if path.is_dir():
         if (path / INDEX).exists():
             return ShardSource(path, split, on_error=on_error)
@@ -77,30 +88,53 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
             return PairsFolder(path, split, on_error)
         if any(path.glob("*.tar")):
             return TarSource(path, split, on_error)
+        if is_text_db(path):
+            return UniterText(path, split, on_error)
+        if is_files_layout(path):
+            return FilesSource(path, split, on_error)
         if table_files(str(path)):
             return TableSource(path, split, on_error)
         found = sorted(x.name for x in path.iterdir())
         holds = ", ".join(found[:5]) + (", .." if len(found) > 5 else "") if found else "nothing"
-        raise BadInput(f"{spec}: a folder that holds {holds}; expected {ACCEPTED}")
+        raise BadInput(f"{path}: a folder that holds {holds}; expected {ACCEPTED}")
     if not path.exists():
-        raise BadInput(f"{spec}: no such file or folder; expected {ACCEPTED}")
-    if recognise(path) is not None:
-        return CorpusSource(path, split, on_error)
+        raise BadInput(f"{path}: no such file or folder; expected {ACCEPTED}")
+    if (corpus := recognise(path)) is not None:
+        return CorpusSource(path, split, on_error, corpus)
     if path.suffix == ".jsonl":
         return PairsFolder(path, split, on_error)
     if path.suffix == ".tar":
         return TarSource(path, split, on_error)
     if path.suffix in TABLES:
         return TableSource(path, split, on_error)
-    raise BadInput(f"{spec}: not a file of a known kind; expected {ACCEPTED}")
+    if FASHIONGEN.fullmatch(path.name):
+        return FashionGen(path, split, on_error)
+    raise BadInput(f"{path}: not a file of a known kind; expected {ACCEPTED}")
 
 
 def _open_remote(spec: str, split: str | None, on_error: OnError) -> Source:
-    if spec.endswith(".tar") or ("*" not in spec and find_files(spec, (".tar",))):
+    if spec.endswith(".tar"):
         return TarSource(spec, split, on_error)
+    if "*" not in spec and not spec.endswith(TABLES):
+        if is_file(spec):
+            return _open_remote_file(spec, split, on_error)
+        if is_file(join(spec, INDEX)):
+            return ShardSource(spec, split, on_error=on_error)
+        if is_file(join(spec, LINES)):
+            return PairsFolder(spec, split, on_error)
+        if find_files(spec, (".tar",)):
+            return TarSource(spec, split, on_error)
     if table_files(spec):
         return TableSource(spec, split, on_error)
-    raise BadInput(f"{spec}: no .tar, .parquet or .arrow file there; remote data sets are of these")
+    raise BadInput(f"{spec}: nothing there that can be opened; expected {REMOTE}")
+
+
+def _open_remote_file(spec: str, split: str | None, on_error: OnError) -> Source:
+    if (corpus := corpus_lines.recognise(spec)) is not None:
+        return CorpusSource(spec, split, on_error, corpus)
+    if spec.endswith(".jsonl"):
+        return PairsFolder(spec, split, on_error)
+    raise BadInput(f"{spec}: not a file of a known kind; expected {REMOTE}")
 
 
 def _join(specs: list[str], split: str | None, on_error: OnError) -> Source:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from intarsia.batch import Sample
-from intarsia.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -26,27 +25,6 @@ class Provenance:
     boxes: str = "xyxy fractions"
     settings: dict[str, str] = field(default_factory=dict)
     """Everything else that changes the numbers: input size, thresholds."""
-
-
-def must_be_alike(spec: str, found: Provenance | None, known: Provenance) -> None:
-    """Raises unless the same extractor made both; whether soft labels came along does not matter to a trained system.
-
-    Args:
-        spec: the data, as the user named them.
-        found: of their features; None = they have none.
-        known: of the features that a system was trained on.
-
-    Raises:
-        BadInput: says what differs, and how to get features of the known kind.
-    """
-    options = " ".join(f"{name} {value}" for name, value in known.settings.items())
-    how = f"run `intarsia extract {spec} --extractor {known.extractor}{' --options ' + options if options else ''}`"
-    if found is None:
-        raise BadInput(f"{spec}: has no region features; {how}")
-    for name in ("extractor", "width", "weights", "settings"):
-        here, there = getattr(found, name), getattr(known, name)
-        if here != there:
-            raise BadInput(f"{spec}: features with {name} {here!r}, the weights were trained on {there!r}; {how}")
 
 
 class Source(Protocol):

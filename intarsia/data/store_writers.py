@@ -19,7 +19,7 @@ from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.oscar_tsv import oscar_lines
 from intarsia.data.formats.store import in_pixels
 from intarsia.data.formats.uniter_lmdb import NAMES as UNITER_NAMES
-from intarsia.data.formats.uniter_lmdb import pack_record
+from intarsia.data.formats.uniter_lmdb import pack_record, write_counts
 from intarsia.data.formats.vilbert import NAMES as VILBERT_NAMES
 from intarsia.data.formats.vilbert import pack_dict
 from intarsia.errors import BadInput, needs_extra
@@ -66,57 +66,53 @@ class StoreWriter(ABC):
 
 
 class TsvWriter(StoreWriter):
-    """TSV of bottom-up attention ("butd"), LXMERT ("lxmert") or Oscar ("oscar", with a label file), and its .lineidx."""
+    """TSV of bottom-up attention ("butd"), LXMERT ("lxmert") or Oscar ("oscar", with files of labels and sizes), and its .lineidx."""
 
     def __init__(self, path: Path, layout: str) -> None:
         super().__init__(path)
         self.layout = layout
-        self._label_path = path.with_name(path.name.replace(".feature.tsv", "").removesuffix(".tsv") + ".label.tsv")
         if layout == "oscar" and not path.name.endswith(".feature.tsv"):
             raise BadInput(f"{path}: a feature file of Oscar's ends in .feature.tsv")
-        if layout == "oscar" and self._label_path.exists():
-            raise BadInput(f"{self._label_path}: is already there")
-        self._label_partial = self._label_path.with_name(f".{self._label_path.name}.partial")
-        heads = _whole_lines(self.partial)
-        if layout == "oscar":
-            labels = _whole_lines(self._label_partial)
-            both = min(len(heads), len(labels))
-            _cut(self.partial, heads[:both])
-            _cut(self._label_partial, labels[:both])
-            heads = heads[:both]
-        self.done = {name for name, _ in heads}
-        self._file: BinaryIO = open(self.partial, "ab")  # noqa: SIM115
-        self._labels: BinaryIO | None = open(self._label_partial, "ab") if layout == "oscar" else None  # noqa: SIM115
+        stem = path.name.removesuffix(".feature.tsv")
+        beside = [path.with_name(f"{stem}.{x}.tsv") for x in ("label", "hw")] if layout == "oscar" else []
+        there = next((x for x in beside if x.exists()), None)
+        if there is not None:
+            raise BadInput(f"{there}: is already there")
+        self._paths = [path, *beside]
+        self._partials = [x.with_name(f".{x.name}.partial") for x in self._paths]
+        lines = [_whole_lines(x) for x in self._partials]
+        common = min(map(len, lines))
+        for partial, found in zip(self._partials, lines, strict=True):
+            _cut(partial, found[:common])
+        self.done = {name for name, _ in lines[0][:common]}
+        self._files: list[BinaryIO] = [open(x, "ab") for x in self._partials]  # noqa: SIM115
 
     def add(self, picture: Picture) -> None:
         """Takes a picture."""
-        if self._labels is not None:
-            features, labels = oscar_lines(picture)
-            self._file.write(features)
-            self._labels.write(labels)
+        lines: tuple[bytes, ...]
+        if self.layout == "oscar":
+            lines = oscar_lines(picture)
         else:
-            self._file.write(butd_line(picture) if self.layout == "butd" else lxmert_line(picture))
+            lines = (butd_line(picture) if self.layout == "butd" else lxmert_line(picture),)
+        for file, line in zip(self._files, lines, strict=True):
+            file.write(line)
         self.done.add(picture.name)
 
     def finish(self) -> None:
-        """Gives the files their real names, the label file first."""
-        pairs = [(self._labels, self._label_partial, self._label_path), (self._file, self.partial, self.path)]
-        for file, partial, path in pairs:
-            if file is not None:
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(partial, path)
-        offsets = [0]
-        for _, end in _whole_lines(self.path):
-            offsets.append(end)
-        with write_whole(self.path.with_suffix(".lineidx")) as temporary:
-            temporary.write_text("".join(f"{x}\n" for x in offsets[:-1]))
+        """Gives the files their real names, that of the features last."""
+        for file, partial, path in reversed(list(zip(self._files, self._partials, self._paths, strict=True))):
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        for path in self._paths:
+            offsets = [0, *(end for _, end in _whole_lines(path))]
+            with write_whole(path.with_suffix(".lineidx")) as temporary:
+                temporary.write_text("".join(f"{x}\n" for x in offsets[:-1]))
 
     def close(self) -> None:
         """Lets go of the files."""
-        self._file.close()
-        if self._labels is not None:
-            self._labels.close()
+        for file in self._files:
+            file.close()
 
 
 def _whole_lines(path: Path) -> list[tuple[str, int]]:
@@ -188,6 +184,8 @@ class LmdbWriter(StoreWriter):
         self._env.sync(True)
         self.close()
         os.replace(self.partial, self.path)
+        if self.layout != "vilbert":
+            write_counts(self.path)
 
     def close(self) -> None:
         """Lets go of the environment."""

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from intarsia.batch import Picture
 from intarsia.data.formats.butd_tsv import ButdTsv
-from intarsia.data.formats.hdf5 import VLPH5, GqaH5, Hdf5File, VoltaH5
+from intarsia.data.formats.ernie_vil import COLUMNS as ERNIE_COLUMNS
+from intarsia.data.formats.ernie_vil import ErnieTsv
+from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
+from intarsia.data.formats.hdf5 import VLPH5, GqaGridH5, GqaH5, Hdf5File, VoltaH5
+from intarsia.data.formats.line_index import parts_of
 from intarsia.data.formats.lmdb_file import LmdbFile
 from intarsia.data.formats.npz_folder import NpzFolder
-from intarsia.data.formats.oscar_tsv import OscarTsv
+from intarsia.data.formats.oscar_corpus import OscarCorpus
+from intarsia.data.formats.oscar_tsv import OscarTsv, read_yaml
+from intarsia.data.formats.recognise import holds_objects
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.store import RegionStore
+from intarsia.data.formats.tensorpack import TensorpackLmdb
+from intarsia.data.formats.tfrecord import FashionBERTRecords
+from intarsia.data.formats.torch_features import TorchFeatures, is_features, read_content
 from intarsia.data.formats.uniter_lmdb import NAMES as UNITER_NAMES
 from intarsia.data.formats.uniter_lmdb import UniterLmdb
+from intarsia.data.formats.uniter_text import is_text_db
 from intarsia.data.formats.vilbert import NAMES as VILBERT_NAMES
 from intarsia.data.formats.vilbert import NpyFolder, ViLBERTLmdb
-from intarsia.data.formats.vlbert_zip import VLBERTLines
+from intarsia.data.formats.vlbert_zip import VLBERTLines, VLBERTRegions
 from intarsia.errors import BadInput
+
+TSV = re.compile(r"\.(tsv|txt)(\.\d+|\.gz)?$")
 
 
 class ShardStore(RegionStore):
@@ -33,17 +52,23 @@ class ShardStore(RegionStore):
         self.names = [self.source.picture(i).name for i in range(self.source.picture_count)]
 
     def picture(self, number: int) -> Picture:
-        """A picture; a view into its shard."""
-        return self.source.picture(number)
+        """A picture; a view into its shard. Its tags are the classes of its regions, one each, where they are known."""
+        picture, classes = self.source.picture(number), self.provenance.classes if self.provenance else ()
+        if picture.labels is None or not classes:
+            return picture
+        return replace(picture, tags=tuple(classes[i] for i in picture.labels.tolist()))
 
 
-def open_store(spec: str | Path, *, boxes: str = "xyxy", width: int = 2048) -> RegionStore | None:
+def open_store(
+    spec: str | Path, *, boxes: str = "xyxy", width: int = 2048, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> RegionStore | None:
     """Opens region features of any known layout.
 
     Args:
-        spec: the file or folder.
-        boxes: "xyxy" or "xywh", where the layout does not settle it (GQA's).
+        spec: the file or folder; X.tsv also where it lies in parts X.tsv.0, X.tsv.1, ..
+        boxes: "xyxy" or "xywh", where the layout does not settle it (GQA's); "none" takes features without boxes as whole pictures.
         width: F of Oscar's features, without the geometry behind them.
+        sizes: pixels wide and high by `picture_key`, for layouts that do not say them.
 
     Returns:
         The store; None if what lies there is none.
@@ -53,63 +78,95 @@ def open_store(spec: str | Path, *, boxes: str = "xyxy", width: int = 2048) -> R
     """
     path = Path(spec)
     if path.is_dir():
-        return _folder(path, boxes)
-    if not path.is_file():
+        found = _folder(path, boxes)
+    elif path.is_file() or parts_of(path):
+        found = _file(path, boxes, width)
+    else:
         return None
+    if found is not None and sizes:
+        found.sizes = sizes
+    return found
+
+
+def open_foreign(spec: str | Path, **options: Any) -> RegionStore | None:
+    """As `open_store`, but None for our own shards, which are a data set with captions."""
+    return None if (Path(spec) / INDEX).exists() else open_store(spec, **options)
+
+
+def _file(path: Path, boxes: str, width: int) -> RegionStore | None:
     match path.suffix:
         case ".mdb":
             return _lmdb(path)
         case ".h5" | ".hdf5":
             return _hdf5(path)
         case ".yaml" | ".yml":
-            return OscarTsv(path, width)
-        case ".tsv":
-            return _tsv(path, width)
+            return OscarCorpus(path, width) if "corpus_file" in read_yaml(path) else OscarTsv(path, width)
+        case ".tfrecord" | ".tfrecords":
+            return FashionBERTRecords(path)
+        case ".zip":
+            return VLBERTRegions(path)
+        case ".pt" | ".pth" | ".th":
+            return TorchFeatures(path, width, boxes) if is_features(read_content(path)) else None
+        case ".npy":
+            return TorchFeatures(path, width, boxes) if holds_objects(path, one=True) else None
         case ".json" | ".jsonl":
             with open(path, "rb") as handle:
                 return VLBERTLines(path) if b'"frcnn"' in handle.readline(65536) else None
         case _:
-            return None
-
-
-def open_foreign(spec: str | Path) -> RegionStore | None:
-    """As `open_store`, but None for our own shards, which are a data set with captions."""
-    return None if (Path(spec) / INDEX).exists() else open_store(spec)
+            return _tsv(path, width) if TSV.search(path.name) else None
 
 
 def _folder(path: Path, boxes: str) -> RegionStore | None:
     if (path / INDEX).exists():
         return ShardStore(path)
+    if is_text_db(path):
+        return None
     if (path / "data.mdb").exists():
         return _lmdb(path)
     if (path / "gqa_objects_info.json").exists():
         return GqaH5(path, boxes)
+    if (path / "gqa_spatial_info.json").exists():
+        return GqaGridH5(path)
     if any(path.glob("*_feat[0-9][0-9][0-9].h5")):
         return VLPH5(path)
     if any(path.glob("*.tar")) or (path / "pairs.jsonl").exists():
         return None
-    for pattern, kind in (("*.npz", NpzFolder), ("*.npy", NpyFolder)):
+    for pattern, kind in (("*.npz", NpzFolder), ("*.npy", partial(NpyFolder, boxes=boxes))):
         if next(path.rglob(pattern), None) is not None:
             return kind(path)
+    first = next(path.glob("*.json"), None)
+    if first is not None and _holds_regions(first):
+        return VLBERTRegions(path)
     return None
+
+
+def _holds_regions(path: Path) -> bool:
+    """Whether a .json file is one picture's regions of VL-BERT's."""
+    with open(path, "rb") as handle:
+        head = handle.read(1 << 20)
+    return head[:1] == b"{" and b'"num_boxes"' in head and b'"boxes"' in head
 
 
 def _lmdb(path: Path) -> RegionStore:
     file = LmdbFile(path)
-    if file.get(UNITER_NAMES) is not None:
-        return UniterLmdb(path)
+    listed = file.get(UNITER_NAMES)
+    if listed is not None:
+        return UniterLmdb(path) if listed[:1] == b"[" else TensorpackLmdb(path)
     if file.get(VILBERT_NAMES) is not None:
         return ViLBERTLmdb(path)
     record = file.first()
     if record is None:
         raise BadInput(f"{path}: an LMDB environment with nothing in it")
     value = record[1]
-    return (
-        UniterLmdb(path) if value[:2] == b"PK" or (value[0] & 0xF0 == 0x80 and value[0] != 0x80) else ViLBERTLmdb(path)
-    )
+    if value[:1] in (b"\x98", b"\x9d"):  # a list of 8 or 13
+        return TensorpackLmdb(path)
+    msgpack = value[0] & 0xF0 == 0x80 and value[0] != 0x80
+    return UniterLmdb(path) if value[:2] == b"PK" or msgpack else ViLBERTLmdb(path)
 
 
-def _hdf5(path: Path) -> RegionStore:
+def _hdf5(path: Path) -> RegionStore | None:
+    if FASHIONGEN.fullmatch(path.name):
+        return None  # a data set with pixels
     file = Hdf5File(path).open()
     first = next(iter(file.values()), None)
     if first is not None and hasattr(first, "keys") and "features" in first:
@@ -120,12 +177,20 @@ def _hdf5(path: Path) -> RegionStore:
 
 
 def _tsv(path: Path, width: int) -> RegionStore | None:
-    with open(path, "rb") as handle:
-        cells = handle.readline().rstrip(b"\r\n").split(b"\t")
-    if len(cells) >= 2 and cells[1][:1] == b"{" and b'"features"' in cells[1]:
-        return OscarTsv(path, width)
+    head = parts_of(path)[0] if not path.exists() else path
+    try:
+        with gzip.open(head, "rb") if head.suffix == ".gz" else open(head, "rb") as handle:
+            cells = handle.readline().rstrip(b"\r\n").split(b"\t")
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{head}: cannot be read: {error}") from None
+    if len(cells) == ERNIE_COLUMNS and all(x.isdigit() for x in cells[1:5]):
+        return ErnieTsv(path)
     if len(cells) in (6, 8, 10, 13) and cells[1].isdigit():
         return ButdTsv(path)
+    if head.suffix == ".gz":
+        return None
+    if len(cells) >= 2 and cells[1][:1] == b"{" and b'"features"' in cells[1]:
+        return OscarTsv(path, width)
     if len(cells) >= 3 and cells[1].isdigit() and len(cells[-1]) > 1000:
         return OscarTsv(path, width)
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intarsia.batch import Sample
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput, needs_extra
 
@@ -362,6 +363,31 @@ def passages(spans: Array, starts: Array, length: float, most: float, silent: in
             found.append((at, after, first, min(last, first + limit)))
         at = after
     return found
+
+
+def sentence(sample: Sample, number: int) -> Sample:
+    """One sentence of a passage with the clips of its time, under the key "passage/number"."""
+    film = sample.film
+    assert film is not None, f"{sample.key}: needs a film"
+    span = film.spans[number : number + 1]
+    clips = slice(*clips_within(span, film.seconds, film.length)[0].tolist())
+    ids = None if film.ids is None else film.ids[clips]
+    cut = replace(film, features=film.features[clips], seconds=film.seconds[clips], spans=span, ids=ids)
+    return replace(sample, key=f"{sample.key}/{number}", texts=(sample.texts[number],), film=cut)
+
+
+def picture_at(path: str | Path, second: float) -> Array:
+    """The picture (H, W, 3) uint8 RGB on the screen at a moment of a video; the last one behind its end. Decodes all before it.
+
+    Raises:
+        BadInput: as `frames`.
+    """
+    shown: Any = None
+    for begins, _, frame in frames(path, threads=1):
+        if shown is not None and begins > second:
+            break
+        shown = frame
+    return _upright(shown)
 
 
 def sampling_of(settings: dict[str, str]) -> Sampling:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from intarsia.batch import Array, Picture, Sample
+from intarsia.batch import Array, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.matching import Retrieval, rank
+from intarsia.evaluate.running import Shown, name_of, shown_of
 
 _WORD = re.compile(r"[一-鿿]|[^\W_]+")
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -18,7 +19,7 @@ _WORDS = 4000
 
 
 def baseline_retrieval(
-    train: Iterable[Sample], texts: Sequence[Sample], pictures: Sequence[Picture], gold: Sequence[int]
+    train: Iterable[Sample], texts: Sequence[Sample], pictures: Sequence[Shown], gold: Sequence[int]
 ) -> dict[str, Retrieval]:
     """Two baselines on the candidates of `retrieval`.
 
@@ -37,14 +38,14 @@ def baseline_retrieval(
     return {name: rank(x, np.asarray(gold)) for name, x in baseline_scores(train, texts, pictures).items()}
 
 
-def baseline_scores(train: Iterable[Sample], texts: Sequence[Sample], pictures: Sequence[Picture]) -> dict[str, Array]:
+def baseline_scores(train: Iterable[Sample], texts: Sequence[Sample], pictures: Sequence[Shown]) -> dict[str, Array]:
     """(N, M) cosines of both baselines; see `baseline_retrieval`."""
-    shown: dict[str, Picture] = {}
+    shown: dict[str, Shown] = {}
     said: dict[str, list[str]] = {}
     for sample in train:
-        picture = sample.pictures[0]
-        shown.setdefault(picture.name, picture)
-        said.setdefault(picture.name, []).append(sample.texts[0])
+        name = name_of(shown_of(sample))
+        shown.setdefault(name, shown_of(sample))
+        said.setdefault(name, []).append(sample.texts[0])
     if len(shown) < 10:
         raise BadInput(f"baseline: {len(shown)} training pictures, at least 10 are needed")
     features = np.stack([_feature(x) for x in shown.values()])
@@ -67,8 +68,8 @@ def baseline_scores(train: Iterable[Sample], texts: Sequence[Sample], pictures: 
     return {name: queries @ _unit(guess).T for name, guess in found.items()}
 
 
-def _feature(picture: Picture) -> Array:
-    """(2 F) mean and largest of each feature over the regions; 0 without regions."""
+def _feature(picture: Shown) -> Array:
+    """(2 F) mean and largest of each feature over the regions, or clips; 0 without any."""
     features = np.asarray(picture.features, np.float64)
     if not len(features):
         return np.zeros(2 * features.shape[1])

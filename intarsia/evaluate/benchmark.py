@@ -6,17 +6,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array, Sample, pack
-from intarsia.errors import TooLong
-from intarsia.evaluate.evaluation import pairs
-from intarsia.evaluate.matching import match
-from intarsia.evaluate.rerank import Prefilter, rerank
+from intarsia.batch import Array, pack
+from intarsia.errors import BadInput, TooLong
+from intarsia.evaluate.queries import among_own, listed, ranked
+from intarsia.evaluate.rerank import Prefilter
 from intarsia.evaluate.running import FP32, Inference, run_numbers
+from intarsia.system import System
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Predictions
-from intarsia.tasks.metrics import ranking
 from intarsia.tuned import Tuned
 
 _WORD = re.compile(r"\w+")
@@ -38,6 +39,8 @@ class Measured:
     """Expected main number of a guess."""
     blind: float | None = None
     """The main number by the words alone."""
+    told: str = ""
+    """The protocol in words, where scores depend on what is drawn."""
 
 
 def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dict[str, Array], int]:
@@ -77,78 +80,11 @@ def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> 
     return benchmark.measure_regions(source.annotations, predictions, boxes)
 
 
-def ranked(
-    tuned: Tuned,
-    source: Annotated,
-    most: int,
-    how: Inference = FP32,
-    fold: int = 0,
-    first: Prefilter | None = None,
-) -> tuple[dict[str, float], int, int]:
-    """Recall both ways among the first pictures of a split.
-
-    Args:
-        tuned: a system tuned to rank pairs.
-        source: captions with their pictures.
-        most: captions that are ranked; 0 = all.
-        how: batch size, precision, bar.
-        fold: pictures of a fold, if the pictures make several whole ones; 0 = no folds.
-        first: ranks before, so that only its best candidates are read; without folds.
-
-    Returns:
-        Recalls as fractions and their sum in percent, with folds also their means, with a first ranking also its recalls; captions ranked; captions left out
-        because they were too long.
-    """
-    samples: list[Sample] = [source[i] for i in range(min(len(source), most or len(source)))]
-    texts, pictures, gold = pairs(samples)
-    if first is not None:
-        two, count = rerank(tuned, texts, pictures, np.asarray(gold), first, how)
-        return two, count, len(texts) - count
-    kept, scores = match(tuned, texts, pictures, how)
-    owner = np.asarray(gold)[kept]
-    shown = np.unique(owner)  # pictures whose captions were all too long rank nothing, and stay as candidates of texts
-    found = ranking.retrieval(scores.T[shown], np.searchsorted(shown, owner)) if len(shown) < len(pictures) else None
-    whole = found or ranking.retrieval(scores.T, owner)
-    numbers = {f"image R@{k}": x for k, x in whole.image.at.items()} | {
-        f"text R@{k}": x for k, x in whole.text.at.items()
-    }
-    numbers |= {"rsum": whole.rsum}
-    if fold and len(pictures) > fold and len(pictures) % fold == 0 and len(shown) == len(pictures):
-        numbers |= _folds(scores, owner, fold)
-    return numbers, len(kept), len(texts) - len(kept)
-
-
-def _folds(scores: Array, owner: Array, fold: int) -> dict[str, float]:
-    """Means over consecutive folds of pictures and their captions."""
-    parts = []
-    for start in range(0, scores.shape[1], fold):
-        mine = (owner >= start) & (owner < start + fold)
-        parts.append(ranking.retrieval(scores[mine, start : start + fold].T, owner[mine] - start))
-    means = ranking.folds(parts)
-    return {f"{len(parts)} x {fold} {x}": y if x == "rsum" else y / 100 for x, y in means.items()}
-
-
 def evaluate(
-    tuned: Tuned,
-    benchmark: Benchmark,
-    source: Annotated,
-    train: Annotated | None = None,
-    most: int = 0,
-    how: Inference = FP32,
-    first: Prefilter | None = None,
+    tuned: Tuned, benchmark: Benchmark, source: Annotated, train: Annotated | None = None, how: Inference = FP32
 ) -> tuple[Measured, dict[str, Array]]:
-    """The official numbers, with chance and, if training items are given, a baseline that sees no picture.
-
-    Returns:
-        The numbers, and the predictions by item (none for pairs that are ranked).
-    """
-    missing = len(source.annotations.items) - len(source)
-    out = {"no regions": missing} if missing else {}
-    if benchmark.ranks:
-        numbers, count, long = ranked(tuned, source, most, how, benchmark.fold, first)
-        pictures = len({source.kept[i][1][0] for i in range(min(len(source), most or len(source)))})
-        out |= {"too long": long} if long else {}
-        return Measured(benchmark.name, source.annotations.split, count, numbers, out, 1 / pictures), {}
+    """The official numbers, with chance and, if training items are given, a baseline that sees no picture; and the predictions by item."""
+    out = _without_regions(source)
     predictions, long = predict(tuned, source, how)
     out |= {"too long": long} if long else {}
     numbers = score(benchmark, source, predictions) if source.annotations.gold else {}
@@ -159,6 +95,46 @@ def evaluate(
     return Measured(
         benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind
     ), predictions
+
+
+def evaluate_pairs(
+    system: System,
+    benchmark: Benchmark,
+    source: Annotated,
+    most: int = 0,
+    how: Inference = FP32,
+    first: Prefilter | None = None,
+    keep: Path | None = None,
+) -> tuple[Measured, Mapping[str, Any]]:
+    """The official numbers where pairs are ranked, by any system that matches, tuned or not; of a benchmark of lists also these, by text.
+
+    Raises:
+        BadInput: the system ranks no pairs; or a first ranking, or a number of captions, is asked for where each query has candidates of its own.
+    """
+    if not system.matches:
+        raise BadInput(f"{benchmark.name}: ranks pairs, {system.card.name} does not")
+    if (first is not None or most) and benchmark.candidates is not None:
+        raise BadInput(f"{benchmark.name}: each query has few candidates of its own; nothing is ranked beforehand")
+    out, split, lists = _without_regions(source), source.annotations.split, dict[str, list[str]]()
+    numbers, chance, told = dict[str, float](), None, ""
+    if benchmark.candidates is not None:
+        numbers, told, long = among_own(system, source, benchmark, how)
+        count = len(source) - long
+    elif benchmark.measure_lists is not None:
+        lists, left_out = listed(system, source, how, first, keep)
+        count, out = len(lists), out | left_out
+        numbers = benchmark.measure_lists(source.annotations, lists) if source.annotations.gold else {}
+        return Measured(benchmark.name, split, count, numbers, out), lists
+    else:
+        numbers, count, long = ranked(system, source, most, how, benchmark.fold, first, keep)
+        chance = 1 / len({source.kept[i][1][0] for i in range(min(len(source), most or len(source)))})
+    out |= {"too long": long} if long else {}
+    return Measured(benchmark.name, split, count, numbers, out, chance, told=told), {}
+
+
+def _without_regions(source: Annotated) -> dict[str, int]:
+    missing = len(source.annotations.items) - len(source)
+    return {"no regions": missing} if missing else {}
 
 
 def chance_of(benchmark: Benchmark, source: Annotated) -> float | None:
@@ -184,7 +160,7 @@ def chance_of(benchmark: Benchmark, source: Annotated) -> float | None:
 def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
     """Predictions by the words alone, in the form that `predict` gives.
 
-    Answers: naive Bayes from the words of the text to the answer. Choices: naive Bayes from the words of a choice to its being right. Regions: how
+    Answers: naive Bayes from the words of the text to the answer; without a text the commonest. Choices: naive Bayes from the words of a choice to its being right. Regions: how
     often the region of that place was meant in training.
     """
     items = [x for x, _ in train.kept]
@@ -194,7 +170,7 @@ def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
     choices = len(items[0].texts) > 2
     model = _Bayes()
     for item in items:
-        for i, text in enumerate(item.texts[-4:] if choices else item.texts[:1]):
+        for i, text in enumerate(item.texts[-4:] if choices else item.texts[:1] or ("",)):
             for answer, share in item.answers:
                 model.learn(text, str(answer == str(i)) if choices else answer, share)
     found = {}
@@ -202,7 +178,7 @@ def blind_guess(train: Annotated, source: Annotated) -> dict[str, Array]:
         if choices:
             found[item.key] = np.array([model.odds(x, "True") - model.odds(x, "False") for x in item.texts[-4:]])
         else:
-            given = model.all(item.texts[0])
+            given = model.all(item.texts[0] if item.texts else "")
             found[item.key] = np.array([given.get(x, -np.inf) for x in labels])
     return found
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from rich.console import Group
 
-from intarsia.batch import Picture, Sample
+from intarsia.batch import Sample
 from intarsia.evaluate.grounding import Pointing, pointing
 from intarsia.evaluate.matching import Choice, Retrieval, choice, retrieval
-from intarsia.evaluate.running import FP32, Inference, first_picture, plain
+from intarsia.evaluate.running import FP32, Inference, Shown, name_of, plain, shown_of
 from intarsia.evaluate.words import ChosenWord, MaskedWords, masked_words
 from intarsia.system import System
 
@@ -77,15 +77,18 @@ def evaluate(
 
 def pairs(
     samples: Sequence[Sample], candidates: Sequence[int] | None = None
-) -> tuple[list[Sample], list[Picture], list[int]]:
+) -> tuple[list[Sample], list[Shown], list[int]]:
     """Texts, pictures and gold for `retrieval`: the captions of some samples (all by default) and their pictures, each once, in order.
+
+    Of samples with a video each passage of it is one candidate.
 
     Raises:
         BadInput: a sample has no picture.
     """
     texts = [samples[i] for i in (range(len(samples)) if candidates is None else candidates)]
-    pictures: dict[str, Picture] = {}
-    for x in texts:
-        pictures.setdefault(first_picture(x).name, first_picture(x))
+    pictures: dict[str, Shown] = {}
+    names = [name_of(shown_of(x)) for x in texts]
+    for name, x in zip(names, texts, strict=True):
+        pictures.setdefault(name, shown_of(x))
     place = {name: i for i, name in enumerate(pictures)}
-    return texts, list(pictures.values()), [place[first_picture(x).name] for x in texts]
+    return texts, list(pictures.values()), [place[x] for x in names]

@@ -161,7 +161,7 @@ def maps_of(seen: Seen, batch: Batch, own: Mapping[str, Array] | None = None) ->
 
 
 def streams_of(queries: Packing, keys: Packing, batch: Batch) -> tuple[str, str]:
-    """Between which streams of a batch an `attend` call lay: seer and seen, each "words", "regions", "both" or, when it is neither, "".
+    """Between which streams of a batch an `attend` call lay: seer and seen, each "words", "regions" (or clips), "both" or, when it is neither, "".
 
     A stream is known by its packing: the batch's own object, or else by its row counts.
     """
@@ -170,8 +170,9 @@ def streams_of(queries: Packing, keys: Packing, batch: Batch) -> tuple[str, str]
 
 
 def _stream(packing: Packing, batch: Batch) -> str:
-    assert batch.text is not None and batch.regions is not None, "needs words and regions"
-    words, regions = batch.text.packing, batch.regions.packing
+    shown = batch.regions or batch.clips
+    assert batch.text is not None and shown is not None, "needs words, and regions or clips"
+    words, regions = batch.text.packing, shown.packing
     if packing is words:
         return "words"
     if packing is regions:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from intarsia.batch import Array, Batch, Example, Picture, Sample
+from intarsia.batch import Array, Batch, Example, Film, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.crossing import score_crossed
-from intarsia.evaluate.running import FP32, Inference, Share, fitting, percent, plain, run
+from intarsia.evaluate.parts import PICTURES, SPARSE, TEXTS, Parts, blocks, fingerprint
+from intarsia.evaluate.running import FP32, Inference, Share, Shown, fitting, name_of, percent, plain, run
 from intarsia.evaluate.towers import embed, products
 from intarsia.system import Crossing, System
 
@@ -61,7 +64,7 @@ class Retrieval:
 
 
 def retrieval(
-    system: System, texts: Sequence[Sample], pictures: Sequence[Picture], gold: Sequence[int], how: Inference = FP32
+    system: System, texts: Sequence[Sample], pictures: Sequence[Shown], gold: Sequence[int], how: Inference = FP32
 ) -> Retrieval:
     """Ranks all pictures for each text and all texts for each picture by the system's match scores.
 
@@ -84,46 +87,87 @@ def retrieval(
 def match(
     system: System,
     texts: Sequence[Sample],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Shown],
     how: Inference = FP32,
     wanted: Array | None = None,
+    keep: Path | None = None,
 ) -> tuple[list[int], Array]:
     """Scores every text with every picture: the numbers of the K texts that fit the system, and (K, M) float32, higher = fits better.
 
     Texts and pictures are laid out once each and put together; where a system lays a pair out otherwise (its rows of a picture depend on the text),
-    every pair is laid out anew. Two towers encode texts and pictures once each too, and a `Crossing` does all of it that comes before they meet.
+    every pair is laid out anew. Two towers encode texts and pictures once each too, and a `Crossing` does all of it that comes before they meet, once for
+    each block of texts and pictures (`parts`). What is held at once is a block of pictures, all texts, and the scores.
 
     Args:
         system: a system that matches.
         texts: N samples, of which the first text counts.
-        pictures: M candidates.
+        pictures: M candidates, pictures or videos.
         how: batch size, precision, bar.
         wanted: (N, M) bool, the pairs to score, the others get NaN; None = all. Two towers score all.
+        keep: a folder for the blocks that are done and the scores, so that a pass that was killed goes on; None = all is in memory. Two towers need none.
 
     Raises:
-        BadInput: no text fits the system, or there is no picture.
+        BadInput: no text fits the system, there is no picture, or the folder is of another pass.
     """
     bare = [replace(x, links=(), false_texts=()) for x in texts]
-    kept, said = fitting(system, (replace(x, pictures=tuple(pictures[:1])) for x in bare))
+    kept, said = fitting(system, (beside(x, pictures[0]) for x in (bare if pictures else ())))
     if not kept or not pictures:
         raise BadInput(f"retrieval: of {len(texts)} texts {len(kept)} fit the system; {len(pictures)} pictures")
-    carrier = bare[kept[int(np.argmin([len(bare[i].texts[0]) for i in kept]))]]
-    shown = [system.lay_out(replace(carrier, pictures=(x,))) for x in pictures]
+    fit = [bare[i] for i in kept]
+    carrier = min(fit, key=lambda x: len(x.texts[0]))
+
+    def show(some: Sequence[Shown]) -> list[Example]:
+        return [system.lay_out(beside(carrier, x)) for x in some]
+
     if system.towers:
-        return kept, products(system, embed(system, said, "text", how), embed(system, shown, "picture", how))
-    pairs = None if wanted is None else np.flatnonzero(wanted[kept])
-    if not _apart(system, [bare[i] for i in kept], said, pictures, shown):
-        return kept, score_pairs(
-            system,
-            said,
-            shown,
-            lambda i, j: system.lay_out(replace(bare[kept[i]], pictures=(pictures[j],))),
-            how,
-            pairs,
-        )
-    if isinstance(system, Crossing):
-        return kept, score_crossed(system, said, shown, how, pairs)
-    return kept, score_pairs(system, said, shown, None, how, pairs)
+        return kept, products(system, embed(system, said, "text", how), embed(system, show(pictures), "picture", how))
+    asked = None if wanted is None else wanted[kept]
+    mark = "" if keep is None else _mark(system, fit, pictures, how, asked)
+    done = Parts(keep, mark)
+    scores = done.table((len(fit), len(pictures)))
+    apart = _apart(system, fit, said, pictures, show)
+    wide = 1 if asked is None else SPARSE
+    for columns in blocks(len(pictures), wide * PICTURES):
+        shown: list[Example] = []
+        for rows in blocks(len(fit), wide * TEXTS):
+            found = done.get((rows, columns))
+            if found is None:
+                shown = shown or show(pictures[columns])
+                some = None if asked is None else np.flatnonzero(asked[rows, columns])
+                build = None if apart else _anew(system, fit[rows], pictures[columns])
+                found = _block(system, said[rows], shown, build, how, some)
+                done.put((rows, columns), found)
+            scores[rows, columns] = found
+    return kept, scores
+
+
+def _mark(
+    system: System, texts: Sequence[Sample], pictures: Sequence[Shown], how: Inference, asked: Array | None
+) -> str:
+    """What a pass depends on."""
+    pairs = "all" if asked is None else hashlib.sha256(np.packbits(asked).tobytes()).hexdigest()
+    words = (f"{x.key} {x.texts[0]}" for x in texts)
+    return fingerprint(system, words, map(name_of, pictures), [str(how.rows), how.precision, pairs])
+
+
+def _anew(system: System, texts: Sequence[Sample], pictures: Sequence[Shown]) -> Callable[[int, int], Example]:
+    return lambda i, j: system.lay_out(beside(texts[i], pictures[j]))
+
+
+def _block(
+    system: System,
+    said: Sequence[Example],
+    shown: Sequence[Example],
+    build: Callable[[int, int], Example] | None,
+    how: Inference,
+    pairs: Array | None,
+) -> Array:
+    """(k, m) scores of a block, by the way that the system allows."""
+    if pairs is not None and not len(pairs):
+        return np.full((len(said), len(shown)), np.nan, np.float32)
+    if build is None and isinstance(system, Crossing):
+        return score_crossed(system, said, shown, how, pairs)
+    return score_pairs(system, said, shown, build, how, pairs)
 
 
 def score_pairs(
@@ -151,30 +195,48 @@ def score_pairs(
         i, j = divmod(int(asked[number]), len(shown))
         if build is not None:
             return build(i, j)
-        return Example(key=said[i].key, text=said[i].text, regions=shown[j].regions, images=shown[j].images)
+        there = shown[j]
+        return Example(said[i].key, said[i].text, there.regions, images=there.images, clips=there.clips)
 
     def read(numbers: Array, batch: Batch) -> None:
         scores[asked[numbers]] = system.match_scores(system.encode(batch)).float().cpu().numpy()
 
     sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
-    sizes_shown = np.array([len(x.regions) if x.regions else 0 for x in shown])
+    sizes_shown = np.array([sum(len(y) for y in (x.regions, x.clips) if y is not None) for x in shown])
     lengths = sizes_text[asked // len(shown)] + sizes_shown[asked % len(shown)]
     run(system, lengths, together, read, f"{len(asked)} pairs of {len(said)} texts, {len(shown)} pictures", how)
     return scores.reshape(len(said), len(shown))
 
 
 def _apart(
-    system: System, texts: list[Sample], said: list[Example], pictures: Sequence[Picture], shown: list[Example]
+    system: System,
+    texts: list[Sample],
+    said: list[Example],
+    pictures: Sequence[Shown],
+    show: Callable[[Sequence[Shown]], list[Example]],
 ) -> bool:
     """Whether a pair's lay-out is its text's rows and its picture's rows, tried on the extremes of both lengths."""
     by_text = np.argsort([x.rows for x in said], kind="stable")[[0, -1]].tolist()
-    by_size = np.argsort([len(x.boxes) for x in pictures], kind="stable")[[0, -1]].tolist()
+    by_size = np.argsort([_size(x) for x in pictures], kind="stable")[[0, -1]].tolist()
+    extremes = [pictures[j] for j in by_size]
     for i in by_text:
-        for j in by_size:
-            both = system.lay_out(replace(texts[i], pictures=(pictures[j],)))
-            if not (_same(both.text, said[i].text) and _same(both.regions, shown[j].regions)):
+        for picture, shown in zip(extremes, show(extremes), strict=True):
+            both = system.lay_out(beside(texts[i], picture))
+            apart = (both.regions, shown.regions), (both.clips, shown.clips), (both.text, said[i].text)
+            if not all(_same(a, b) for a, b in apart):
                 return False
     return True
+
+
+def beside(text: Sample, shown: Shown) -> Sample:
+    """The text of a sample with a picture or a video."""
+    if isinstance(shown, Film):
+        return replace(text, pictures=(), film=replace(shown, spans=np.zeros((len(text.texts), 2), np.float32)))
+    return replace(text, pictures=(shown,), film=None)
+
+
+def _size(shown: Shown) -> int:
+    return len(shown.seconds) if isinstance(shown, Film) else len(shown.boxes)
 
 
 def _same(a: object, b: object) -> bool:

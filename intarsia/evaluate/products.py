@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,9 @@ from intarsia.evaluate.running import FP32, Inference, run
 from intarsia.system import System
 from intarsia.tasks.metrics.ranking import Pair, fashion
 
+Samples = Sequence[Sample] | Mapping[int, Sample]
+"""By number."""
+
 
 @runtime_checkable
 class TwoLogits(Protocol):
@@ -25,7 +28,7 @@ class TwoLogits(Protocol):
 
 
 def product_matching(
-    system: System, samples: Sequence[Sample], asked: Sequence[tuple[int, Sequence[int]]], how: Inference = FP32
+    system: System, samples: Samples, asked: Sequence[tuple[int, Sequence[int]]], how: Inference = FP32
 ) -> dict[str, dict[str, float]]:
     """Accuracy and Rank@K as `tasks.metrics.ranking.fashion` counts them, of "image to text" and of "text to image".
 
@@ -47,9 +50,7 @@ def product_matching(
     return found
 
 
-def _logits(
-    system: System, samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], what: str, how: Inference
-) -> Array:
+def _logits(system: System, samples: Samples, pairs: Sequence[tuple[int, int]], what: str, how: Inference) -> Array:
     """(N, 2) of pairs of the number of a text and of a picture."""
     found = np.full((len(pairs), 2), np.nan)
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from intarsia.batch import Array, Picture, Sample
+from intarsia.batch import Array, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.baseline import baseline_scores
 from intarsia.evaluate.matching import match
-from intarsia.evaluate.running import FP32, Inference
+from intarsia.evaluate.running import FP32, Inference, Shown
 from intarsia.system import System
 from intarsia.tasks.metrics import ranking
 
-First = Callable[[Sequence[Sample], Sequence[Picture]], Array]
+First = Callable[[Sequence[Sample], Sequence[Shown]], Array]
 """N texts, M pictures -> (N, M) scores, higher = better."""
 BASELINES = ("ridge", "nearest")
 
@@ -45,7 +46,7 @@ def by_towers(system: System, how: Inference = FP32) -> First:
     if not system.towers:
         raise BadInput(f"{system.card.name} has no two towers: it ranks nothing beforehand")
 
-    def first(texts: Sequence[Sample], pictures: Sequence[Picture]) -> Array:
+    def first(texts: Sequence[Sample], pictures: Sequence[Shown]) -> Array:
         kept, scores = match(system, texts, pictures, how)
         if len(kept) < len(texts):
             raise BadInput(f"{system.card.name}: {len(texts) - len(kept)} of {len(texts)} texts are too long to rank")
@@ -65,10 +66,11 @@ def best(scores: Array, top: int) -> Array:
 def rerank(
     system: System,
     texts: Sequence[Sample],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Shown],
     gold: Array,
     prefilter: Prefilter,
     how: Inference = FP32,
+    keep: Path | None = None,
 ) -> tuple[dict[str, float], int]:
     """Recall both ways, each query ranking its own best candidates only; a right one that is not among them is not found.
 
@@ -79,13 +81,14 @@ def rerank(
         gold: (N) for each text, the number of its picture.
         prefilter: the first ranking.
         how: batch size, precision, bar.
+        keep: a folder for scores of the second stage that are done, see `match`.
 
     Returns:
         Recalls as fractions, their sum in percent, and the recalls of the first ranking at `top`; and how many texts fit the system.
     """
     before = prefilter.first(texts, pictures)
     by_text, by_picture = best(before, prefilter.top), best(before.T, prefilter.top).T
-    kept, scores = match(system, texts, pictures, how, by_text | by_picture)
+    kept, scores = match(system, texts, pictures, how, by_text | by_picture, keep)
     owns = gold[kept][:, None] == np.arange(len(pictures))[None]
     by_text, by_picture = by_text[kept], by_picture[kept]
     shown = owns.any(0)  # pictures whose captions were all too long rank nothing

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from intarsia.batch import Array, Batch, Example, Picture, Sample, pack
+from intarsia.batch import Array, Batch, Example, Film, Picture, Sample, pack
 from intarsia.errors import BadInput, TooLong
 from intarsia.system import System
 from intarsia.text import Pieces
@@ -163,6 +163,26 @@ def first_picture(sample: Sample) -> Picture:
     if not sample.pictures:
         raise BadInput(f"sample {sample.key}: has no picture")
     return sample.pictures[0]
+
+
+Shown = Picture | Film
+"""What a text is about."""
+
+
+def shown_of(sample: Sample) -> Shown:
+    """The picture of a sample, or its video.
+
+    Raises:
+        BadInput: there is neither.
+    """
+    return first_picture(sample) if sample.film is None else sample.film
+
+
+def name_of(shown: Shown) -> str:
+    """A picture's name; of a passage of a video, which passage."""
+    if isinstance(shown, Film):
+        return f"{shown.name}, {len(shown.seconds)} clips from {shown.seconds[:1]}"
+    return shown.name
 
 
 # -------------------------------------------------------------------------------------------------------------- results

@@ -167,6 +167,53 @@ def reopen(provenance: Provenance, device: str = "auto", cache: str = "") -> Ext
     return extractor
 
 
+def must_be_alike(spec: str, found: Provenance | None, known: Provenance) -> None:
+    """Raises unless the same extractor made both; whether soft labels came along does not matter to a trained system.
+
+    Args:
+        spec: the data, as the user named them.
+        found: of their features; None = they have none.
+        known: of the features that a system was trained on.
+
+    Raises:
+        BadInput: says what differs, and how to get features of the known kind.
+    """
+    if found is None:
+        raise BadInput(f"{spec}: has no region features; {how_to_get(known, spec)}")
+    for name in ("extractor", "width", "weights", "settings"):
+        here, there = getattr(found, name), getattr(known, name)
+        if here != there:
+            raise BadInput(
+                f"{spec}: features with {name} {here!r}, the weights were trained on {there!r}; {how_to_get(known)}"
+            )
+
+
+def how_to_get(known: Provenance, pictures: str = "PICTURES") -> str:
+    """What to run for features of a kind, in words.
+
+    Args:
+        known: the kind.
+        pictures: what to run it on.
+    """
+    from intarsia.features.clips import CLIP_EXTRACTORS  # built on this module
+
+    films = known.extractor in CLIP_EXTRACTORS
+    among = CLIP_EXTRACTORS if films else EXTRACTORS
+    if known.extractor not in among:
+        return f"{known.extractor} cannot be run here: bring its files with `intarsia data convert FILES OUT --extractor {known.extractor}`"
+    takes = parameters(known.extractor, among)
+    options = {name: value for name, value in known.settings.items() if name in takes}
+    command = f"intarsia extract {'video ' if films else ''}{pictures} --out OUT --extractor {known.extractor}"
+    which = ""
+    if "weights" in takes:
+        command += " --options weights FILE" if films else " --weights FILE"
+        which = f" (FILE: sha256 {known.weights[:16]}.., {_last_seen(known.weights) or 'not seen here'})"
+    if options:
+        words = " ".join(f"{name} {value}" for name, value in options.items())
+        command += f" {words}" if films and which else f" --options {words}"
+    return f"run `{command}`{which}"
+
+
 def remember_weights(path: Path) -> str:
     """The sha256 of a user's weight file, and a note in the cache where that file lies, so that `reopen` finds it."""
     checksum = sha256_of(path)
@@ -175,9 +222,13 @@ def remember_weights(path: Path) -> str:
     return checksum
 
 
+def _last_seen(checksum: str) -> Path | None:
+    note = cache_root() / "weights" / checksum
+    return Path(note.read_text(encoding="utf-8")) if checksum and note.is_file() else None
+
+
 def _remembered(provenance: Provenance) -> Path:
-    note = cache_root() / "weights" / provenance.weights
-    path = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
+    path = _last_seen(provenance.weights)
     if path is None or not path.is_file():
         where = "" if path is None else f" (they lay at {path})"
         raise BadInput(

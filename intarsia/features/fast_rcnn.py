@@ -1,7 +1,8 @@
 """Fast R-CNN on given boxes: a ResNet up to layer 3, RoIAlign, layer 4 on each region, the mean. Trained together with the system that reads it.
 
 Source: VL-BERT, sec. 3.2 and its code, common/fast_rcnn.py: strides in the 1x1 convolutions, layer 4 dilated instead of strided, regions of 14 x 14 cells with
-one read each. Batch norms never change; the stem and layer 1 do not train. Pixels are blue, green, red, 0..255 less Caffe's mean.
+one read each. Where it is known which cells of a box its object covers, the others are 0 after layer 4 (common/utils/mask.py). Batch norms never change;
+the stem and layer 1 do not train. Pixels are blue, green, red, 0..255 less Caffe's mean.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class FastRCNN(nn.Module):
         for name, parameter in self.named_parameters():
             if ".bn" in name or ".downsample.1." in name or name.startswith(tuple(f"backbone.{x}" for x in KEPT)):
                 parameter.requires_grad_(False)
+        self.eval()
 
     def train(self, mode: bool = True) -> FastRCNN:
         """Batch norms go by their stored statistics in training too."""
@@ -66,24 +68,39 @@ class FastRCNN(nn.Module):
         fill(self, named, str(path))
 
     def forward(self, images: Images | None, regions: Regions) -> Tensor:
-        """(R, F) what the boxes show, each off the image of its document; documents have one image, or no regions.
+        """(R, F) what the boxes show, each off the image of its document or, where it has none, of the last before it that has (VCR's choices).
 
         Args:
             images: I images, see `framed`; None if there are no regions.
-            regions: boxes as fractions of the images.
+            regions: boxes as fractions of the images; perhaps the cells that their objects cover.
+
+        Raises:
+            ValueError: regions, but no image.
         """
         if images is None:
-            return regions.boxes.new_zeros(len(regions.boxes), self.width)
+            if len(regions.boxes):
+                raise ValueError(f"{len(regions.boxes)} regions, and no image to read them off")
+            return regions.boxes.new_zeros(0, self.width)
         maps = self.backbone.features(images.pixels)
-        number = torch.searchsorted(images.doc, regions.packing.doc)  # (R) the image of each
+        number = torch.searchsorted(images.doc, regions.packing.doc, right=True) - 1  # (R) the image of each
         sides = images.valid.flip(1)[number].to(maps.dtype)  # (R, 2) wide, high
         boxes = regions.boxes.to(maps.dtype) * torch.cat([sides, sides], 1)
         cells = roi_align_unshifted(maps, boxes, number, SIZE, 1 / STRIDE, samples=1)
-        return self.head(cells).mean((2, 3))  # type: ignore[no-any-return]
+        seen: Tensor = self.head(cells)
+        if regions.covers is not None:
+            seen = seen * regions.covers[:, None]
+        return seen.mean((2, 3))
+
+
+def frame(width: int, height: int, short: int, long: int) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side is resized to `short` pixels, or less where the longer one would pass `long`; all cut to whole numbers."""
+    low, top = min(width, height), max(width, height)
+    side = int(long * low / top) if top / low * short > long else short
+    return (side, int(side * width / height)) if width >= height else (int(side * height / width), side)
 
 
 def framed(key: str, picture: Picture, short: int, long: int, blank: Sequence[Array] | Array = ()) -> Pixels:
-    """A picture as `FastRCNN` takes it: its shorter side resized to `short` pixels, or less where the longer one would pass `long`.
+    """A picture as `FastRCNN` takes it, resized as `frame` says.
 
     Args:
         key: of the sample, for errors.
@@ -92,16 +109,39 @@ def framed(key: str, picture: Picture, short: int, long: int, blank: Sequence[Ar
         long: pixels.
         blank: boxes (4) as fractions; the pixels inside become 0, which is the mean.
     """
-    width, height = size_of(picture, key)
-    size = frcnn_pixels.shortest_edge(height, width, short, long)
-    return Pixels(partial(_read, key, picture, short, long, tuple(blank)), *size)
+    size = frame(*size_of(picture, key), short, long)
+    return Pixels(partial(_read, key, picture, size, tuple(blank)), *size)
 
 
-def _read(key: str, picture: Picture, short: int, long: int, blank: Sequence[Array]) -> Array:
-    turned = np.ascontiguousarray(pixels_of(picture, key)[:, :, ::-1])
-    pixels = frcnn_pixels.pillow(turned, short=short, longest=long).numpy()
-    high, wide = pixels.shape[1:]
+def _read(key: str, picture: Picture, size: tuple[int, int], blank: Sequence[Array]) -> Array:
+    colours = np.ascontiguousarray(pixels_of(picture, key)[:, :, ::-1])
+    found: Array = frcnn_pixels.resized(colours, *size).numpy()
+    high, wide = size
     for x1, y1, x2, y2 in blank:
-        pixels[:, int(y1 * high) : int(y2 * high) + 1, int(x1 * wide) : int(x2 * wide) + 1] = 0
-    found: Array = pixels
+        found[:, int(y1 * high) : int(y2 * high) + 1, int(x1 * wide) : int(x2 * wide) + 1] = 0
+    return found
+
+
+def covered(outlines: Sequence[Array], box: Sequence[float]) -> Array:
+    """(SIZE, SIZE) bool: the cells of a box that lie in one of an object's outlines.
+
+    Outlines are brought to cells and into 0 .. SIZE - 1; a cell is where its number is. As scikit-image drew polygons when the authors trained (before 0.18), a
+    cell on a left or upper edge lies inside, on a right or lower one outside, so the last row and column are never covered.
+
+    Args:
+        outlines: (N, 2) corners x, y in pixels.
+        box: x1, y1, x2, y2 in pixels, both ends inside.
+
+    Source: VL-BERT, common/utils/mask.py, in float32 as there.
+    """
+    corner, extent = np.array(box[:2], np.float32), np.array(box[2:4], np.float64) - np.array(box[:2], np.float64) + 1
+    down, across = np.mgrid[:SIZE, :SIZE]
+    found = np.zeros((SIZE, SIZE), np.bool_)
+    for outline in outlines:
+        points = ((outline.astype(np.float32) - corner) * (SIZE / extent).astype(np.float32)).clip(0, SIZE - 1)
+        x, y = points.T.astype(np.float64)[:, :, None, None]  # (N, 1, 1) each
+        x0, y0 = np.roll(x, 1, 0), np.roll(y, 1, 0)
+        between = (np.minimum(y, y0) <= down) & (down < np.maximum(y, y0))  # (N, SIZE, SIZE)
+        crossed = (x0 - x) * (down - y) / np.where(y == y0, 1, y0 - y) + x
+        found |= (between & (across < crossed)).sum(0) % 2 == 1
     return found

@@ -20,9 +20,12 @@ from intarsia.features import frcnn_pixels
 from intarsia.features.detector import RULES, Detections, Proposed
 from intarsia.features.detector_weights import load_detector
 from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.select import attribute_hits
 
 DEFAULTS = {"caffe": "caffe", "milvlg": "caffe", "d2": "pillow", "maskrcnn": "vinvl"}
 """Form of the weights -> how its scripts prepare pictures."""
+THIN = 100
+"""Pictures whose one side is longer than so many times the other are refused: prepared, they are less than a cell of the network high or wide."""
 
 
 class BottomUp:
@@ -79,7 +82,11 @@ class BottomUp:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Array]) -> list[Found]:
-        """The regions that the rule picks, in its order; the whole picture where there is none."""
+        """The regions that the rule picks, in its order; the whole picture where there is none.
+
+        Raises:
+            BadInput: a picture is too thin.
+        """
         return self._each(images, [None] * len(images))
 
     @torch.inference_mode()
@@ -89,6 +96,11 @@ class BottomUp:
 
     def _each(self, images: Sequence[Array], boxes: Sequence[Array | None]) -> list[Found]:
         """Pictures that are of one size once prepared make a batch, so that none is padded: padding reaches the features."""
+        for high, wide, _ in (x.shape for x in images):
+            if max(high, wide) > THIN * min(high, wide):
+                raise BadInput(
+                    f"{wide}x{high} pixels are too thin for {self.name}: one side is over {THIN} times the other"
+                )
         ready = [frcnn_pixels.PREPARE[self.prepare](np.ascontiguousarray(x[:, :, ::-1])) for x in images]
         sizes: dict[torch.Size, list[int]] = {}
         for number, pixels in enumerate(ready):
@@ -151,8 +163,9 @@ class BottomUp:
         if self.detector.config.attributes:
             probs = self._attribute_probs(maps, picked, features, logits)
             best, column = probs.max(1)
-            attributes, scores = (column + 1).cpu().numpy(), best.cpu().numpy()
-        boxes = (picked.boxes / sides).clamp(0, 1).float().cpu().numpy() if given is None else given
+            attributes, scores = torch.where(best > 0, column + 1, 0).cpu().numpy(), best.cpu().numpy()
+        own = (_with_area(picked.boxes, sides) / sides).clamp(0, 1).float().cpu().numpy()
+        boxes = own if given is None else given
         return Found(
             boxes=boxes,
             features=features.float().cpu().numpy(),
@@ -168,14 +181,25 @@ class BottomUp:
 
 
 class VinVL(BottomUp):
-    """VinVL's detector; arguments as `BottomUp`'s."""
+    """VinVL's detector; arguments as `BottomUp`'s. A region of which no attribute is likely enough says none (0, score 0)."""
 
     name = "vinvl"
     forms = ("maskrcnn",)
 
     def _attribute_probs(self, maps: Tensor, picked: Detections, features: Tensor, logits: Tensor) -> Tensor:
         owner = torch.zeros_like(picked.labels)
-        return self.detector.attribute_probs_at(maps, picked.boxes, owner, picked.labels)
+        return attribute_hits(self.detector.attribute_probs_at(maps, picked.boxes, owner, picked.labels))
+
+
+def _with_area(boxes: Tensor, sides: Tensor) -> Tensor:
+    """Boxes (K, 4) in pixels with those that are a line or a point made a pixel wide or high, inside the picture's sides (4).
+
+    The field's boxes name their last pixel, so that one that ends where it begins, or just before, is a pixel; and some are clipped to nothing.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    thin = high - low < 0.1
+    low = torch.where(thin, torch.minimum(torch.minimum(low, high), sides[2:] - 1).clamp(min=0), low)
+    return torch.cat([low, torch.where(thin, low + 1, high)], 1)
 
 
 def _names(what: str, path: str, count: int) -> tuple[str, ...]:

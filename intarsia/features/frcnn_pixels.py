@@ -69,7 +69,7 @@ def shortest_edge(high: int, wide: int, short: int, longest: int) -> tuple[int, 
 def pillow(image: Array, mean: tuple[float, ...] = MEAN_BUTD, short: int = 600, longest: int = 1000) -> Tensor:
     """As py-bottom-up-attention's scripts prepare it: smoothed bytes, then less the mean. Arguments and result as `caffe`'s."""
     high, wide = shortest_edge(image.shape[0], image.shape[1], short, longest)
-    return _less(_resized(image, high, wide), mean)
+    return resized(image, high, wide, mean)
 
 
 def interpolated(image: Array, mean: tuple[float, ...] = MEAN_BUTD, short: int = 800, longest: int = 1333) -> Tensor:
@@ -87,7 +87,7 @@ def vinvl(image: Array, mean: tuple[float, ...] = MEAN_VINVL, short: int = 600, 
     if top / low * short > longest:
         short = round(longest * low / top)
     other = int(short * top / low)
-    return _less(_resized(image, *((short, other) if high <= wide else (other, short))), mean)
+    return resized(image, *((short, other) if high <= wide else (other, short)), mean)
 
 
 PREPARE: dict[str, Callable[[Array], Tensor]] = {
@@ -99,10 +99,7 @@ PREPARE: dict[str, Callable[[Array], Tensor]] = {
 """Ways to prepare a picture, by name."""
 
 
-def _resized(image: Array, high: int, wide: int) -> Array:
-    return np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
-
-
-def _less(image: Array, mean: tuple[float, ...]) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    return pixels - torch.tensor(mean)[:, None, None]
+def resized(image: Array, high: int, wide: int, mean: tuple[float, ...] = MEAN_BUTD) -> Tensor:
+    """A picture (H, W, 3) uint8 stretched to (high, wide): smoothed bytes, then less the mean of each channel; (3, high, wide) float32."""
+    pixels = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() - torch.tensor(mean)[:, None, None]

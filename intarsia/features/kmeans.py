@@ -2,11 +2,13 @@
 
 A vector goes down a tree: at each node to the nearest of its k centroids. Its word is the path, read as a number to the base k. That is not the nearest of all
 leaves. A node with fewer than k vectors sends all of them to its first child; leaves that no vector of the fit reached are dead.
+
+The tree is grown on a sample of bounded size (`drawn`); all clips then go down it film by film, so memory does not grow with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from intarsia.batch import Array
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
+from intarsia.recipe import to_json
 
+CODEBOOK = "centroids.safetensors"
+"""Of a run folder: the codebook its films' words are of."""
 SEEDED_ON = 20_000
 """Vectors of a node that its first centroids are drawn from."""
 
@@ -69,9 +75,10 @@ def fit(vectors: Tensor, k: int = 12, depth: int = 4, seed: int = 0, rounds: int
     """
     if len(vectors) < k or k < 2 or depth < 1:
         raise BadInput(f"k-means: {len(vectors)} vectors, k {k}, depth {depth}: at least k vectors, k 2 and depth 1")
-    if not bool(vectors.isfinite().all()):
-        row = int((~vectors.isfinite().all(1)).nonzero()[0])
-        raise BadInput(f"k-means: vector {row} is not finite")
+    for first, part in enumerate(torch.split(vectors, SEEDED_ON)):
+        if not bool(part.isfinite().all()):
+            row = first * SEEDED_ON + int((~part.isfinite().all(1)).nonzero()[0])
+            raise BadInput(f"k-means: vector {row} is not finite")
     vectors = vectors.float()
     node = torch.zeros(len(vectors), dtype=torch.int64)
     levels: list[Tensor] = []
@@ -79,7 +86,7 @@ def fit(vectors: Tensor, k: int = 12, depth: int = 4, seed: int = 0, rounds: int
         centroids = torch.zeros(k**level, k, vectors.shape[1])
         for number, rows in _members(node):
             rng = np.random.default_rng([seed, level, number])
-            centroids[number] = _lloyd(vectors[rows], k, rng, rounds)
+            centroids[number] = _lloyd(_some(vectors, rows), k, rng, rounds)
         levels.append(centroids)
         node = node * k + _nearest_by_node(vectors, node, centroids)
     alive = torch.zeros(k**depth, dtype=torch.bool)
@@ -89,16 +96,23 @@ def fit(vectors: Tensor, k: int = 12, depth: int = 4, seed: int = 0, rounds: int
 
 def _members(node: Tensor) -> list[tuple[int, Tensor]]:
     """Nodes that have vectors, and the rows of each."""
+    if not len(node):
+        return []
     order = torch.argsort(node, stable=True)
     numbers, starts = np.unique(node[order].numpy(), return_index=True)
     return list(zip(numbers.tolist(), torch.tensor_split(order, starts[1:].tolist()), strict=True))
+
+
+def _some(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Some rows; without a copy where they are all, in their order, as at the root."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
 def _nearest_by_node(vectors: Tensor, node: Tensor, centroids: Tensor) -> Tensor:
     """(N) which child of its node each vector is nearest to, the first of equals."""
     found = torch.empty(len(vectors), dtype=torch.int64)
     for number, rows in _members(node):
-        found[rows] = _nearest(vectors[rows], centroids[number])
+        found[rows] = _nearest(_some(vectors, rows), centroids[number])
     return found
 
 
@@ -138,6 +152,75 @@ def _seeds(vectors: Tensor, k: int, rng: np.random.Generator) -> Tensor:
     return vectors[chosen].clone()
 
 
+def _films(source: Any) -> Iterator[Array]:
+    """The features (V, F) of each sample that has a film, less clips that the sample before had, as where a film is told in two languages."""
+    name, seen = "", set[float]()
+    for i in range(len(source)):
+        film = source[i].film
+        if film is None:
+            continue
+        name, seen = film.name, seen if film.name == name else set()
+        fresh = [n for n, start in enumerate(film.seconds.tolist()) if start not in seen]
+        seen.update(film.seconds.tolist())
+        if fresh:
+            yield film.features if len(fresh) == len(film.features) else film.features[fresh]
+
+
+def drawn(source: Any, most: int, seed: int = 0) -> tuple[Tensor, int]:
+    """Clips of a source's films to grow a tree on: all, or `most` of them, each as likely as any other.
+
+    Reads the source twice, first to count; holds the clips drawn and those of one film.
+
+    Returns:
+        (N, F) float32, N at most `most`, in the source's order; and how many clips there are.
+
+    Raises:
+        BadInput: there are none.
+    """
+    shapes = np.array([x.shape for x in _films(source)], np.int64).reshape(-1, 2)
+    total = int(shapes[:, 0].sum())
+    if not total:
+        raise BadInput("no clips to cluster")
+    numbers = np.arange(total)
+    if total > most:
+        numbers = np.sort(np.random.default_rng(seed).choice(total, most, replace=False, shuffle=False))
+    found = np.empty((len(numbers), int(shapes[:, 1].max())), np.float32)
+    begin = at = 0
+    for features in _films(source):
+        end = begin + len(features)
+        after = int(np.searchsorted(numbers, end))
+        found[at:after] = features[numbers[at:after] - begin]
+        begin, at = end, after
+    return torch.from_numpy(found), total
+
+
+def quantised(source: Any, book: Codebook) -> tuple[float, float]:
+    """Mean squared distance of a source's clips to their centroids, and to their mean; film by film."""
+    count, error = 0, 0.0
+    first = second = np.zeros(book.levels[0].shape[2])
+    for features in _films(source):
+        vectors = torch.from_numpy(np.asarray(features, np.float32))
+        error += float((vectors - book.leaves[book.assign(vectors)]).double().square().sum())
+        wide = vectors.double().numpy()
+        count, first, second = count + len(wide), first + wide.sum(0), second + (wide**2).sum(0)
+    return error / count, float((second / count - (first / count) ** 2).sum())
+
+
+def nearest_clips(source: Any, centroids: Tensor) -> list[tuple[int, int]]:
+    """For each centroid (M, F) the clip of a source nearest to it: sample and clip; film by film."""
+    best = torch.full((len(centroids),), torch.inf)
+    found = [(0, 0)] * len(centroids)
+    for number in range(len(source)):
+        film = source[number].film
+        if film is None or not len(film.features):
+            continue
+        vectors = torch.from_numpy(np.asarray(film.features, np.float32))
+        far, clip = torch.cdist(centroids, vectors, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        for i in (far < best).nonzero()[:, 0].tolist():
+            best[i], found[i] = far[i], (number, int(clip[i]))
+    return found
+
+
 def write_codebook(path: Path, book: Codebook) -> None:
     """Writes it as .safetensors, whole or not at all."""
     tensors: dict[str, Any] = {f"level{i}": x.contiguous() for i, x in enumerate(book.levels)}
@@ -162,6 +245,10 @@ def read_codebook(path: Path) -> Codebook:
         raise BadInput(f"{path}: no codebook can be read: {error}") from None
 
 
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
 class WithWords:
     """A source whose films have visual words.
 
@@ -170,14 +257,18 @@ class WithWords:
         book: their codebook.
 
     Raises:
-        BadInput: the features are of another width than the codebook's.
+        BadInput: the features are of another width than the codebook's, or made otherwise.
     """
 
     def __init__(self, source: Any, book: Codebook) -> None:
         self.source, self.book, self.provenance = source, book, source.provenance
-        width = book.levels[0].shape[2]
-        if self.provenance is not None and self.provenance.width != width:
+        if self.provenance is None:
+            return
+        width, here = book.levels[0].shape[2], to_json(self.provenance)
+        if self.provenance.width != width:
             raise BadInput(f"clips have features of width {self.provenance.width}, the codebook {width}")
+        if book.about and book.about != here:
+            raise BadInput(f"the codebook is of clips described otherwise: {_line(book.about)}; these: {_line(here)}")
 
     def __len__(self) -> int:
         return len(self.source)

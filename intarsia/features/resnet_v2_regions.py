@@ -1,6 +1,7 @@
 """The extractor "resnet_v2": pictures and given boxes as B2T2 sees them, each cut out, put into a square and described by a ResNet-v2 of TensorFlow.
 
-It finds no boxes: alone it gives the whole picture, with boxes of the data (`intarsia extract` of lines that have some) those. Source: B2T2, sec. 3, and run_b2t2.py.
+It finds no boxes: alone it gives the whole picture, with boxes of the data (`intarsia extract` of lines that have some) those and, last, the whole picture.
+Source: B2T2, sec. 3, and run_b2t2.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Cutouts:
     """
 
     name = "resnet_v2"
+    adds_whole = True
+    """Boxes that are given get the whole picture as one more."""
 
     def __init__(self, weights: str = "", size: str = "resnet_v2_152", device: str = "auto") -> None:
         if not weights:

@@ -141,3 +141,25 @@ def _overlap_each(one: Tensor, many: Tensor) -> Tensor:
     shared = sides.clamp(min=0).prod(-1)
     area_one, area_many = ((x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (one, many))
     return shared / (area_one + area_many - shared).clamp(min=1e-12)
+
+
+def attribute_hits(probs: Tensor, threshold: float = 0.05, most: int = 100) -> Tensor:
+    """Attribute probabilities of one picture's regions with those that VinVL does not count as said set to 0.
+
+    Its code keeps what is above the threshold. Where more than `most` are, it also drops what is below a bound for the picture, but takes that bound from the
+    sorted matrix with the dropped ones, zeros, in it: it is above 0 only where the hits outnumber the zeros by as many. This is done here as there, so that the
+    same attributes are left. (The sixteen per region that it then lists hold the likeliest, the one that is stored here.)
+
+    Args:
+        probs: (K, A - 1) of the attributes but the background.
+        threshold: to be passed.
+        most: hits in the picture.
+
+    Source: scene_graph_benchmark, attribute_head/inference.py and sgg_configs/vgattr/vinvl_x152c4.yaml.
+    """
+    said = probs * (probs > threshold)
+    hits = int((said > 0).sum())
+    if hits > most:
+        with_background = torch.cat([said.flatten(), said.new_zeros(len(said))])  # its column 0, zeroed
+        said = said * (said >= with_background.kthvalue(hits - most + 1).values)
+    return said

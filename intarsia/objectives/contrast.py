@@ -60,18 +60,36 @@ def agreed(texts: Tensor, text_queue: Tensor, images: Tensor, image_queue: Tenso
     return near[0] & near[1]
 
 
-def among(query: Tensor, keys: Tensor, own: Tensor, left_out: Tensor, temperature: float, normalize: bool) -> Tensor:
-    """Mean over queries of -log p of their own key among all keys; 0 of none. Source: CBT, noise-contrastive estimation of hidden clips.
+def products(query: Tensor, keys: Tensor, left_out: Tensor, temperature: float, normalize: bool) -> Tensor:
+    """(M, N) each query with all keys; -inf where a key is no rival. Source: CBT, noise-contrastive estimation of hidden clips.
 
     Args:
         query: (M, D) float32.
         keys: (N, D) float32.
-        own: (M) which key belongs to each query.
         left_out: (M, N) bool, keys that are no rivals of a query.
         temperature: divides the products.
         normalize: compare directions alone.
     """
     if normalize:
         query, keys = F.normalize(query, dim=-1), F.normalize(keys, dim=-1)
-    scores = (query @ keys.T / temperature).masked_fill(left_out, -torch.inf)
+    return (query @ keys.T / temperature).masked_fill(left_out, -torch.inf)
+
+
+def among(scores: Tensor, own: Tensor) -> Tensor:
+    """Mean over queries of -log p of their own key (M) among all of (M, N) scores; 0 of none."""
     return F.cross_entropy(scores, own, reduction="sum") / max(len(own), 1)
+
+
+@torch.no_grad()
+def found(scores: Tensor, own: Tensor, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How often a query's own key comes first: among all, among those of its document, and among those of other documents; 0 of none.
+
+    Args:
+        scores: (M, N) as `products` gives them.
+        own: (M) which key belongs to each query.
+        same: (M, N) bool, keys of the query's document, the own one among them.
+    """
+    others = same.scatter(1, own[:, None], False)
+    kinds = scores, scores.masked_fill(~same, -torch.inf), scores.masked_fill(others, -torch.inf)
+    every, within, across = ((x.argmax(1) == own).float().sum() / max(len(own), 1) for x in kinds)
+    return every, within, across

@@ -18,6 +18,7 @@ def swap(
     draw: Callable[[], Sample],
     rate: float = 0.5,
     false_text_share: float = 0.0,
+    reordered: bool | None = None,
 ) -> tuple[Sample, int]:
     """Keeps a pair or breaks it.
 
@@ -28,14 +29,17 @@ def swap(
         rate: probability of breaking the pair.
         false_text_share: of the broken pairs that know false captions, how many keep the picture and take one of those instead of taking
             another picture.
+        reordered: take only false captions of the very words of the true one, such as "a red cup and a blue box" for "a blue cup and a red box", or
+            only others (False). None = any.
 
     Returns:
         The pair to lay out and its label: 1 matched, 0 broken. A broken pair has no gold links.
     """
     if rng.random() >= rate:
         return sample, 1
-    if sample.false_texts and rng.random() < false_text_share:
-        false = str(rng.choice(sample.false_texts))
+    told = [x for x in sample.false_texts if reordered in (None, sorted(x) == sorted(sample.texts[0]))]
+    if told and rng.random() < false_text_share:
+        false = str(rng.choice(told))
         return replace(sample, texts=(false, *sample.texts[1:]), links=(), also=()), 0
     return replace(sample, pictures=draw().pictures, links=(), also=()), 0
 
@@ -71,6 +75,12 @@ def swap_text(
 def score(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of (B, 2) logits against (B) labels, 1 = matched."""
     return F.cross_entropy(logits.float(), labels)
+
+
+def score_known(logits: Tensor, labels: Tensor) -> Tensor:
+    """As `score`, over the documents whose label is not -1; 0 where there are none."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def score_one(logits: Tensor, labels: Tensor) -> Tensor:

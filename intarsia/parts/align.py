@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from intarsia.batch import Text
 from intarsia.packed import Packing, pad
 
 Norm = Literal["softmax", "minmax", "max", "sinkhorn"]
@@ -44,10 +45,10 @@ def shares(
         (.., L, P) float32, rows sum to 1; 0 where nothing is.
     """
     there = here[..., None, :]
+    if norm == "softmax":
+        return (scores / temperature).masked_fill(~there, -torch.inf).softmax(-1)
     hidden = scores.masked_fill(~there, -torch.inf)
     match norm:
-        case "softmax":
-            return (scores / temperature).masked_fill(~there, -torch.inf).softmax(-1)
         case "max":
             best = hidden.argmax(-1, keepdim=True)
             return torch.zeros_like(scores).scatter(-1, best, 1.0)
@@ -184,6 +185,34 @@ def word_means(rows: Tensor, words: Tensor, packing: Packing) -> Tensor:
     total = rows.new_zeros(room, rows.shape[1]).index_add(0, place, rows * piece)
     count = rows.new_zeros(room).index_add(0, place, piece[:, 0].to(rows.dtype))
     return torch.where(piece, total[place] / count[place].clamp(min=1)[:, None], rows)
+
+
+Unit = Literal["word", "phrase", "caption"]
+
+
+def units(text: Text, content: Tensor, unit: Unit) -> Tensor:
+    """(T) number of the unit of each piece within its document, -1 for pieces that stay alone.
+
+    Args:
+        text: of T rows.
+        content: (T) bool, pieces of words that a picture may show.
+        unit: word; phrase = content words with no other word between them; caption = all content words.
+    """
+    if unit == "word":
+        return text.words
+    if unit == "caption":
+        return content.long() - 1
+    others = (~content).long().cumsum(0)
+    return torch.where(content, others - others[text.packing.first[text.packing.doc]], -1)
+
+
+def cut(packing: Packing, units: Tensor) -> Packing:
+    """Each unit of a document as a document of its own, and each row that has none. Waits for the device. Args: units, (T) as of `units`, in one piece each."""
+    before = torch.cat([units[:1] - 1, units[:-1]])
+    begins = (units != before) | (units < 0) | (packing.pos == 0)
+    doc = begins.long().cumsum(0) - 1
+    cu = torch.cat([begins.nonzero()[:, 0], doc.new_tensor([packing.rows])]).int()
+    return Packing(cu, packing.max_seqlen, doc, torch.arange(packing.rows, device=doc.device) - cu[doc])
 
 
 def spread(weights: Tensor, words: Tensor, packing: Packing) -> Tensor:

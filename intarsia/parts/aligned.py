@@ -37,6 +37,10 @@ class AlignedNumbers(BertNumbers):
     """D, width of aligned vectors."""
     pool: Literal["attention", "mean"] = "attention"
     """How the pair's vectors are pooled."""
+    query_unit: align.Unit = "word"
+    """What asks for its visual tokens: each word, or the mean of a phrase or a caption; all its words then have one vector."""
+    text_context: Literal["full", "phrase", "none"] = "full"
+    """What a word's aligned vector may know: its caption, its phrase, or nothing but itself. Less than all costs a pass more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Aligned(Encoded):
 
     told: Tensor = field(kw_only=True)
     """(T, H + D + 2) words before they meet a picture: row, unit vector, weight, whether a region may show it."""
+    seen: Tensor = field(kw_only=True)
+    """(R, H) visual tokens before they meet words."""
     slots: Tensor = field(kw_only=True)
     """(R, D) unit vectors of visual tokens."""
     text_packing: Packing = field(kw_only=True)
@@ -75,11 +81,16 @@ class Pool(nn.Module):
 
 
 class Tower(nn.Module):
-    """Words and visual tokens apart, and their unit vectors; slow copies of it place the targets."""
+    """Words and visual tokens apart, and their unit vectors; slow copies of it place the targets. Args: stops, (V) bool, pieces that no picture shows."""
 
-    def __init__(self, config: AlignedNumbers) -> None:
+    content: Tensor
+    """(V) bool."""
+
+    def __init__(self, config: AlignedNumbers, stops: Array) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
+        self.unit, self.context = config.query_unit, config.text_context
+        self.register_buffer("content", torch.from_numpy(~stops), persistent=False)
         self.words = Words(config)
         self.text = Encoder(config)
         self.feature = nn.Linear(config.feature_size, width)
@@ -95,9 +106,13 @@ class Tower(nn.Module):
         initialise(self, config.initializer_range)
 
     def read(self, text: Text) -> tuple[Tensor, Tensor]:
-        """(T, H) words among themselves, and (T, D) the unit vector of each row's word."""
-        x = self.text(self.words(text), text.packing)
-        means = align.word_means(x.float(), text.words, text.packing)
+        """(T, H) words among themselves, and (T, D) the unit vector of each row's word, or of the unit it is in."""
+        rows, content = self.words(text), self.content[text.ids]
+        x = alone = self.text(rows, text.packing)
+        if self.context != "full":
+            unit: align.Unit = "phrase" if self.context == "phrase" else "word"
+            alone = self.text(rows, align.cut(text.packing, align.units(text, content, unit)))
+        means = align.word_means(alone.float(), align.units(text, content, self.unit), text.packing)
         return x, F.normalize(self.word_vector(means).float(), dim=-1)
 
     def look(self, regions: Regions) -> Tensor:

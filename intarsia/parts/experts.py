@@ -4,6 +4,8 @@ Source: M6-T, Exploring Sparse Expert Models and Beyond (arXiv:2105.15082), afte
 
 Rows are sorted by expert and laid into one block of equal rooms, so that all experts are two batched products; nothing of the size rows x experts x room
 is made. Packed rows hold no padding, so a room is a share of real rows only.
+
+Experts that are shared out are sharded tensors: what gathers, refills and norms shards of other kinds does so with these.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from intarsia.errors import BadInput
 
 Routing = Literal["top", "prototypes"]
 
@@ -29,6 +35,32 @@ class Route(NamedTuple):
     """(A) float32, what the expert's output is multiplied by."""
     balance: Tensor
     """Scalar: the loss that is 1 where rows spread evenly and larger elsewhere."""
+
+
+class Ranks:
+    """The processes that share experts, all of them in a row."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh, self.group = mesh, mesh.get_group()
+        self.size: int = mesh.size()
+
+    def share(self, whole: Tensor) -> Tensor:
+        """This process's part of a tensor (E, ..) that all have, as a shard of it."""
+        own = whole.chunk(self.size)[self.mesh.get_local_rank()].clone()
+        return DTensor.from_local(own, self.mesh, [Shard(0)], run_check=False)
+
+    def largest(self, number: int, device: torch.device) -> int:
+        """The largest of all processes' numbers; waits for the device."""
+        found = torch.tensor(number, device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, self.group)
+        return int(found)
+
+    def swap(self, x: Tensor) -> Tensor:
+        """(size, ..): part i goes to process i, and part i of what comes is from process i."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        dist.all_to_all_single(out, x, group=self.group)
+        return out
 
 
 class Mixture(nn.Module):
@@ -47,6 +79,9 @@ class Mixture(nn.Module):
     Raises:
         ValueError: the numbers do not fit together.
     """
+
+    shared = ("up", "up_bias", "down", "down_bias")
+    """Parameters (E, ..) that `spread` shares out."""
 
     def __init__(
         self,
@@ -69,7 +104,7 @@ class Mixture(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(experts, intermediate_size))
         self.down = nn.Parameter(torch.randn(experts, intermediate_size, hidden_size) * std)
         self.down_bias = nn.Parameter(torch.zeros(experts, hidden_size))
-        self.group: dist.ProcessGroup | None = None
+        self.ranks: Ranks | None = None
 
     def capacity(self, rows: int) -> int:
         """Rows an expert takes at most."""
@@ -104,7 +139,7 @@ class Mixture(nn.Module):
             (N, H), 0 for rows that no expert took; and the number of assignments dropped, a float scalar.
         """
         rows, experts, limit = len(x), self.experts, self.capacity(len(x))
-        room = limit if self.group is None else _largest(limit, x.device, self.group)
+        room = limit if self.ranks is None else self.ranks.largest(limit, x.device)
         order = expert.argsort(stable=True)
         sizes = torch.zeros_like(expert[:1]).expand(experts).index_add(0, expert, torch.ones_like(expert))
         starts = sizes.cumsum(0) - sizes
@@ -123,60 +158,52 @@ class Mixture(nn.Module):
 
     def _apply_experts(self, laid: Tensor) -> Tensor:
         """(E, room, H) to the same; with experts on other processes, there and back."""
-        if self.group is None:
+        if self.ranks is None:
             return self._feed(laid)
-        size, room, width = self.group.size(), *laid.shape[1:]
-        arrived = _Exchange.apply(laid.reshape(size, -1, room, width), self.group)  # type: ignore[no-untyped-call]
+        size, room, width = self.ranks.size, *laid.shape[1:]
+        arrived = _Exchange.apply(laid.reshape(size, -1, room, width), self.ranks)  # type: ignore[no-untyped-call]
         own = arrived.transpose(0, 1).flatten(1, 2)  # (E / size, size * room, H)
         out = self._feed(own).view(len(own), size, room, width).transpose(0, 1)
-        returned: Tensor = _Exchange.apply(out, self.group)  # type: ignore[no-untyped-call]
+        returned: Tensor = _Exchange.apply(out, self.ranks)  # type: ignore[no-untyped-call]
         return returned.flatten(0, 1)
 
     def _feed(self, laid: Tensor) -> Tensor:
-        inner = F.gelu(torch.bmm(laid, self.up.to(laid.dtype)) + self.up_bias[:, None])
-        return torch.bmm(inner, self.down.to(inner.dtype)) + self.down_bias[:, None]
+        up, up_bias, down, down_bias = (_local(getattr(self, name)) for name in self.shared)
+        inner = F.gelu(torch.bmm(laid, up.to(laid.dtype)) + up_bias[:, None])
+        return torch.bmm(inner, down.to(inner.dtype)) + down_bias[:, None]
 
-    def spread(self, group: dist.ProcessGroup) -> None:
-        """Keeps this process's share of the experts; from now on all processes of the group must call together.
+    def spread(self, ranks: Ranks) -> None:
+        """Keeps this process's share of the experts, of which all must hold the same; from now on all processes must call together.
 
         A call waits once for the device, to agree on the room. The gradients of experts are then those of the mean of the processes' losses, as data
         parallelism averages those of everything else; they must not be averaged again.
 
         Raises:
-            ValueError: the experts cannot be shared out evenly.
+            BadInput: the experts cannot be shared out evenly.
         """
-        size, rank = group.size(), group.rank()
+        size = ranks.size
         if self.experts % size:
-            raise ValueError(f"{self.experts} experts cannot be shared out over {size} processes")
-        for name in ("up", "up_bias", "down", "down_bias"):
-            share = nn.Parameter(getattr(self, name).detach().chunk(size)[rank].clone())
+            raise BadInput(f"{self.experts} experts cannot be shared out over {size} processes")
+        for name in self.shared:
+            share = nn.Parameter(ranks.share(getattr(self, name).detach()))
             share.register_hook(lambda grad: grad / size)  # type: ignore[no-untyped-call]
             setattr(self, name, share)
-        self.group = group
+        self.ranks = ranks
 
 
-def _largest(limit: int, device: torch.device, group: dist.ProcessGroup) -> int:
-    found = torch.tensor(limit, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group)
-    return int(found)
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 class _Exchange(torch.autograd.Function):
-    """(size, ..): part i goes to process i, and part i of what comes is from process i. Its gradient takes the way back."""
+    """`Ranks.swap`. Its gradient takes the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _swap(x, group)
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.swap(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _swap(grad, ctx.group), None
-
-
-def _swap(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    dist.all_to_all_single(out, x, group=group)
-    return out
+        return ctx.ranks.swap(grad), None

@@ -88,6 +88,7 @@ def without_picture(example: Example) -> Example:
             labels=None if regions.labels is None else np.zeros_like(regions.labels),
             scores=None if regions.scores is None else np.ones_like(regions.scores),
             attributes=None if regions.attributes is None else np.zeros_like(regions.attributes),
+            covers=None,
         ),
     )
 

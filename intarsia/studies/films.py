@@ -1,9 +1,11 @@
 """What VideoBERT and CBT learn of generated films, in minutes on a CPU.
 
-    python -m intarsia.studies.films --out runs/films
+    python -m intarsia.studies.films --out runs/films                            films of vectors
+    python -m intarsia.studies.films --out runs/films --data CLIPS               films read back from files, see docs/video.md
 
-Both are trained from scratch on passages of `films:COUNT` and measured on passages that were never trained on: words that name what is shown, with the clips and
-without; whether speech belongs to a video; hidden clips. Numbers are printed and written to `films.json`; runs that are there are not made again.
+Both are trained from scratch and measured on passages that were never trained on: words that name what is shown, with the clips, without them, and by a
+VideoBERT that was trained on text alone; whether speech belongs to a video; hidden clips. Numbers are printed and written to
+`films.json`; runs that are there are not made again.
 """
 
 from __future__ import annotations
@@ -11,28 +13,43 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
-from intarsia.batch import Example, Sample, pack
-from intarsia.features.kmeans import Codebook, WithWords, fit
+from intarsia.batch import Array, Sample, pack
+from intarsia.cli_video import sentences
+from intarsia.data.corpora import speaking
+from intarsia.data.opening import open_source
+from intarsia.evaluate.films import BATCH, hidden_clip_logits, unseen
+from intarsia.evaluate.running import piece_rows, pieces_in
+from intarsia.evaluate.words import guess_words
+from intarsia.features.kmeans import CODEBOOK, Codebook, WithWords, drawn, fit, read_codebook, write_codebook
 from intarsia.model import open as open_model
-from intarsia.systems.cbt import CBT
+from intarsia.recipe import to_json
+from intarsia.systems.cbt import CBT, FOUND
 from intarsia.systems.videobert import VideoBERT
 from intarsia.train import Pace, pretrain
-from intarsia.train.start import captions, fresh
-from intarsia.worlds.film_features import ACTIONS, COLOURS, SHAPES, FilmWorld
+from intarsia.train.start import captions, fresh, with_words
+from intarsia.worlds.captions import LEXICONS
+from intarsia.worlds.film_features import ACTIONS, CHINESE, COLOURS, SHAPES, FilmWorld
 
-KINDS = {"colour": COLOURS, "shape": SHAPES, "action": ACTIONS}
 RIVALS = 20
-BATCH = 32
+_EN, _ZH = (LEXICONS[x].words for x in ("en", "zh"))
+WORDS = {
+    "colour": [*COLOURS, *(CHINESE[x] for x in COLOURS), *(x for x, _ in (*_EN["colour"], *_ZH["colour"]))],
+    "shape": [*SHAPES, *(CHINESE[x] for x in SHAPES), *(x for x, _ in (*_EN["shape"], *_ZH["shape"]))],
+    "action": [*ACTIONS, *(CHINESE[x] for x in ACTIONS), "vanishes", "appears", "变小", "转动", "出现"],
+    "direction": ["left", "right", "up", "down", "左", "右", "上", "下"],
+}
+"""The words that name what is shown, by kind, in both languages and of both sorts of films."""
 
 
 @dataclass
@@ -40,12 +57,19 @@ class Options:
     """A run of both systems."""
 
     out: Path = Path("runs/films")
+    data: Path | None = None
+    """Film shards with the splits train and test; without, films of vectors."""
     films: int = 3000
+    """Of vectors."""
     held_out: int = 200
     k: int = 6
     depth: int = 3
     steps: int = 3000
     """Of VideoBERT."""
+    joint: float = 1.0
+    """How often it reads clips and words, to one step of each alone."""
+    text_steps: int = 1000
+    """Of its twin of text alone."""
     cbt_steps: int = 1000
     seed: int = 42
 
@@ -53,30 +77,44 @@ class Options:
 def main() -> None:
     """Trains, measures, prints."""
     options = tyro.cli(Options)
-    world, held = FilmWorld(options.films), FilmWorld(options.held_out, split="test")
-    clips = torch.from_numpy(np.concatenate([world[i].film.features for i in range(len(world))]))  # type: ignore[union-attr]
-    book = fit(clips, options.k, options.depth, options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    world: Any = FilmWorld(options.films)
+    held: Any = FilmWorld(options.held_out, split="test")
+    if options.data is not None:
+        world, held = (open_source(options.data, split) for split in ("train", "test"))
+    book = _codebook(options, world)
     found = {"videobert": _videobert(options, world, held, book), "cbt": _cbt(options, world, held)}
     for name, numbers in found.items():
         for what, value in numbers.items():
             print(f"{name:<10} {what:<60} {value}")
-    (options.out / "films.json").write_text(json.dumps(found, indent=2))
+    (options.out / "films.json").write_text(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _trained(cls: Any, options: Options, source: Any, book: Codebook | None) -> Any:
+def _codebook(options: Options, world: Any) -> Codebook:
+    path = options.out / CODEBOOK
+    if not path.is_file():
+        about = to_json(world.provenance)
+        write_codebook(path, fit(drawn(world, 100_000)[0], options.k, options.depth, options.seed, about=about))
+    return read_codebook(path)
+
+
+def _trained(cls: Any, options: Options, source: Any, book: Codebook | None, text_alone: bool = False) -> Any:
     """A run's system; trained first if there is none."""
     name, recipe = cls.card.name, cls.recipes["tiny"]
-    out = options.out / name
+    out = options.out / (f"{name}-text" if text_alone else name)
     if not (out / "model.safetensors").is_file():
-        steps = options.cbt_steps if cls is CBT else options.steps
-        schedule = dataclasses.replace(recipe.schedule, steps=steps)
-        recipe = dataclasses.replace(recipe, schedule=schedule, seed=options.seed)
-        if book is not None:
-            sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
-            recipe = dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, **sizes))
+        steps, share = options.cbt_steps if cls is CBT else options.steps, dict(recipe.mix.share)
+        if text_alone:
+            steps, share = options.text_steps, {"mlm": 1.0}
+        elif cls is VideoBERT:
+            share |= {goal: options.joint for goal in share if "+" in goal}
+        schedule, mix = dataclasses.replace(recipe.schedule, steps=steps), dataclasses.replace(recipe.mix, share=share)
+        recipe = dataclasses.replace(recipe, schedule=schedule, mix=mix, seed=options.seed)
+        recipe = recipe if book is None else with_words(recipe, book)
         system, recipe = fresh(cls, recipe, captions(source, cls.specials), source.provenance)
         if book is not None:
-            cast(VideoBERT, system).fill_words(book)
+            system.fill_words(book)
+            write_codebook(out / CODEBOOK, book)
         pretrain(system, source, recipe, out, device="cpu", workers=1, pace=Pace(log_every=100), size="tiny")
     return open_model(name, weights=out).system
 
@@ -84,60 +122,65 @@ def _trained(cls: Any, options: Options, source: Any, book: Codebook | None) -> 
 # -------------------------------------------------------------------------------------------------------------- VideoBERT
 
 
-def _videobert(options: Options, world: FilmWorld, held: FilmWorld, book: Codebook) -> dict[str, str]:
-    system = _trained(VideoBERT, options, WithWords(world, book), book)
-    samples = [WithWords(held, book)[i] for i in range(len(held))]
-    segments = [segment(x, s) for x in samples for s in range(len(x.texts))]
-    told = [told for i in range(len(held)) for told in held.told(i)]
+def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> dict[str, str]:
+    source = WithWords(world, book)
+    system = _trained(VideoBERT, options, source, book)
+    alone = _trained(VideoBERT, options, source, book, text_alone=True)
+    samples = [WithWords(held, book)[i] for i in range(min(len(held), options.held_out))]
+    parts = [x for sample in samples for x in sentences(sample)]
     found: dict[str, str] = {}
-    for kind, place in (("colour", 2), ("shape", 3), ("action", 4)):
-        known = [{"action": a, "colour": c, "shape": s}[kind] for a, c, s in told]
-        seen, blind = (_named(system, segments, place, KINDS[kind], known, clips) for clips in (True, False))
-        found[f"{kind} of a sentence whose three content words are hidden"] = (
-            f"{seen:.3f} with the clips, {blind:.3f} without, chance {1 / len(KINDS[kind]):.3f}"
-        )
-    found["own speech above that of another sentence of the passage"] = (
-        f"{_aligned(system, segments):.3f}, chance 0.500"
-    )
-    found["visual word of a clip, all clips hidden, from the sentence"] = _pictured(system, segments, book.words)
+    for language in dict.fromkeys(x.language for x in parts):
+        told = [x for x in parts if x.language == language]
+        blank = [unseen(x) for x in told]
+        by = {"with the clips": (system, told), "without": (system, blank), "text alone": (alone, blank)}
+        right = {how: _named(*asked) for how, asked in by.items()}
+        for kind, words in _content(told).items():
+            common = Counter(words).most_common(1)[0][1] / len(words)
+            shares = ", ".join(f"{how} {np.mean(x[kind]):.3f}" for how, x in right.items())
+            found[f"{language}: {kind}, all that name something hidden"] = (
+                f"{shares}, always the commonest {common:.3f} ({len(words)})"
+            )
+    found["own speech above that of another sentence of the passage"] = f"{_aligned(system, parts):.3f}, chance 0.500"
+    found["visual word of a clip, all clips hidden, from the sentence"] = _pictured(system, parts)
     return found
 
 
-def segment(sample: Sample, number: int) -> Sample:
-    """One sentence of a passage with the clips of its time."""
-    film = sample.film
-    assert film is not None
-    middles, (start, stop) = film.seconds + film.length / 2, film.spans[number]
-    kept = (middles >= start) & (middles < stop)
-    cut = dataclasses.replace(
-        film,
-        features=film.features[kept],
-        seconds=film.seconds[kept],
-        spans=film.spans[number : number + 1],
-        ids=None if film.ids is None else film.ids[kept],
-    )
-    return dataclasses.replace(sample, key=f"{sample.key}/{number}", texts=(sample.texts[number],), film=cut)
+def _spans(text: str) -> list[tuple[str, int, int]]:
+    """Kind, start and end of the words that name something."""
+    found = []
+    for kind, words in WORDS.items():
+        edge = r"\b" if text.isascii() else ""
+        for word in re.finditer(f"{edge}(?:{'|'.join(sorted(words, key=len, reverse=True))}){edge}", text):
+            found.append((kind, word.start(), word.end()))
+    return found
 
 
-@torch.inference_mode()
-def _named(
-    system: VideoBERT, samples: Sequence[Sample], place: int, words: Sequence[str], known: Sequence[str], clips: bool
-) -> float:
-    """How often the likeliest word of a kind in a gap is the one that was said."""
-    ids = torch.tensor([system.vocab.index[x] for x in words])
-    right = 0
-    for start in range(0, len(samples), BATCH):
-        part = samples[start : start + BATCH]
-        asked = [
-            system.ask(x if clips else dataclasses.replace(x, film=None), ("now", "the", None, None, None, "."))
-            for x in part
-        ]
-        batch = pack([example for example, _ in asked])
-        assert batch.text is not None
-        rows = batch.text.packing.first + place + 1
-        best = system.word_logits(system.encode(batch), rows)[:, ids].argmax(1).tolist()
-        right += sum(words[i] == true for i, true in zip(best, known[start : start + BATCH], strict=True))
-    return right / len(samples)
+def _content(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """The words that name something, by kind."""
+    found: dict[str, list[str]] = {}
+    for sample in samples:
+        for kind, start, end in _spans(sample.texts[0]):
+            found.setdefault(kind, []).append(sample.texts[0][start:end])
+    return found
+
+
+def _named(system: VideoBERT, samples: Sequence[Sample]) -> dict[str, list[bool]]:
+    """By kind whether each word is found again, of all words there are, with all words that name something hidden at once."""
+    examples, rows, kinds = [], list[Array](), list[list[tuple[str, Array]]]()
+    for sample in samples:
+        example, pieces = system.lay_out(sample), system.vocab.encode(sample.texts[0])
+        places = piece_rows(example, pieces)
+        words = [(kind, places[pieces_in(pieces, a, b, sample.key)]) for kind, a, b in _spans(sample.texts[0])]
+        examples.append(example)
+        kinds.append(words)
+        rows.append(np.unique(np.concatenate([x for _, x in words])))
+    found: dict[str, list[bool]] = {}
+    for example, hidden, words, guess in zip(examples, rows, kinds, guess_words(system, examples, rows), strict=True):
+        assert example.text is not None
+        said = dict(zip(hidden.tolist(), guess, strict=True))
+        for kind, own in words:
+            found.setdefault(kind, []).append(all(said[r] == example.text.ids[r] for r in own.tolist()))
+    return found
 
 
 @torch.inference_mode()
@@ -145,7 +188,7 @@ def _aligned(system: VideoBERT, samples: Sequence[Sample]) -> float:
     """How often a sentence scores above the next of the same passage, with its own clips."""
 
     def passage(sample: Sample) -> str:
-        return sample.key.split("/")[0]
+        return sample.key.rsplit("/", 1)[0]
 
     pairs = [(a, b) for a, b in itertools.pairwise(samples) if passage(a) == passage(b) and a.texts != b.texts]
     right = 0
@@ -159,32 +202,25 @@ def _aligned(system: VideoBERT, samples: Sequence[Sample]) -> float:
     return right / len(pairs)
 
 
-@torch.inference_mode()
-def _pictured(system: VideoBERT, samples: Sequence[Sample], words: int) -> str:
+def _pictured(system: VideoBERT, samples: Sequence[Sample]) -> str:
     """The visual word of hidden clips: right, and among the likeliest ten."""
-    first = ten = count = 0
-    for start in range(0, len(samples), BATCH):
-        examples = [system.lay_out(x) for x in samples[start : start + BATCH]]
-        for example in examples:
-            assert example.clips is not None
-            example.clips.masked[:] = True
-        batch = pack(examples)
-        assert batch.clips is not None
-        logits = system.clip_logits(system.encode(batch), torch.arange(batch.clips.packing.rows))
-        likely = logits.topk(10, 1).indices == batch.clips.ids[:, None]
-        first, ten, count = first + int(likely[:, 0].sum()), ten + int(likely.any(1).sum()), count + len(likely)
-    return f"{first / count:.3f} first, {ten / count:.3f} among ten, chance {1 / words:.3f} and {10 / words:.3f}"
+    ids = [torch.from_numpy(x.film.ids) for x in samples if x.film is not None]
+    likely = [x.topk(10, 1).indices for x in hidden_clip_logits(system, samples)]
+    hits = torch.cat([x == y[:, None] for x, y in zip(likely, ids, strict=True)]).float()
+    usual = torch.bincount(torch.cat(ids)).float().sort(descending=True).values / len(hits)
+    return f"{hits[:, 0].mean():.3f} first, {hits.sum(1).mean():.3f} among ten, always the commonest {usual[0]:.3f} and {usual[:10].sum():.3f}"
 
 
 # -------------------------------------------------------------------------------------------------------------------- CBT
 
 
-def _cbt(options: Options, world: FilmWorld, held: FilmWorld) -> dict[str, str]:
+def _cbt(options: Options, world: Any, held: Any) -> dict[str, str]:
     system = _trained(CBT, options, world, None)
-    samples = [held[i] for i in range(len(held))]
+    held = speaking(held, "en")
+    samples = [held[i] for i in range(min(len(held), options.held_out))]
     return {
         f"own speech first among {RIVALS}": f"{_first(system, samples):.3f}, chance {1 / RIVALS:.3f}",
-        "hidden clip first among all clips of 32 passages": _told_apart(system, samples),
+        f"hidden clip first among all clips of {BATCH} passages": _told_apart(system, samples),
     }
 
 
@@ -202,27 +238,17 @@ def _first(system: CBT, samples: Sequence[Sample]) -> float:
 @torch.inference_mode()
 def _told_apart(system: CBT, samples: Sequence[Sample]) -> str:
     """How often a hidden clip is found among all of a batch, among those of its passage, and among those of others and itself."""
-    hits: list[Tensor] = []
-    clips = []
+    found, weights, clips = [], [], []
     for start in range(0, len(samples), BATCH):
-        examples: list[Example] = []
-        for i, sample in enumerate(samples[start : start + BATCH]):
-            examples.append(system.hide(sample, "nce", np.random.default_rng([start, i]), lambda: samples[0]))
-        batch = pack(examples)
-        picks, rows = batch.picks("nce"), batch.clips
-        assert rows is not None
-        true = rows.feats.index_copy(0, picks.rows, picks.labels)
-        keys = system.targets(dataclasses.replace(rows, feats=true))
-        query = system.look(rows)[picks.rows]
-        if system.config.normalize:
-            query, keys = (torch.nn.functional.normalize(x, dim=-1) for x in (query, keys))
-        scores = query @ keys.T
-        same = rows.packing.doc[picks.rows][:, None] == rows.packing.doc
-        own = torch.zeros_like(same).scatter(1, picks.rows[:, None], True)
-        apart = [scores, scores.masked_fill(~same, -torch.inf), scores.masked_fill(same & ~own, -torch.inf)]
-        hits.append(torch.stack([x.argmax(1) == picks.rows for x in apart], 1))
-        clips.append(rows.packing.rows)
-    every, within, across = torch.cat(hits).float().mean(0).tolist()
+        part = samples[start : start + BATCH]
+        rngs = [np.random.default_rng([start, i]) for i in range(len(part))]
+        batch = pack([system.hide(x, "nce", rng, lambda: samples[0]) for x, rng in zip(part, rngs, strict=True)])
+        losses, _ = system(batch)
+        assert batch.clips is not None
+        found.append([float(losses[x]) for x in FOUND])
+        weights.append(len(batch.picks("nce").rows))
+        clips.append(batch.clips.packing.rows)
+    every, within, across = np.average(found, 0, weights)
     return f"{every:.3f}; among those of its passage {within:.3f}, against those of other passages {across:.3f}; chance {1 / np.mean(clips):.4f}"
 
 

@@ -1,36 +1,59 @@
 """Does it help to tie pictures and language by the token instead of by the pair, all else equal?
 
-    python -m intarsia.studies.granularity --out runs/granularity --page docs/studies/granularity.md
+    python -m intarsia.studies.granularity --page docs/studies/granularity.md
 
 A run is one arm, one number of pairs and one seed: an Inlay from scratch on a generated world, measured by `studies.tying` on unseen scenes. Each run
-leaves one JSON file; runs that are there are not made again. The page's tables and figure come from the files alone.
+leaves one JSON file, see `studies.runs`; runs that are there are not made again. The page's tables and figure come from the files alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 import tyro
+from torch import Tensor
 
-from intarsia.batch import Example, Sample
+from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
+from intarsia.parts import align
+from intarsia.parts.aligned import Aligned
 from intarsia.studies.family import without_picture, write_section
-from intarsia.studies.numbers import Interval, interval, paired, verdict
-from intarsia.studies.tying import READ_OUTS, bag, measure
+from intarsia.studies.numbers import interval, paired, verdict
+from intarsia.studies.rates import settings
+from intarsia.studies.readouts import MAPS, TOLD
+from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
+from intarsia.studies.tables import (
+    Claim,
+    Value,
+    at,
+    best,
+    bold,
+    checks,
+    columns,
+    compared,
+    difference,
+    differences,
+    seeds_of,
+    within,
+)
+from intarsia.studies.tying import RANKED, READ_OUTS, auc, bag, measure
 from intarsia.systems.inlay import Inlay
 from intarsia.train import Pace, pretrain
-from intarsia.train.start import captions, fresh
+from intarsia.train.start import fresh
 from intarsia.viz import style
-from intarsia.worlds import WorldConfig, WorldSource
+from intarsia.worlds import Split, WorldConfig, WorldSource
 
 ARMS: dict[str, dict[str, Any]] = {
     "sentence": {"granularity": "sentence"},
@@ -39,6 +62,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "token": {"granularity": "token"},
     "token, no false captions": {"granularity": "token", "false_captions": 0},
     "both": {"granularity": "both"},
+    "token, phrases ask": {"granularity": "token", "query_unit": "phrase"},
+    "token, captions ask": {"granularity": "token", "query_unit": "caption"},
+    "token, words know their phrase": {"granularity": "token", "text_context": "phrase"},
+    "token, words know themselves": {"granularity": "token", "text_context": "none"},
     "blind": {"granularity": "both"},
     **{
         f"A{a} B{b} C{c}": {"g_a": float(a), "g_b": float(b), "g_c": float(c)}
@@ -62,17 +89,51 @@ class Run:
     level: int = 0
     unit: Literal["region", "image"] = "region"
     noise: float = 0.0
+    density: float = 1.0
+    """See `WorldConfig`."""
+    temperature: float = 0.1
 
     @property
-    def name(self) -> str:
-        """Of its file."""
+    def file(self) -> Path:
+        """Of its result, below the folder of the study; runs of as many steps lie together."""
         arm = self.arm.replace(", ", "-").replace(" ", "-")
         more = f"-{self.unit}" if self.unit == "image" else ""
         more += f"-noise{self.noise:g}" if self.noise else ""
-        return f"level{self.level}{more}-n{self.pairs}-steps{self.steps}-{arm}-seed{self.seed}"
+        for name, usual in (("batch", 32), ("density", 1.0), ("lr", 2e-3), ("temperature", 0.1)):
+            value = getattr(self, name)
+            more += f"-{name}{value:.3g}" if value != usual else ""
+        name = f"level{self.level}{more}-n{self.pairs}-steps{self.steps}-{arm}-seed{self.seed}"
+        return Path(f"steps{self.steps}") / f"{name}.json"
+
+    @property
+    def world(self) -> WorldConfig:
+        """Scenes of 3 to 5 objects, captions that name 2."""
+        return WorldConfig(level=self.level, objects=(3, 5), noise=self.noise, density=self.density)
+
+    def source(self, split: Split, count: int) -> WorldSource:
+        """A split of the world; test scenes of all runs are the same."""
+        return world(self.world, split, count, self.seed if split == "train" else 7)
 
 
-class Blind(Inlay):
+class Watched(Inlay):
+    """Tells how well its alignments meet gold links, beside the losses of held-out pairs."""
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """With "link auc" where nothing is trained."""
+        found = super().losses(encoded, batch)
+        if not self.training and batch.targets and batch.links is not None:
+            assert isinstance(encoded, Aligned) and encoded.visual_packing is not None and batch.regions is not None
+            rows, regions = batch.links.T
+            slots, here = self.tower.slots(encoded.slots, encoded.visual_packing)
+            of, words = encoded.text_packing.doc[rows], encoded.told[rows, None, self.config.hidden_size : -2]
+            temperature = self.tower.log_temperature.exp()
+            alpha = align.shares(words @ slots[of].transpose(1, 2), here[of], "softmax", True, temperature)[:, 0, 1:]
+            linked = F.one_hot(batch.regions.packing.pos[regions], alpha.shape[1]) > 0
+            found["link auc"] = torch.tensor(auc(alpha[linked].numpy(), alpha[here[of, 1:] & ~linked].numpy()))
+        return found
+
+
+class Blind(Watched):
     """Shown nothing of its pictures, in training and after: all regions hidden and alike."""
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
@@ -95,196 +156,180 @@ class Bags:
         return bag(self.source[index])
 
 
-def world(run: Run, split: str, count: int) -> WorldSource:
-    """Scenes of 3 to 5 objects, captions that name 2; test scenes of all runs are the same."""
-    config = WorldConfig(level=run.level, objects=(3, 5), noise=run.noise)
-    return WorldSource(config, split, count, run.seed if split == "train" else 7)  # type: ignore[arg-type]
+def perform(
+    run: Run,
+    folder: Path,
+    work: Path = WORK,
+    scenes: int = 400,
+    fused: int = 50,
+    splits: Sequence[Split] = ("test", "held_out"),
+) -> dict[str, Any]:
+    """Makes a run, or reads what it left when it was made before.
 
+    Args:
+        run: see there.
+        folder: of the study's JSON files.
+        work: of checkpoints and logs.
+        scenes: test scenes.
+        fused: candidates of the retrieval on which every read-out is tried; 10 of held-out pairs.
+        splits: what is measured.
 
-def perform(run: Run, folder: Path, scenes: int = 400, fused: int = 50) -> dict[str, Any]:
-    """Makes a run, or reads what it left when it was made before."""
-    result = folder / f"{run.name}.json"
-    if result.is_file():
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
+    Raises:
+        BadInput: there is no such arm.
+    """
     if run.arm not in ARMS:
         raise BadInput(f"no arm {run.arm!r} (arms: {', '.join(ARMS)})")
+    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, fused, splits))
+
+
+def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split]) -> dict[str, Any]:
     recipe = Inlay.recipes["tiny"]
     recipe = dataclasses.replace(
         recipe,
-        config=dataclasses.replace(recipe.config, visual_unit=run.unit, **ARMS[run.arm]),
+        config=dataclasses.replace(recipe.config, visual_unit=run.unit, temperature=run.temperature, **ARMS[run.arm]),
         optim=dataclasses.replace(recipe.optim, lr=run.lr),
         schedule=dataclasses.replace(recipe.schedule, steps=run.steps, warmup=max(1, run.steps // 20)),
         batching=dataclasses.replace(recipe.batching, samples=min(run.batch, run.pairs)),
         seed=run.seed,
     )
-    train = world(run, "train", run.pairs)
-    words = captions(WorldSource(WorldConfig(level=run.level, objects=(3, 5)), count=1000, seed=0))
+    train = run.source("train", run.pairs)
     assert train.provenance is not None
-    cls = Inlay if run.arm != "blind" else Blind
-    system, recipe = fresh(cls, recipe, words, train.provenance)
+    cls = Watched if run.arm != "blind" else Blind
+    system, recipe = fresh(cls, recipe, vocabulary(dataclasses.replace(run.world, noise=0.0)), train.provenance)
     assert isinstance(system, Inlay)
     source: Any = train if run.unit == "region" else Bags(train)
-    work = folder / "work" / run.name
     began, used = time.perf_counter(), time.process_time()
-    pace = Pace(log_every=100, save_every=run.steps, tensorboard=False)
-    outcome = pretrain(system, source, recipe, work, workers=0, device="cpu", pace=pace)
+    looks = max(1, run.steps // 5)
+    pace = Pace(log_every=looks, save_every=run.steps, valid_every=looks, valid_batches=2, tensorboard=False)
+    held: Any = run.source("validation", 2 * run.batch)
+    held = held if run.unit == "region" else Bags(held)
+    outcome = pretrain(system, source, recipe, work, valid=held, workers=0, device="cpu", pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
-    found = {
+    told = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
+    trained, spent = time.perf_counter(), time.process_time()
+    watched = [{"step": x["step"], **x["valid"]} for x in told if "valid" in x]
+    found: dict[str, Any] = {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters() if x.requires_grad),
-        "seconds": time.perf_counter() - began,
-        "cpu seconds": time.process_time() - used,
-        "losses": [json.loads(x)["loss"] for x in (work / "metrics.jsonl").read_text().splitlines() if '"loss"' in x][
-            -1
-        ],
-        **{
-            split: measure(system, world(run, split, 1200), scenes, n)
-            for split, n in (("test", fused), ("held_out", 10))
-        },
+        "seconds": trained - began,
+        "cpu seconds": spent - used,
+        "losses": [x["loss"] for x in told if "loss" in x][-1],
+        "watched": watched,
+        "self-confirming": self_confirming([x for x in watched if x["step"] > run.steps / 5], system.config.shares[1]),
+        **{x: measure(system, run.source(x, 1200), scenes, 10 if x == "held_out" else fused) for x in splits},
     }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    part = result.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(result)
-    return found
+    shutil.rmtree(work)
+    return found | {"cpu seconds of measuring": time.process_time() - spent}
+
+
+def self_confirming(watched: Sequence[Mapping[str, float]], share: float, least: float = 0.02) -> bool:
+    """Whether the AUC of links fell between two looks while the loss of masked modelling fell: targets placed by alignments then sharpen wrong ones.
+
+    Args:
+        watched: of held-out pairs, from when masked modelling counts.
+        share: of the token in that loss.
+        least: by how much the AUC must fall.
+    """
+    looks = [(x["link auc"], share * x["b_tok"] + (1 - share) * x["b_sent"]) for x in watched]
+    return any(b[0] < a[0] - least and b[1] < a[1] for a, b in pairwise(looks))
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables
 
-Value = Callable[[dict[str, Any]], float]
-
-
-def best(where: str, key: str | None, split: str = "test") -> Value:
-    """The best read-out of a measure: of "pointing" the best map, else the best of the scores."""
-
-    def value(found: dict[str, Any]) -> float:
-        if where == "pointing":
-            maps = found[split]["pointing"]
-            return max(float(maps[x]) for x in ("dot", "attention", "attention back"))
-        table = found[split][where] if key is None else {k: v for k, v in found[split][where].items() if k in READ_OUTS}
-        return max(float(x[key] if key is not None else x) for x in table.values())
-
-    return value
-
-
-def at(*path: str) -> Value:
-    """The number at a path of the JSON file."""
-
-    def value(found: dict[str, Any]) -> float:
-        for part in path:
-            found = found[part]
-        return float(found)  # type: ignore[arg-type]
-
-    return value
-
-
-def _swap(split: str) -> Value:
-    return lambda found: max(found[split]["choices"]["swap"].values())
-
-
+CLAIMS: dict[str, Claim] = {
+    "pointing, best": Claim("test", best("pointing", among=MAPS), at("pointing", "chance")),
+    "binding, best": Claim("test", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+    "replaced word, best": Claim("test", best("choices", "replace", among=READ_OUTS), lambda _: 0.5),
+    "which word is wrong": Claim("test", at("choices", "fault"), at("choices", "fault, chance")),
+    "t2i R@1 of random pairs, best": Claim(
+        "test",
+        best("retrieval", key="t2i R@1", among=RANKED),
+        lambda x: 1 / x["scenes"],
+    ),
+    "i2t R@1 of random pairs, best": Claim(
+        "test",
+        best("retrieval", key="i2t R@1", among=RANKED),
+        lambda x: 1 / x["scenes"],
+    ),
+    "t2i R@1 of 50 unambiguous, best": Claim(
+        "test", best("unambiguous", key="t2i R@1", among=READ_OUTS), lambda x: 1 / x["unambiguous"]["candidates"]
+    ),
+    "held-out pairs: pointing, best": Claim("held_out", best("pointing", among=MAPS), at("pointing", "chance")),
+    "held-out pairs: binding, best": Claim("held_out", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+    "held-out pairs: t2i R@1, best": Claim(
+        "held_out",
+        best("retrieval", key="t2i R@1", among=RANKED),
+        lambda x: 1 / x["scenes"],
+    ),
+}
+"""What is claimed; "best" is the best read-out of each run."""
+COMPARED = compared(CLAIMS)
 MEASURES: dict[str, Value] = {
-    "pointing, u.v": at("test", "pointing", "dot"),
-    "pointing, attention of words": at("test", "pointing", "attention"),
-    "pointing, attention of regions": at("test", "pointing", "attention back"),
-    "pointing, best of the three": best("pointing", None),
+    **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
+    "pointing, best": COMPARED["pointing, best"],
     "link AUC": at("test", "alignment", "auc"),
     "soft IoU": at("test", "alignment", "soft iou"),
     "null share, content words": at("test", "alignment", "null, content"),
     "null share, other words": at("test", "alignment", "null, other"),
+    "entropy over regions, content words": at("test", "alignment", "entropy, content"),
+    "entropy over regions, other words": at("test", "alignment", "entropy, other"),
     **{f"binding, {x}": at("test", "choices", "swap", x) for x in READ_OUTS},
-    "binding, best": _swap("test"),
     **{f"replaced word, {x}": at("test", "choices", "replace", x) for x in READ_OUTS},
-    "which word is wrong": at("test", "choices", "fault"),
-    "which word is wrong, chance": at("test", "choices", "fault, chance"),
-    "t2i R@1 of random pairs, sentence": at("test", "retrieval", "sentence", "t2i R@1"),
-    "t2i R@1 of random pairs, token": at("test", "retrieval", "token", "t2i R@1"),
-    "t2i R@1 of random pairs, best": best("retrieval", "t2i R@1"),
-    "i2t R@1 of random pairs, best": best("retrieval", "i2t R@1"),
+    **{f"t2i R@1 of random pairs, {x}": at("test", "retrieval", x, "t2i R@1") for x in RANKED},
     **{f"t2i R@1 of 50 unambiguous, {x}": at("test", "unambiguous", x, "t2i R@1") for x in READ_OUTS},
-    "true caption against all false ones, best": lambda x: max(x["test"]["choices"]["best of all"].values()),
+    "true caption against all false ones, best": within("test", value=best("choices", "best of all", among=READ_OUTS)),
     "word cross entropy: nothing hidden": at("test", "ablation", "none"),
     "word cross entropy: linked region hidden": at("test", "ablation", "linked"),
     "word cross entropy: random other region hidden": at("test", "ablation", "random"),
     "word cross entropy: all regions hidden": at("test", "ablation", "all"),
-    "pictures exchanged: pointing, u.v": at("test", "exchanged", "pointing", "dot"),
-    "pictures exchanged: binding, best": lambda x: max(x["test"]["exchanged"]["choices"]["swap"].values()),
-    "pictures exchanged: t2i R@1, best": lambda x: max(
-        v["t2i R@1"] for v in x["test"]["exchanged"]["retrieval"].values()
-    ),
-    "held-out pairs: pointing, best": best("pointing", None, "held_out"),
-    "held-out pairs: binding, best": _swap("held_out"),
-    "held-out pairs: t2i R@1 of random pairs, best": best("retrieval", "t2i R@1", "held_out"),
+    **{f"contrastive loss of the random pairs, {x}": at("test", "retrieval", x, "loss") for x in RANKED},
+    **{f"the same, pictures exchanged, {x}": at("test", "exchanged", "retrieval", x, "loss") for x in RANKED},
+    "link AUC fell while the B-loss fell (share of runs)": at("self-confirming"),
     "CPU seconds of training": at("cpu seconds"),
 }
-"""What the page tells of each arm."""
-
-Results = Mapping[str, Mapping[int, dict[str, Any]]]
-"""Arm -> seed -> what the run found."""
+"""What the page tells of each arm beside the claims."""
 
 
-def gather(folder: Path, **same: Any) -> dict[str, dict[int, dict[str, Any]]]:
-    """All results of a folder whose runs agree with the given fields."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        run = result["run"]
-        if all(run[name] == value for name, value in same.items()):
-            found.setdefault(run["arm"], {})[run["seed"]] = result
-    return {arm: found[arm] for arm in ARMS if arm in found}
+PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"), ("token", "blind"), ("sentence", "blind"))
 
 
-def table(results: Results) -> str:
-    """All measures, a column an arm: mean over seeds ± half of the 95 % t-interval."""
-    arms = list(results)
-    heads = " | ".join(f"{arm} ({len(results[arm])})" for arm in arms)
-    lines = [f"| (seeds) | {heads} |", "|---" * (len(arms) + 1) + "|"]
-    for name, value in MEASURES.items():
-        cells = " | ".join(str(interval([value(x) for x in results[arm].values()])) for arm in arms)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines) + "\n"
+def effects(results: Results) -> str:
+    """Of the 2^3 factorial: what moving each objective to the token adds, mean over the settings of the others, and interactions; over seeds with all eight.
 
-
-PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"))
-COMPARED = (
-    "pointing, u.v", "pointing, best of the three", "binding, best", "t2i R@1 of random pairs, best",
-    "i2t R@1 of random pairs, best", "which word is wrong", "held-out pairs: pointing, best",
-    "held-out pairs: t2i R@1 of random pairs, best",
-)  # fmt: skip
-
-
-def difference(results: Results, name: str, left: str, right: str) -> Interval:
-    """A measure of one arm less that of another, paired by seed."""
-    value = MEASURES[name]
-    of = {arm: {seed: value(x) for seed, x in results.get(arm, {}).items()} for arm in (left, right)}
-    return paired(of[left], of[right])
-
-
-def differences(results: Results) -> str:
-    """Paired differences of the main arms."""
-    pairs = [x for x in PAIRS if x[0] in results and x[1] in results]
-    lines = ["| | " + " | ".join(f"{a} - {b}" for a, b in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
-    for name in COMPARED:
+    An interaction A x B is half of the difference that B makes to the effect of A.
+    """
+    arm = {(0, 0, 0): "sentence", (1, 1, 1): "token"} | {
+        x: f"A{x[0]} B{x[1]} C{x[2]}" for x in product((0, 1), repeat=3) if 0 < sum(x) < 3
+    }
+    if not set(arm.values()) <= results.keys():
+        return ""
+    seeds = sorted(set.intersection(*(set(results[x]) for x in arm.values())))
+    names = {"A": (0,), "B": (1,), "C": (2,), "A x B": (0, 1), "A x C": (0, 2), "B x C": (1, 2), "A x B x C": (0, 1, 2)}
+    lines = [f"| effect of the token ({len(seeds)} seeds) | " + " | ".join(names) + " |", "|---" * 8 + "|"]
+    for name, value in COMPARED.items():
         cells = []
-        for a, b in pairs:
-            gap = difference(results, name, a, b)
-            sure = gap.count > 1 and not gap.low <= 0 <= gap.high
-            cells.append(f"**{gap}**" if sure else str(gap))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\nBold: the 95 % interval excludes 0.\n"
+        for places in names.values():
+            each = [
+                sum(value(results[x][seed]) * np.prod([2 * s[i] - 1 for i in places]) for s, x in arm.items()) / 4
+                for seed in seeds
+            ]
+            cells.append(bold(interval([float(x) for x in each])))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\nThe factorial, attention pooling:\n\n" + "\n".join(lines) + "\n"
 
 
 def verdicts(results: Results) -> str:
     """What these runs say of the hypotheses that they can speak to."""
     lines = ["| hypothesis | measured | verdict |", "|---|---|---|"]
     if {"token", "sentence"} <= results.keys():
-        gap = difference(results, "pointing, best of the three", "token", "sentence")
+        gap = difference(results, COMPARED["pointing, best"], "token", "sentence")
         lines.append(
             f"| H1, at these sizes | pointing, best read-out of each: token - sentence {gap} | {verdict(gap)} |"
         )
-        swap = interval([MEASURES["binding, best"](x) for x in results["sentence"].values()])
-        token = interval([MEASURES["binding, best"](x) for x in results["token"].values()])
+        swap, token = (
+            interval(list(seeds_of(results, x, COMPARED["binding, best"]).values())) for x in ("sentence", "token")
+        )
         said = (
             "held"
             if swap.high < 0.75 < token.low
@@ -295,11 +340,10 @@ def verdicts(results: Results) -> str:
         said = said if min(swap.count, token.count) >= 5 else "undecided"
         lines.append(f"| H3 | binding, best read-out: sentence {swap}, token {token}; the line is .75 | {said} |")
     if {"both", "token", "sentence"} <= results.keys():
-        value = MEASURES["t2i R@1 of random pairs, best"]
-        common = results["both"].keys() & results["token"].keys() & results["sentence"].keys()
-        gap = interval([
-            value(results["both"][s]) - max(value(results["token"][s]), value(results["sentence"][s])) for s in sorted(common)
-        ])  # fmt: skip
+        value = COMPARED["t2i R@1 of random pairs, best"]
+        sentence, token_, both = (seeds_of(results, x, value) for x in ("sentence", "token", "both"))
+        better = {s: max(token_[s], sentence[s]) for s in token_.keys() & sentence.keys()}
+        gap = paired(both, better)
         lines.append(
             f"| H5 | t2i R@1, best: both - the better of the two {gap}; -.02 is allowed | {verdict(gap, 0.02)} |"
         )
@@ -308,7 +352,7 @@ def verdicts(results: Results) -> str:
 
 def draw(results: Results, out: Path) -> None:
     """Each seed a dot: pointing, binding and retrieval of the arms."""
-    shown = {"pointing": ("pointing, u.v", "pointing, best of the three"), "binding": ("binding, best",)}
+    shown = {"pointing": ("pointing, u.v", "pointing, best"), "binding": ("binding, best",)}
     shown["t2i R@1 of random pairs"] = ("t2i R@1 of random pairs, best",)
     arms = list(results)
     with style.settings("granularity"):
@@ -317,7 +361,7 @@ def draw(results: Results, out: Path) -> None:
         for panel, (title, names) in zip(axes, shown.items(), strict=True):
             for i, arm in enumerate(arms):
                 for j, name in enumerate(names):
-                    values = [MEASURES[name](x) for x in results[arm].values()]
+                    values = [(MEASURES | COMPARED)[name](x) for x in results[arm].values()]
                     colour = style.CATEGORIES[j]
                     panel.scatter(values, np.full(len(values), i), s=16, color=colour, alpha=0.6, linewidths=0)
                     panel.plot([np.mean(values)] * 2, [i - 0.25, i + 0.25], color=colour, linewidth=1.6)
@@ -334,16 +378,20 @@ def draw(results: Results, out: Path) -> None:
 class Granularity:
     """The runs to make, and the page of all that are there."""
 
-    out: Path = Path("runs/granularity")
-    arms: tuple[str, ...] = ("sentence", "token", "both")
+    out: Path = KEPT / "granularity"
+    arms: tuple[str, ...] = ("sentence", "sentence, mean pooling", "token", "both", "blind")
     factorial: bool = False
     """All eight settings of the three objectives too."""
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
-    pairs: int = 2000
-    steps: int = 400
-    batch: int = 32
-    level: int = 0
-    unit: Literal["region", "image"] = "region"
+    pairs: int = Run.pairs
+    steps: int = Run.steps
+    batch: int = Run.batch
+    level: int = Run.level
+    unit: Literal["region", "image"] = Run.unit
+    density: float = Run.density
+    noise: float = Run.noise
+    tuned: bool = False
+    """Rate and temperature of each arm by its trials, see `studies.tuning`."""
     page: Path | None = None
     """Write tables and figure here; the section is named by level and unit."""
     make: bool = True
@@ -353,25 +401,27 @@ class Granularity:
 def main(args: Sequence[str] | None = None) -> None:
     """Makes the runs seed by seed and prints the tables."""
     options = tyro.cli(Granularity, args=args, prog="python -m intarsia.studies.granularity")
-    same = {x: getattr(options, x) for x in ("pairs", "steps", "batch", "level", "unit")}
-    arms = [
-        *options.arms,
-        *(x for x in ARMS if options.factorial and (x.startswith("A") or x in ("sentence", "token"))),
-    ]
-    for seed, arm in product(options.seeds, dict.fromkeys(arms)) if options.make else ():
-        perform(Run(arm=arm, seed=seed, **same), options.out)
-    results = gather(options.out, **same, noise=0.0)
+    torch.set_num_threads(1)
+    same = {x: getattr(options, x) for x in ("pairs", "steps", "batch", "level", "unit", "density", "noise")}
+    cells = [x for x in ARMS if options.factorial and (x.startswith("A") or x in ("sentence", "token"))]
+    arms = settings(list(dict.fromkeys([*options.arms, *cells])), options.tuned)
+    for seed, arm in product(options.seeds, arms) if options.make else ():
+        perform(Run(arm=arm, seed=seed, **same, **arms[arm]), options.out)  # type: ignore[arg-type]
+    results = gather(options.out, arms, dataclasses.asdict(Run()), **same)
     if not results:
         raise BadInput(f"{options.out}: holds no runs of {same}")
-    told = f"{table(results)}\nPaired by seed:\n\n{differences(results)}\n{verdicts(results)}"
+    told = f"{checks(results, CLAIMS)}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}"
+    told += f"{effects(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
     print(told)
     if options.page:
         name = f"level{options.level}-{options.unit}"
+        name += "".join(f"-{x}{same[x]:.3g}" for x in ("noise", "density") if same[x] != getattr(Run, x))
         figure = options.page.with_name(f"granularity-{name}.svg")
         draw(results, figure)
-        about = f"{options.pairs} pairs, {options.steps} steps of {options.batch}, level {options.level}, visual unit {options.unit}"
         seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))
-        write_section(options.page, name, f"{about}; seeds {seeds}.\n\n![arms]({figure.name})\n\n{told}", "granularity")
+        about = f"{options.pairs} pairs, {options.steps} steps of {options.batch}, level {options.level}, visual unit {options.unit}; seeds {seeds}."
+        about += " Rate and temperature by arm." if options.tuned else ""
+        write_section(options.page, name, f"{about}\n\n![arms]({figure.name})\n\n{told}", "granularity")
 
 
 if __name__ == "__main__":

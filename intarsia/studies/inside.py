@@ -1,17 +1,18 @@
 """Does moving matching from the pair to the token help inside UNITER and LXMERT, all else equal?
 
-    python -m intarsia.studies.inside --out runs/inside --page docs/studies/inside.md
+    python -m intarsia.studies.inside --page docs/studies/inside.md
 
-A run is one system, one arm and one seed, pre-trained from scratch on a generated world by its own tiny recipe, see `studies.tied`, and measured on unseen
-scenes. Each run leaves one JSON file and is not made again; one that was killed goes on. The page's tables come from the files alone.
+A run is one system, one arm and one seed, pre-trained from scratch on a generated world by its own tiny recipe at another width, see `studies.tied`, and measured
+on unseen scenes. Each run leaves one JSON file, see `studies.runs`, and is not made again; one that was killed goes on. The page's tables come from the files alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,18 +25,20 @@ from intarsia.batch import Example, Sample, pack
 from intarsia.errors import BadInput
 from intarsia.studies import tying
 from intarsia.studies.family import without_picture, write_section
-from intarsia.studies.granularity import Value, at
-from intarsia.studies.numbers import interval, paired
+from intarsia.studies.numbers import verdict
+from intarsia.studies.readouts import MAPS, TOLD
+from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
+from intarsia.studies.tables import Claim, Value, at, best, checks, columns, compared, difference, differences
 from intarsia.studies.tied import tied
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.train import Pace, pretrain
-from intarsia.train.start import captions, fresh, without_classes
-from intarsia.worlds import WorldConfig, WorldSource
+from intarsia.train.start import fresh, without_classes
+from intarsia.worlds import Split, WorldConfig, WorldSource
 
-ARMS = ("sentence", "token", "both")
-READ_OUTS = tying.READ_OUTS
-MAPS = ("dot", "attention", "attention back")
+ARMS = {"sentence": "sentence", "sentence, told": "told", "token": "token", "both": "both", "blind": "both"}
+"""Arm -> granularity of `studies.tied`; "blind" has nothing to see."""
+READ_OUTS = (*tying.READ_OUTS, "named")
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,37 @@ class Run:
 
     system: str = "uniter"
     arm: str = "both"
-    """Or "blind": both granularities, and nothing to see."""
     pairs: int = 8000
-    seed: int = 101
+    seed: int = 201
     steps: int = 2400
     rows: int = 800
+    width: int = 128
+    """Of rows; half that of the size `tiny`, for cheap runs."""
     lr: float = 1e-3
     level: int = 0
     wra: float = 0.0
     """Weight of UNITER's own alignment loss, in every arm; 0 so that the sentence arm has no supervision of tokens."""
 
     @property
-    def name(self) -> str:
-        """Of its file."""
-        more = (f"-lr{self.lr:g}" if self.lr != Run.lr else "") + (f"-wra{self.wra:g}" if self.wra else "")
+    def file(self) -> Path:
+        """Of its result, below the folder of the study."""
+        more = "".join(
+            f"-{name}{getattr(self, name):g}"
+            for name in ("width", "lr", "wra")
+            if getattr(self, name) != getattr(Run, name)
+        )
         sizes = f"level{self.level}-n{self.pairs}-steps{self.steps}-rows{self.rows}{more}"
-        return f"{self.system}-{sizes}-{self.arm}-seed{self.seed}"
+        arm = self.arm.replace(", ", "-")
+        return Path(f"steps{self.steps}") / f"{self.system}-{sizes}-{arm}-seed{self.seed}.json"
+
+    @property
+    def world(self) -> WorldConfig:
+        """Scenes of 3 to 5 objects."""
+        return WorldConfig(level=self.level, objects=(3, 5))
+
+    def source(self, split: Split, count: int) -> WorldSource:
+        """A split of the world; test scenes of all runs are the same, and no other study's."""
+        return world(self.world, split, count, self.seed if split == "train" else 17)
 
 
 def blinded(cls: type[System]) -> type[System]:
@@ -74,70 +92,68 @@ def blinded(cls: type[System]) -> type[System]:
     return type(f"Blind{cls.__name__}", (cls,), {"lay_out": lay_out, "hide": hide})
 
 
-def world(run: Run, split: str, count: int) -> WorldSource:
-    """Scenes of 3 to 5 objects; test scenes of all runs are the same."""
-    config = WorldConfig(level=run.level, objects=(3, 5))
-    return WorldSource(config, split, count, run.seed if split == "train" else 7)  # type: ignore[arg-type]
-
-
 def begin(run: Run) -> tuple[System, Any]:
     """The system of a run, untrained, and its recipe.
 
     Raises:
         BadInput: no such arm, or a system without matching.
     """
-    if run.arm not in (*ARMS, "blind"):
-        raise BadInput(f"no arm {run.arm!r} (arms: {', '.join(ARMS)}, blind)")
+    if run.arm not in ARMS:
+        raise BadInput(f"no arm {run.arm!r} (arms: {', '.join(ARMS)})")
     cls = find(run.system)
     if "itm" not in cls.card.objectives or "regions" not in cls.needs:
         raise BadInput(f"{run.system}: has no objective itm on regions, so nothing can be moved")
-    made = tied(cls, "both" if run.arm == "blind" else run.arm)  # type: ignore[arg-type]
+    made = tied(cls, ARMS[run.arm])  # type: ignore[arg-type]
     made = blinded(made) if run.arm == "blind" else made
     recipe = cls.recipes["tiny"]
+    width = {"hidden_size": run.width, "intermediate_size": 2 * run.width, "num_attention_heads": run.width // 32}
     recipe = dataclasses.replace(
         recipe,
-        mix=dataclasses.replace(recipe.mix, scale={**recipe.mix.scale, "wra": run.wra}),
+        config=dataclasses.replace(recipe.config, **width),
+        mix=dataclasses.replace(
+            recipe.mix,
+            share={goal: x for goal, x in recipe.mix.share.items() if goal != "itm_order"},
+            scale={**recipe.mix.scale, "wra": run.wra},
+        ),
         optim=dataclasses.replace(recipe.optim, lr=run.lr),
         schedule=dataclasses.replace(recipe.schedule, steps=run.steps, warmup=max(1, run.steps // 20)),
         batching=dataclasses.replace(recipe.batching, rows=run.rows),
         seed=run.seed,
     )
-    words = captions(WorldSource(WorldConfig(level=run.level, objects=(3, 5)), count=1000, seed=0), cls.specials)
-    provenance = world(run, "train", 1).provenance
+    provenance = run.source("train", run.pairs).provenance
     assert provenance is not None
-    system, recipe = fresh(made, recipe, words, provenance)
+    system, recipe = fresh(made, recipe, vocabulary(run.world, cls.specials), provenance)
     return system, without_classes(recipe, provenance)[0]
 
 
-def perform(run: Run, folder: Path, scenes: int = 300, candidates: int = 50) -> dict[str, Any]:
-    """Makes a run, or reads what it left when it was made before."""
-    result = folder / f"{run.name}.json"
-    if result.is_file():
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
+def perform(run: Run, folder: Path, work: Path = WORK, scenes: int = 200, candidates: int = 30) -> dict[str, Any]:
+    """Makes a run, or reads what it left when it was made before. Args: see `measure`; work, of checkpoints and logs."""
+    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, candidates))
+
+
+def _make(run: Run, work: Path, scenes: int, candidates: int) -> dict[str, Any]:
     system, recipe = begin(run)
-    work = folder / "work" / run.name
     began, used = time.perf_counter(), time.process_time()
-    pace = Pace(log_every=100, save_every=500, tensorboard=False)
-    source = world(run, "train", run.pairs)
-    outcome = pretrain(system, source, recipe, work, workers=0, device="cpu", pace=pace)
+    pace = Pace(log_every=100, save_every=500, keep=1, tensorboard=False)
+    outcome = pretrain(system, run.source("train", run.pairs), recipe, work, workers=0, device="cpu", pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
+    trained, spent = time.perf_counter(), time.process_time()
+    told = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
     found = {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters()),
-        "seconds": time.perf_counter() - began,
-        "cpu seconds": time.process_time() - used,
-        "test": measure(system, world(run, "test", 1200), scenes, candidates),
-        "held_out": measure(system, world(run, "held_out", 1200), scenes, 10),
+        "seconds": trained - began,
+        "cpu seconds": spent - used,
+        "losses": [x["loss"] for x in told if "loss" in x][-1],
+        "test": measure(system, run.source("test", 1200), scenes, candidates),
+        "held_out": measure(system, run.source("held_out", 1200), scenes // 2, 10),
     }
-    part = result.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(result)
-    return found
+    shutil.rmtree(work)
+    return found | {"cpu seconds of measuring": time.process_time() - spent}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(system: Any, source: WorldSource, count: int, candidates: int) -> dict[str, Any]:
     """Pointing, choices between true and false captions, retrieval among unambiguous pairs and what hidden regions cost; and with pictures exchanged.
 
@@ -156,12 +172,14 @@ def measure(system: Any, source: WorldSource, count: int, candidates: int) -> di
     return {
         "scenes": count,
         "pointing": tying._pointing(system, known, batch, encoded),
+        "alignment": tying._alignment(system, known, system.alignments(encoded, batch)["alignment"].numpy()),
         "choices": tying._choices(system, source, known, encoded),
         "unambiguous": tying._unambiguous(system, source, known, candidates),
         "ablation": tying._ablation(system, known),
         "exchanged": {
             "pointing": tying._pointing(system, known, shuffled, again),
             "choices": tying._choices(system, source, known, again, shift=1),
+            "unambiguous": tying._unambiguous(system, source, known, candidates, shift=1),
         },
     }
 
@@ -169,89 +187,72 @@ def measure(system: Any, source: WorldSource, count: int, candidates: int) -> di
 # ---------------------------------------------------------------------------------------------------------------- tables
 
 
-def best(split: str, *path: str, key: str = "", among: Sequence[str] = READ_OUTS) -> Value:
-    """The best of several read-outs of a measure."""
-
-    def value(found: dict[str, Any]) -> float:
-        part = found[split]
-        for name in path:
-            part = part[name]
-        return max(float(part[x][key] if key else part[x]) for x in among)
-
-    return value
-
-
+FAULTS = ("fault", "fault, named")
+CLAIMS: dict[str, Claim] = {
+    "pointing, best": Claim("test", best("pointing", among=MAPS), at("pointing", "chance")),
+    "binding, best": Claim("test", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+    "replaced word, best": Claim("test", best("choices", "replace", among=READ_OUTS), lambda _: 0.5),
+    "which word is wrong, best": Claim("test", best("choices", among=FAULTS), at("choices", "fault, chance")),
+    "t2i R@1, best": Claim(
+        "test", best("unambiguous", key="t2i R@1", among=READ_OUTS), lambda x: 1 / x["unambiguous"]["candidates"]
+    ),
+    "i2t R@1, best": Claim(
+        "test", best("unambiguous", key="i2t R@1", among=READ_OUTS), lambda x: 1 / x["unambiguous"]["candidates"]
+    ),
+    "held-out pairs: pointing, best": Claim("held_out", best("pointing", among=MAPS), at("pointing", "chance")),
+    "held-out pairs: binding, best": Claim("held_out", best("choices", "swap", among=READ_OUTS), lambda _: 0.5),
+}
+"""What is claimed; "best" is the best read-out of each run."""
+COMPARED = compared(CLAIMS)
 MEASURES: dict[str, Value] = {
-    "pointing, u.v": at("test", "pointing", "dot"),
-    "pointing, attention of words": at("test", "pointing", "attention"),
-    "pointing, attention of regions": at("test", "pointing", "attention back"),
-    "pointing, best of the three": best("test", "pointing", among=MAPS),
-    "pointing, chance": at("test", "pointing", "chance"),
+    **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
+    "link AUC": at("test", "alignment", "auc"),
+    "entropy over regions, content words": at("test", "alignment", "entropy, content"),
     **{f"binding, {x}": at("test", "choices", "swap", x) for x in READ_OUTS},
-    "binding, best": best("test", "choices", "swap"),
-    "replaced word, best": best("test", "choices", "replace"),
-    "which word is wrong": at("test", "choices", "fault"),
-    "which word is wrong, chance": at("test", "choices", "fault, chance"),
+    "which word is wrong, by its row": at("test", "choices", "fault"),
+    "which word is wrong, by [CLS]": at("test", "choices", "fault, named"),
     **{f"t2i R@1, {x}": at("test", "unambiguous", x, "t2i R@1") for x in READ_OUTS},
-    "t2i R@1, best": best("test", "unambiguous", key="t2i R@1"),
-    "i2t R@1, best": best("test", "unambiguous", key="i2t R@1"),
     **{f"word cross entropy, hidden regions: {x}": at("test", "ablation", x) for x in ("none", "linked", "random", "all")},
-    "pictures exchanged: pointing, best": best("test", "exchanged", "pointing", among=MAPS),
-    "pictures exchanged: binding, best": best("test", "exchanged", "choices", "swap"),
-    "held-out pairs: pointing, best": best("held_out", "pointing", among=MAPS),
-    "held-out pairs: binding, best": best("held_out", "choices", "swap"),
     "CPU seconds of training": at("cpu seconds"),
 }  # fmt: skip
-"""What the page tells of each arm. Read-outs are S_sent, S_tok, [CLS] and the words' support."""
-COMPARED = tuple(x for x in MEASURES if "best" in x and "exchanged" not in x) + ("pointing, u.v", "which word is wrong")
-PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"))
-
-Results = Mapping[str, Mapping[int, dict[str, Any]]]
-"""Arm -> seed -> what the run found."""
+"""What the page tells of each arm beside the claims. Read-outs are S_sent, S_tok, [CLS], the words' support, and what [CLS] says of each word ("named")."""
+PAIRS = (("token", "sentence"), ("token", "sentence, told"), ("sentence, told", "sentence"), ("both", "sentence"), ("both", "token"), ("token", "blind"))  # fmt: skip
 
 
-def gather(folder: Path, **same: Any) -> dict[str, dict[int, dict[str, Any]]]:
-    """All results of a folder whose runs agree with the given fields."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        if all(result["run"][name] == value for name, value in same.items()):
-            found.setdefault(result["run"]["arm"], {})[result["run"]["seed"]] = result
-    return {arm: found[arm] for arm in (*ARMS, "blind") if arm in found}
+def verdicts(results: Results) -> str:
+    """What the runs of a system say of the hypotheses on the page."""
+    asked = (
+        ("I1", "pointing, best", "token", "sentence", 0.0),
+        ("I2", "pointing, best", "token", "sentence, told", 0.0),
+        ("I3", "binding, best", "token", "sentence, told", 0.0),
+        ("I4", "t2i R@1, best", "both", "sentence", 0.02),
+    )
+    lines = ["| hypothesis | measured | verdict |", "|---|---|---|"]
+    for name, claim, left, right, margin in asked:
+        if left in results and right in results:
+            gap = difference(results, COMPARED[claim], left, right)
+            lines.append(f"| {name} | {claim}: {left} - {right} {gap} | {verdict(gap, margin)} |")
+    return "\n".join(lines) + "\n"
 
 
 def tell(results: Results) -> str:
-    """A column an arm, mean over seeds ± half of the 95 % t-interval; then differences paired by seed."""
-    heads = " | ".join(f"{arm} ({len(runs)})" for arm, runs in results.items())
-    lines = [f"| (seeds) | {heads} |", "|---" * (len(results) + 1) + "|"]
-    for name, value in MEASURES.items():
-        cells = " | ".join(str(interval([value(x) for x in runs.values()])) for runs in results.values())
-        lines.append(f"| {name} | {cells} |")
-    pairs = [x for x in PAIRS if x[0] in results and x[1] in results]
-    if pairs:
-        lines += ["", "Paired by seed, bold where the 95 % interval excludes 0:", ""]
-        lines += ["| | " + " | ".join(f"{a} - {b}" for a, b in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
-    for name in COMPARED if pairs else ():
-        cells_of = []
-        for a, b in pairs:
-            left, right = ({s: MEASURES[name](x) for s, x in results[arm].items()} for arm in (a, b))
-            gap = paired(left, right)
-            cells_of.append(f"**{gap}**" if gap.count > 1 and not gap.low <= 0 <= gap.high else str(gap))
-        lines.append(f"| {name} | " + " | ".join(cells_of) + " |")
-    return "\n".join(lines) + "\n"
+    """Claims with their checks, differences, verdicts, and the rest."""
+    said = checks(results, CLAIMS)
+    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
 
 
 @dataclass
 class Inside:
     """The runs to make, and the page of all that are there."""
 
-    out: Path = Path("runs/inside")
+    out: Path = KEPT / "inside"
     systems: tuple[str, ...] = ("uniter", "lxmert")
-    arms: tuple[str, ...] = (*ARMS, "blind")
-    seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: tuple[int, ...] = (201, 202, 203, 204, 205)
     pairs: int = Run.pairs
     steps: int = Run.steps
     rows: int = Run.rows
+    width: int = Run.width
     lr: float = Run.lr
     level: int = Run.level
     wra: float = Run.wra
@@ -264,16 +265,18 @@ class Inside:
 def main(args: Sequence[str] | None = None) -> None:
     """Makes the runs seed by seed and prints the tables."""
     options = tyro.cli(Inside, args=args, prog="python -m intarsia.studies.inside")
-    same = {x: getattr(options, x) for x in ("pairs", "steps", "rows", "lr", "level", "wra")}
+    torch.set_num_threads(1)
+    same = {x: getattr(options, x) for x in ("pairs", "steps", "rows", "width", "lr", "level", "wra")}
     for seed, name, arm in product(options.seeds, options.systems, options.arms) if options.make else ():
         perform(Run(system=name, arm=arm, seed=seed, **same), options.out)
-    told = {name: gather(options.out, system=name, **same) for name in options.systems}
+    arms: dict[str, dict[str, Any]] = {arm: {} for arm in options.arms}
+    told = {name: gather(options.out, arms, dataclasses.asdict(Run()), system=name, **same) for name in options.systems}
     if not any(told.values()):
         raise BadInput(f"{options.out}: holds no runs of {same}")
     for name, results in told.items():
         if results:
             seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))
-            about = f"{options.pairs} pairs, {options.steps} steps of {options.rows} rows, level {options.level}, WRA {options.wra:g}; seeds {seeds}."
+            about = f"{options.pairs} pairs, {options.steps} steps of {options.rows} rows, width {options.width}, level {options.level}, WRA {options.wra:g}; seeds {seeds}."
             print(f"{name}: {about}\n\n{tell(results)}")
             if options.page:
                 write_section(options.page, name, f"{about}\n\n{tell(results)}", "inside")

@@ -151,6 +151,47 @@ def curve(runs: Mapping[int, Sequence[float]], draws: int = 1000, seed: int = 0)
     return Curve(fit(sizes, means), (low, high), len(sizes) >= 5 and not low <= 0 <= high, foretold)
 
 
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """err(n') of n' = n (1 + R (1 - exp(-r / R))), r = passes over the pairs after the first. Form: Muennighoff et al., NeurIPS 2023, eq. 5."""
+
+    fit: Fit
+    r: float
+    """R: so many repeated passes are worth (1 - 1 / e) of as many fresh ones in the limit."""
+    levels: tuple[int, int]
+    """Fewest repetition levels of a size, and sizes."""
+
+    def __str__(self) -> str:
+        return f"R {self.r:.3g}, b {self.fit.b:.2f} ({self.levels[1]} sizes, {self.levels[0]} levels of repetition)"
+
+
+def effective(sizes: Array, passes: Array, r: float) -> Array:
+    """n': (N) sizes worth of unique pairs; of less than one pass only the pairs seen count."""
+    found: Array = sizes * np.minimum(passes, 1) * (1 + r * (1 - np.exp(-np.maximum(passes - 1, 0) / r)))
+    return found
+
+
+def repetition(points: Sequence[tuple[int, float, float]]) -> Repetition | None:
+    """Fits how much repeated pairs are worth, R on a grid from .25 to 256; None with fewer than three sizes that have three levels of repetition each.
+
+    Args:
+        points: size, passes over it, error.
+    """
+    levels = {n: {passes for m, passes, _ in points if m == n} for n, _, _ in points}
+    kept = [x for x in points if len(levels[x[0]]) >= 3]
+    known = {x[0] for x in kept}
+    if len(known) < 3:
+        return None
+    sizes, passes, errors = (np.array(x, float) for x in zip(*kept, strict=True))
+    found = []
+    for r in np.geomspace(0.25, 256, 41):
+        seen = effective(sizes, passes, r)
+        fitted = fit(seen, errors)
+        left = np.square(np.log(fitted.at(seen)) - np.log(np.maximum(errors, 1e-4))).sum()
+        found.append((float(left), Repetition(fitted, float(r), (min(len(levels[n]) for n in known), len(known)))))
+    return min(found, key=lambda x: x[0])[1]
+
+
 def multiplier(slow: Mapping[int, float], fast: Mapping[int, float], error: float) -> float | None:
     """How many times the data of `fast` that `slow` needs to reach an error, interpolated in log n; None where one never does.
 

@@ -1,11 +1,13 @@
-"""The table of docs/tasks.md: every task of every paper, its benchmark, and the score that was published.
+"""The table of docs/tasks.md: every task of every paper, its benchmark, the score that was published, and what was reached on the generated twin.
 
 python -m intarsia.studies.pairs docs/tasks.md
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from intarsia.errors import BadInput
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import benchmark_of
 
+RESULTS = "twins.json"
 BEGIN, END = "<!-- pairs: begin -->", "<!-- pairs: end -->"
 
 PUBLISHED: dict[tuple[str, str], str] = {
@@ -34,12 +37,17 @@ PUBLISHED: dict[tuple[str, str], str] = {
     ("uniter", "retrieval"): "Flickr30k R@1 72.52 image, 85.90 text (M)",
     ("uniter", "re_plus"): "RefCOCO+ val 83.66 annotated boxes, 75.31 detected (M)",
     ("vlp", "vqa"): "test-dev 70.5, std 70.7 (R)",
-    ("fashionbert", "retrieval"): "FashionGen, 101 candidates: R@1 24.32 text, 28.95 image (R)",
+    ("fashionbert", "retrieval_fashion"): "FashionGen, 101 candidates: R@1 24.32 text, 28.95 image (R)",
     ("oscar", "vqa"): "std 73.44 (R)",
     ("oscar", "gqa"): "std 61.62 (R)",
     ("oscar", "nlvr2"): "test-P 78.36 (R)",
     ("oscar", "nlvr2_plus"): "test-P 83.08 (R)",
     ("oscar", "retrieval"): "COCO 5k R@1 54.0 image, 70.0 text (R)",
+    ("cbt", "action"): "frozen features: 54.0, mean of three splits (M)",
+    ("cbt", "action_hmdb51"): "frozen features: 29.5, mean of three splits (M)",
+    ("cbt", "anticipation"): "32.7 (M)",
+    ("cbt", "anticipation_50salads"): "39.1 (M)",
+    ("cbt", "anticipation_activitynet"): "59.8 (M)",
     ("imagebert", "retrieval"): "Flickr30k R@1 73.1 image, 87.0 text (M)",
     ("pixel_bert", "vqa"): "r50: test-dev 71.35, std 71.42 (T)",
     ("pixel_bert", "nlvr2"): "r50: dev 71.7, test-P 72.4 (M)",
@@ -69,18 +77,40 @@ def head_of(task: Any) -> str:
     return type(task).__name__ if inner is None else f"{type(inner).__name__}, shared heads"
 
 
-def table() -> str:
+Results = Mapping[str, Mapping[str, Any]]
+"""By system and task, what was reached on the twin; see `studies.twin_results`."""
+
+
+def read_results(page: Path) -> Results:
+    """The results beside a page; none if the file is not there."""
+    path = page.parent / RESULTS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def on_twin(found: Mapping[str, Any] | None) -> str:
+    """What was reached, by the words alone, by chance, in percent; "-" where it was not run or is not known."""
+    if found is None:
+        return "-"
+    return " / ".join(
+        "-" if x is None else f"{100 * x:.1f}" for x in (found[y] for y in ("reached", "blind", "chance"))
+    )
+
+
+def table(results: Results) -> str:
     """The table, as Markdown."""
-    rows = ["| system | task | benchmark by default | loss and head | published |", "|---|---|---|---|---|"]
+    names = ("system", "task", "benchmark by default", "loss and head", "published", "twin")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name in SYSTEMS:
         tasks = find(name).finetune
         for task, described in tasks.items():
             title = benchmark_of(task, tasks).title
-            said = PUBLISHED.get((name, task), "-")
-            rows.append(f"| {name} | `{task}` | {title} | {head_of(described.task)} | {said} |")
+            said, reached = PUBLISHED.get((name, task), "-"), on_twin(results.get(f"{name} {task}"))
+            rows.append(f"| {name} | `{task}` | {title} | {head_of(described.task)} | {said} | {reached} |")
         if (how := find(name).captioning) is not None:
-            title = benchmark_of("caption", tasks).title
-            rows.append(f"| {name} | `caption` | {title} | its own words, then self-critical | {how.published} |")
+            title = benchmark_of("caption", tasks, "clips" in find(name).needs).title
+            reached, loss = on_twin(results.get(f"{name} caption")), "its own words"
+            loss += ", then self-critical" if how.critical else ""
+            rows.append(f"| {name} | `caption` | {title} | {loss} | {how.published or '-'} | {reached} |")
     return "\n".join(rows) + "\n"
 
 
@@ -90,12 +120,12 @@ def write(page: Path) -> None:
     Raises:
         BadInput: the page lacks a mark.
     """
-    text = page.read_text(encoding="utf-8")
+    text, made = page.read_text(encoding="utf-8"), table(read_results(page))
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise BadInput(f"{page}: lacks {BEGIN} or {END}")
     before, _, rest = text.partition(BEGIN)
     with write_whole(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        temporary.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ from intarsia.recipe import Mix
 from intarsia.system import System
 from intarsia.text import Vocab
 
-Granularity = Literal["sentence", "token", "both"]
-SHARES: dict[str, float] = {"sentence": 0.0, "token": 1.0, "both": 0.5}
+Granularity = Literal["sentence", "told", "token", "both"]
+SHARES: dict[str, float] = {"sentence": 0.0, "told": 0.0, "token": 1.0, "both": 0.5}
 TOKEN, SENTENCE = ("a_tok", "c_tok"), ("a_sent", "itm")
+TOLD = "c_told"
+"""Matching that is told at [CLS] which word is wrong: the labels of c_tok at the sentence's address. Counts in "told" alone, beside the sentence's own."""
 SOME_WRONG = 2
 """Label of a word whose pair is broken by another's picture or text: some word is wrong, which one is not known."""
 
@@ -42,7 +44,9 @@ class TiedEncoded(Encoded):
     token: Tensor = field(kw_only=True)
     """(B) S_tok."""
     support: Tensor = field(kw_only=True)
-    """(T) logits: the picture supports this word."""
+    """(T) logits: the picture supports this word, by its row."""
+    named: Tensor = field(kw_only=True)
+    """(T) the same by [CLS], asked for the word by its piece."""
     alpha: Tensor = field(kw_only=True)
     """(B, L, 1 + P) softmax alignment, the null first."""
     content: Tensor = field(kw_only=True)
@@ -66,6 +70,7 @@ class Heads(nn.Module):
         self.word_vector, self.slot_vector = nn.Linear(width, size), nn.Linear(width, size)
         self.null = nn.Parameter(torch.randn(size))
         self.support = nn.Linear(width, 1)
+        self.of_pair, self.of_piece = nn.Linear(width, size), nn.Embedding(len(stops), size)
         initialise(self, spread)
         self.log_temperature = nn.Parameter(torch.tensor(0.1).log())
         self.log_scale = nn.Parameter(torch.full((2,), np.log(10.0), dtype=torch.float32))
@@ -84,6 +89,7 @@ class Heads(nn.Module):
         alpha = align.shares(scores, here, "softmax", True, self.log_temperature.exp())
         of_words = align.word_scores(alpha, scores, slots @ slots.transpose(1, 2))
         token = align.mean_over_words(of_words, pad(self.weights(text), text.packing))
+        asked = self.of_pair(words[text.packing.first]).float()[text.packing.doc]
         sentence = (self.pool_text(words, text.packing) * self.pool_visual(seen, visual)).sum(-1)
         own = {x.name: getattr(encoded, x.name) for x in dataclasses.fields(Encoded)}
         return TiedEncoded(
@@ -91,29 +97,31 @@ class Heads(nn.Module):
             sentence=sentence,
             token=token,
             support=self.support(words).squeeze(-1),
+            named=(asked * self.of_piece(text.ids).float()).sum(-1),
             alpha=alpha,
             content=self.weights.content[text.ids],
             text_packing=text.packing,
         )
 
     def losses(self, encoded: TiedEncoded, labels: Tensor, of_words: Tensor) -> dict[str, Tensor]:
-        """A of both granularities, and C of words. Args: labels (B), 1 = matched; of_words (T), see `word_labels`."""
+        """A of both granularities, and C of words, asked at their rows and at [CLS]. Args: labels (B), 1 = matched; of_words (T), see `word_labels`."""
         scale, text = self.log_scale.clamp(max=np.log(100.0)).exp(), encoded.text_packing
         found = {
             name: itm.score_one(scale[i] * score + self.bias[i], labels)
             for i, (name, score) in enumerate((("a_sent", encoded.sentence), ("a_tok", encoded.token)))
         }
         vague = of_words == SOME_WRONG
-        log_all = granular.all_supported(torch.where(vague, encoded.support, 30.0), text.doc, text.documents)
         asked = labels.new_zeros(text.documents).index_add(0, text.doc, vague.long()) > 0
         known = torch.where(vague, -1, of_words)
-        found["c_tok"] = granular.supported(encoded.support, known) + granular.some_unsupported(log_all, asked)
+        for name, logits in (("c_tok", encoded.support), (TOLD, encoded.named)):
+            log_all = granular.all_supported(torch.where(vague, logits, 30.0), text.doc, text.documents)
+            found[name] = granular.supported(logits, known) + granular.some_unsupported(log_all, asked)
         return found
 
-    def supported(self, encoded: TiedEncoded) -> Tensor:
-        """(B) log odds that every content word is supported."""
+    def supported(self, encoded: TiedEncoded, logits: Tensor) -> Tensor:
+        """(B) log odds that every content word is supported. Args: logits, (T) of words."""
         text = encoded.text_packing
-        rows = torch.where(encoded.content > 0, encoded.support.float(), 30.0)
+        rows = torch.where(encoded.content > 0, logits.float(), 30.0)
         return granular.log_odds(granular.all_supported(rows, text.doc, text.documents))
 
 
@@ -142,7 +150,8 @@ def tied(cls: type[System], granularity: Granularity, false_texts: float = 0.6) 
 
     Args:
         cls: a system with rows of words and regions and the objective "itm".
-        granularity: sentence = its own matching and the contrast of pooled vectors; token = their twins instead; both = half of each.
+        granularity: sentence = its own matching and the contrast of pooled vectors; token = their twins instead; both = half of each; told = sentence, and [CLS]
+            is told which word is wrong, as words are in token.
         false_texts: of the broken pairs that know false captions, how many take one; the same for every system.
     """
     share = SHARES[granularity]
@@ -184,16 +193,18 @@ def tied(cls: type[System], granularity: Granularity, false_texts: float = 0.6) 
             return found
 
         def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
-            parts = dict.fromkeys(TOKEN, share) | dict.fromkeys(SENTENCE, 1 - share)
+            parts = (
+                dict.fromkeys(TOKEN, share) | dict.fromkeys(SENTENCE, 1 - share) | {TOLD: float(granularity == "told")}
+            )
             total: Tensor = mix.weigh({name: parts.get(name, 1.0) * loss for name, loss in losses.items()})
             return total
 
         def scores(self, encoded: Encoded) -> dict[str, Tensor]:
-            """(B) each: S_sent, S_tok, log odds of matching by [CLS] and by the words."""
+            """(B) each: S_sent, S_tok, log odds of matching by [CLS], by the words, and by what [CLS] says of each word."""
             assert isinstance(encoded, TiedEncoded)
-            cls_score = super().match_scores(encoded)
-            words = self.tie.supported(encoded)
-            return {"sentence": encoded.sentence, "token": encoded.token, "cls": cls_score, "words": words}
+            words, named = (self.tie.supported(encoded, x) for x in (encoded.support, encoded.named))
+            own = super().match_scores(encoded)
+            return {"sentence": encoded.sentence, "token": encoded.token, "cls": own, "words": words, "named": named}
 
         def match_scores(self, encoded: Encoded) -> Tensor:
             """(B) log odds by [CLS] and by the words, weighed as trained."""

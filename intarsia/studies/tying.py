@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.batch import Array, Batch, Example, Sample, pack
+from intarsia.batch import Array, Batch, Encoded, Example, Sample, pack
 from intarsia.evaluate.matching import rank
 from intarsia.packed import Packing, pad, taken
 from intarsia.parts import align
 from intarsia.parts.aligned import Aligned
+from intarsia.studies.readouts import attention_maps
 from intarsia.systems.inlay import Inlay
 from intarsia.worlds import WorldSource, candidate_sets
 
 READ_OUTS = ("sentence", "token", "cls", "words")
 """S_sent, S_tok, matching by [CLS] and by the words."""
+RANKED = READ_OUTS[:2]
+"""Those that rank random pairs; the others would have to read each text with each picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def scenes(system: Inlay, source: WorldSource, count: int) -> list[Scene]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 50) -> dict[str, Any]:
     """All of it, as JSON values.
 
@@ -86,7 +89,7 @@ def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 5
     found: dict[str, Any] = {
         "scenes": count,
         "pointing": _pointing(system, known, batch, encoded),
-        "alignment": _alignment(system, known, batch, encoded),
+        "alignment": _alignment(system, known, system.alignments(encoded, batch)["alignment"].numpy()),
         "choices": _choices(system, source, known, encoded),
         "retrieval": _retrieval(system, encoded, batch),
         "unambiguous": _unambiguous(system, source, known, fused),
@@ -96,8 +99,9 @@ def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 5
     again = system.encode(shuffled)
     found["exchanged"] = {
         "pointing": _pointing(system, known, shuffled, again),
-        "retrieval": _retrieval(system, again, shuffled, batch),
+        "retrieval": _retrieval(system, again, shuffled),
         "choices": _choices(system, source, known, again, shift=1),
+        "unambiguous": _unambiguous(system, source, known, fused, shift=1),
     }
     return found
 
@@ -118,19 +122,9 @@ def _gold(scene: Scene, rows: Array) -> set[int]:
     return {int(r) for t, r in scene.example.links if t in rows}
 
 
-def _pointing(system: Inlay, known: Sequence[Scene], batch: Batch, encoded: Aligned) -> dict[str, float]:
-    """Shares of colour and shape words whose most aligned visual token is the gold one, by every read-out; "chance" is 1 / P."""
-    dot = system.alignments(encoded, batch)["alignment"].numpy()
-    assert batch.text is not None and batch.regions is not None
-    maps = {"dot": list(dot)}
-    from intarsia.attend import watch
-    from intarsia.evaluate.grounding import maps_of
-
-    with watch() as seen:
-        system.encode(batch)
-    layers = maps_of(seen, batch)
-    maps["attention"] = [x.words.mean((0, 1)) for x in layers]
-    maps["attention back"] = [x.regions.mean((0, 1)) for x in layers]
+def _pointing(system: Any, known: Sequence[Scene], batch: Batch, encoded: Encoded) -> dict[str, float]:
+    """Shares of colour and shape words whose most aligned visual token is the gold one, by every read-out of MAPS; "chance" is 1 / P."""
+    maps = {"dot": list(system.alignments(encoded, batch)["alignment"].numpy()), **attention_maps(system, batch)}
     hits: dict[str, list[bool]] = {name: [] for name in maps}
     kinds: dict[str, list[bool]] = {}
     chance = []
@@ -153,33 +147,40 @@ def _pointing(system: Inlay, known: Sequence[Scene], batch: Batch, encoded: Alig
     )
 
 
-def _alignment(system: Inlay, known: Sequence[Scene], batch: Batch, encoded: Aligned) -> dict[str, float]:
-    """Of softmax alignments: AUC of linked against other pairs, soft IoU with the gold, share on the null for content and other words."""
-    assert batch.text is not None and batch.regions is not None
-    slots, here = system.tower.slots(encoded.slots, batch.regions.packing)
-    u = pad(system._split(encoded.told)[1], batch.text.packing)
-    temperature = system.tower.log_temperature.exp()
-    alpha = align.shares(u @ slots.transpose(1, 2), here, "softmax", True, temperature).numpy()
+def _alignment(system: Any, known: Sequence[Scene], alpha: Array) -> dict[str, float]:
+    """AUC of linked against other pairs and soft IoU with the gold; for content and other words the share on the null, and the entropy over regions in nats.
+
+    Args:
+        system: has stop words.
+        known: the scenes.
+        alpha: (N, L, P) softmax alignments; what is missing of a row lies on the null.
+    """
     right, wrong, overlap = [], [], []
     null: dict[bool, list[float]] = {True: [], False: []}
+    entropy: dict[bool, list[float]] = {True: [], False: []}
     for scene, shares in zip(known, alpha, strict=True):
         assert scene.example.text is not None and scene.example.regions is not None
         text, size = scene.example.text, len(scene.example.regions)
         for row in np.flatnonzero(text.words >= 0):
-            null[not bool(system.stops[text.ids[row]])].append(float(shares[row, 0]))
+            content = not bool(system.stops[text.ids[row]])
+            part = np.maximum(shares[row, :size], 1e-12)
+            null[content].append(float(1 - part.sum()))
+            entropy[content].append(float(-(part / part.sum() * np.log(part / part.sum())).sum()))
         for _, rows in scene.words:
             gold = _gold(scene, rows)
             if gold:
-                mine = shares[rows, 1 : 1 + size].mean(0)
+                mine = shares[rows, :size].mean(0)
                 hot = np.isin(np.arange(size), list(gold))
                 right += mine[hot].tolist()
                 wrong += mine[~hot].tolist()
                 overlap.append(float(np.minimum(mine, hot).sum() / np.maximum(mine, hot).sum()))
-    found = {"auc": _auc(np.array(right), np.array(wrong)), "soft iou": float(np.mean(overlap))}
-    return found | {"null, content": float(np.mean(null[True])), "null, other": float(np.mean(null[False]))}
+    found = {"auc": auc(np.array(right), np.array(wrong)), "soft iou": float(np.mean(overlap))}
+    for name, values in (("null", null), ("entropy", entropy)):
+        found |= {f"{name}, content": float(np.mean(values[True])), f"{name}, other": float(np.mean(values[False]))}
+    return found
 
 
-def _auc(right: Array, wrong: Array) -> float:
+def auc(right: Array, wrong: Array) -> float:
     """How often a value of `right` is above one of `wrong`; ties count half."""
     if not len(right) or not len(wrong):
         return float("nan")
@@ -211,8 +212,8 @@ def _choices(
             examples.append(system.lay_out(replace(scene.sample, texts=(text,), pictures=picture.pictures, links=())))
     owner, swap = np.array(owners), np.array(swaps)
     parts = [system.encode(pack(examples[i : i + 512])) for i in range(0, len(examples), 512)]
-    false = {name: np.concatenate([system.scores(x)[name].numpy() for x in parts]) for name in READ_OUTS}
-    wins = {name: true[name][owner] > false[name] for name in READ_OUTS}
+    scores = [system.scores(x) for x in parts]
+    wins = {name: own[owner] > torch.cat([x[name] for x in scores]).numpy() for name, own in true.items()}
     found: dict[str, Any] = {
         "swap": {name: float(x[swap].mean()) for name, x in wins.items()},
         "replace": {name: float(x[~swap].mean()) for name, x in wins.items()},
@@ -221,16 +222,17 @@ def _choices(
         },
         "swaps": int(swap.sum()),
     }
-    if not shift:
-        found["fault"], found["fault, chance"] = _faults(system, known, examples, owners, parts)
+    for name, logits in (("fault", "support"), ("fault, named", "named")):
+        if hasattr(encoded, logits):
+            said = torch.cat([getattr(x, logits) for x in parts]).numpy()
+            found[name], found["fault, chance"] = _faults(system, known, examples, owners, said)
     return found
 
 
 def _faults(
-    system: Inlay, known: Sequence[Scene], examples: Sequence[Example], owners: Sequence[int], parts: Sequence[Aligned]
+    system: Any, known: Sequence[Scene], examples: Sequence[Example], owners: Sequence[int], support: Array
 ) -> tuple[float, float]:
     """How often the least supported content word of a false caption is one that was changed, and by chance."""
-    support = np.concatenate([x.support.numpy() for x in parts])
     start, hits, chances = 0, [], []
     for k, example in zip(owners, examples, strict=True):
         text, plain = example.text, known[k].example.text
@@ -253,16 +255,22 @@ def _pairs(system: Inlay, encoded: Aligned, text: Packing, visual: Packing) -> d
     slots, here = system.tower.slots(encoded.slots, visual)
     temperature = system.tower.log_temperature.exp()
     tokens: Tensor = align.all_scores(
-        pad(vectors, text), slots, here, pad(weights, text), system.config.align_norm, temperature
+        pad(vectors, text), slots, here, pad(weights, text), system.config.align_norm, temperature, most=1 << 19
     )
     return {"sentence": (encoded.pooled_text @ encoded.pooled_visual.T).numpy(), "token": tokens.numpy()}
 
 
-def _retrieval(system: Inlay, encoded: Aligned, batch: Batch, original: Batch | None = None) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 among random pairs, both ways; captions may be true of several pictures."""
+def _retrieval(system: Inlay, encoded: Aligned, batch: Batch) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 among random pairs, both ways; captions may be true of several pictures. And their contrastive loss, log N for one that knows nothing."""
     assert batch.text is not None and batch.regions is not None
     scores = _pairs(system, encoded, batch.text.packing, batch.regions.packing)
-    return {name: _recalls(x) for name, x in scores.items()}
+    scales = dict(zip(scores, system.log_scale.exp().tolist(), strict=True))
+    found = {}
+    for name, x in scores.items():
+        logits, right = scales[name] * torch.from_numpy(x), torch.arange(len(x))
+        losses = [torch.nn.functional.cross_entropy(y, right) for y in (logits, logits.T)]
+        found[name] = _recalls(x) | {"loss": float(sum(losses)) / 2}
+    return found
 
 
 def _recalls(scores: Array) -> dict[str, float]:
@@ -271,17 +279,17 @@ def _recalls(scores: Array) -> dict[str, float]:
     return {f"{way} R@{k}": x.at[k] for way, x in ways for k in (1, 5, 10)}
 
 
-def _unambiguous(system: Inlay, source: WorldSource, known: Sequence[Scene], size: int) -> dict[str, Any]:
-    """Recall among pairs of which no caption is true of another's picture, by every read-out."""
-    chosen = [i for i in candidate_sets(source, size)[0]]
+def _unambiguous(system: Any, source: WorldSource, known: Sequence[Scene], size: int, shift: int = 0) -> dict[str, Any]:
+    """Recall among pairs of which no caption is true of another's picture, by every read-out; with `shift` each picture stands in for one before it."""
+    chosen = candidate_sets(source, size)[0]
     own = scenes(system, source, 1 + max(chosen)) if max(chosen) >= len(known) else known
-    picked = [own[i] for i in chosen]
-    scores = {name: np.zeros((size, size), np.float32) for name in READ_OUTS}
-    for i, text in enumerate(picked):
-        row = [replace(x.example, text=text.example.text, targets={}) for x in picked]
+    picked = [own[i].example for i in chosen]
+    scores: dict[str, list[Array]] = {}
+    for one in picked:
+        row = [replace(x, text=one.text, targets={}) for x in (*picked[shift:], *picked[:shift])]
         for name, values in system.scores(system.encode(pack(row))).items():
-            scores[name][i] = values.numpy()
-    return {name: _recalls(x) for name, x in scores.items()} | {"candidates": size}
+            scores.setdefault(name, []).append(values.numpy())
+    return {name: _recalls(np.stack(x)) for name, x in scores.items()} | {"candidates": size}
 
 
 def _ablation(system: Inlay, known: Sequence[Scene]) -> dict[str, float]:

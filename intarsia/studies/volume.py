@@ -1,6 +1,6 @@
 """How do the arms of `studies.granularity` change with the number of pairs, and with noise in the captions?
 
-    python -m intarsia.studies.volume --out runs/granularity --page docs/studies/volume.md
+    python -m intarsia.studies.volume --page docs/studies/volume.md
 
 Two protocols: fixed steps, in which few pairs are seen more often, and fixed epochs, in which few pairs get less compute. Runs are those of
 `studies.granularity`, one JSON file each, made once.
@@ -8,6 +8,7 @@ Two protocols: fixed steps, in which few pairs are seen more often, and fixed ep
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,23 +16,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import tyro
 
 from intarsia.errors import BadInput
 from intarsia.studies.family import write_section
-from intarsia.studies.granularity import MEASURES, Run, gather, perform
-from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, verdict
+from intarsia.studies.granularity import CLAIMS, COMPARED, Run, perform
+from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, repetition, verdict
+from intarsia.studies.rates import settings
+from intarsia.studies.runs import KEPT, Results, gather
+from intarsia.studies.tables import POOLED, bold, difference, seeds_of, within
 from intarsia.viz import style
 
 SIZES = tuple(125 * 2**k for k in range(8))
+SCENES = 200
+"""Of each test split; retrieval is among so many."""
 ERRORS = {
-    "pointing": "pointing, best of the three",
+    "pointing": "pointing, best",
     "binding": "binding, best",
     "t2i R@1": "t2i R@1 of random pairs, best",
 }
-"""What is told -> the measure whose complement is the error."""
+"""What is told -> the claim of `studies.granularity` whose complement is the error."""
 
-Grid = dict[int, dict[str, dict[int, dict[str, Any]]]]
+Grid = dict[int, Results]
 """Pairs -> arm -> seed -> result."""
 
 
@@ -39,20 +46,25 @@ Grid = dict[int, dict[str, dict[int, dict[str, Any]]]]
 class Volume:
     """The runs to make, and the page of all that are there."""
 
-    out: Path = Path("runs/granularity")
+    out: Path = KEPT / "volume"
     arms: tuple[str, ...] = ("sentence", "token", "both")
     sizes: tuple[int, ...] = SIZES
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
+    """Of runs to make; the page is of all seeds that are there. Processes with different seeds may run beside each other."""
     protocol: Literal["steps", "epochs"] = "steps"
     """steps = the same number of steps at every size; epochs = the same number of passes over the pairs."""
-    steps: int = 400
+    steps: int = Run.steps
     """Of protocol steps."""
     epochs: int = 10
     """Of protocol epochs."""
-    batch: int = 32
-    level: int = 0
+    batch: int = Run.batch
+    level: int = Run.level
     noise: tuple[float, ...] = (0.0,)
     """Shares of captions that are those of other scenes."""
+    density: tuple[float, ...] = (1.0,)
+    """Shares of a caption's content words that name something in the picture."""
+    tuned: bool = False
+    """Rate and temperature of each arm by its trials, see `studies.tuning`."""
     page: Path | None = None
     make: bool = True
     """False = only the page, from the runs that are there."""
@@ -61,22 +73,37 @@ class Volume:
         """Steps of a run."""
         return self.steps if self.protocol == "steps" else max(20, self.epochs * pairs // self.batch)
 
+    @property
+    def settings(self) -> dict[str, dict[str, float]]:
+        """Rate and temperature of each arm."""
+        return settings(self.arms, self.tuned)
 
-def grid(options: Volume, noise: float) -> Grid:
-    """The results that are there."""
+    def levels(self, pairs: int) -> set[int]:
+        """Numbers of steps for which a size has runs."""
+        names = (x.parent.name.removeprefix("steps") for x in self.out.rglob(f"*-n{pairs}-*.json"))
+        return {int(x) for x in names if x.isdecimal()}
+
+    def gathered(self, **same: Any) -> Results:
+        """The results that are there."""
+        same = {"batch": self.batch, "level": self.level, "unit": "region", **same}
+        return gather(self.out, self.settings, dataclasses.asdict(Run()), **same)
+
+
+def grid(options: Volume, noise: float, density: float) -> Grid:
+    """The results of a protocol that are there."""
     found = {}
     for n in options.sizes:
-        same = {"pairs": n, "steps": options.steps_of(n), "batch": options.batch, "level": options.level}
-        known = gather(options.out, **same, noise=noise, unit="region")
-        if kept := {arm: runs for arm, runs in known.items() if arm in options.arms}:
-            found[n] = kept
+        if known := options.gathered(pairs=n, steps=options.steps_of(n), noise=noise, density=density):
+            found[n] = known
     return found
 
 
-def errors(found: Grid, arm: str, measure: str) -> dict[int, dict[int, float]]:
-    """Size -> seed -> error of an arm."""
-    value = MEASURES[measure]
-    return {n: {seed: 1 - value(x) for seed, x in arms[arm].items()} for n, arms in found.items() if arm in arms}
+def errors(found: Grid, arm: str, claim: str) -> dict[int, dict[int, float]]:
+    """Size -> seed -> error of an arm; of the sentence with the better pooling."""
+    value = COMPARED[claim]
+    return {
+        n: {seed: 1 - x for seed, x in seeds_of(arms, arm, value).items()} for n, arms in found.items() if arm in arms
+    }
 
 
 def table(found: Grid, arms: Sequence[str]) -> str:
@@ -86,23 +113,40 @@ def table(found: Grid, arms: Sequence[str]) -> str:
         "| | arm | " + " | ".join(str(n) for n in sizes) + " | curve of the error |",
         "|---" * (len(sizes) + 3) + "|",
     ]
-    for name, measure in ERRORS.items():
+    for name, claim in ERRORS.items():
         for arm in arms:
-            known = errors(found, arm, measure)
+            known = errors(found, arm, claim)
             cells = [str(interval([1 - x for x in known[n].values()])) if n in known else "-" for n in sizes]
             fitted = curve({n: list(x.values()) for n, x in known.items()})
             lines.append(f"| {name} | {arm} | {' | '.join(cells)} | {'-' if fitted is None else fitted} |")
     return "\n".join(lines) + "\n"
 
 
+def exchanged(found: Grid, arms: Sequence[str]) -> str:
+    """The same with the test pictures exchanged, which should leave nothing but chance."""
+    sizes = sorted(found)
+    lines = [
+        "| pictures exchanged | arm | " + " | ".join(map(str, sizes)) + " | chance |",
+        "|---" * (len(sizes) + 3) + "|",
+    ]
+    for name, claim in ERRORS.items():
+        split, value, chance = CLAIMS[claim]
+        for arm in arms:
+            runs = {n: list(found[n].get(arm, {}).values()) for n in sizes}
+            cells = [str(interval([within(split, "exchanged", value=value)(x) for x in runs[n]])) for n in sizes]
+            guess = np.mean([chance(x[split]) for n in sizes for x in runs[n]])
+            lines.append(f"| {name} | {arm} | {' | '.join(cells)} | {guess:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 def shapes(found: Grid, arms: Sequence[str]) -> str:
     """How well a fit on all but the two largest sizes foretells those."""
-    lines = ["| | arm | foretold and measured error at the two largest sizes |", "|---|---|---|"]
-    for name, measure in ERRORS.items():
+    lines = ["| | arm | pairs: error foretold, measured (off by) at the two largest sizes |", "|---|---|---|"]
+    for name, claim in ERRORS.items():
         for arm in arms:
-            fitted = curve({n: list(x.values()) for n, x in errors(found, arm, measure).items()}, draws=200)
+            fitted = curve({n: list(x.values()) for n, x in errors(found, arm, claim).items()}, draws=200)
             if fitted is not None and fitted.foretold:
-                said = "; ".join(f"{n}: {a:.3f}, {b:.3f}" for n, a, b in fitted.foretold)
+                said = "; ".join(f"{n}: {a:.3f}, {b:.3f} ({a / max(b, 1e-4) - 1:+.0%})" for n, a, b in fitted.foretold)
                 lines.append(f"| {name} | {arm} | {said} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "Fewer than five sizes: no shape is tested.\n"
 
@@ -110,22 +154,39 @@ def shapes(found: Grid, arms: Sequence[str]) -> str:
 def multipliers(found: Grid) -> str:
     """How many times the pairs that the sentence arm needs for the token arm's error at each size."""
     lines = ["| | error of the token arm | its pairs | data multiplier of the sentence arm |", "|---|---|---|---|"]
-    for name, measure in ERRORS.items():
-        means = {
-            arm: {n: float(np.mean(list(x.values()))) for n, x in errors(found, arm, measure).items()}
+    for name, claim in ERRORS.items():
+        slow, fast = (
+            {n: float(np.mean(list(x.values()))) for n, x in errors(found, arm, claim).items()}
             for arm in ("sentence", "token")
-        }
-        if not means["sentence"] or not means["token"]:
-            continue
-        for n, error in means["token"].items():
-            times = multiplier(means["sentence"], means["token"], error)
-            lines.append(f"| {name} | {error:.3f} | {n} | {'not reached' if times is None else f'{times:.2g}'} |")
+        )
+        for n, error in fast.items() if slow else ():
+            times = multiplier(slow, fast, error)
+            bound = "at most " if slow[min(slow)] <= error else ""
+            lines.append(
+                f"| {name} | {error:.3f} | {n} | {'not reached' if times is None else f'{bound}{times:.2g}'} |"
+            )
     return "\n".join(lines) + "\n"
 
 
-def ratios(found: Grid, measure: str) -> tuple[Interval, dict[int, float]]:
+def repetitions(options: Volume) -> str:
+    """What repeated pairs are worth, from runs of all numbers of steps; empty where there are too few."""
+    lines = ["| repeated pairs | arm | n' = n (1 + R (1 - exp(-r / R))), err = floor + a n'^-b |", "|---|---|---|"]
+    for name, claim in ERRORS.items():
+        for arm in options.arms:
+            points = [
+                (x["run"]["pairs"], x["run"]["steps"] * x["run"]["batch"] / x["run"]["pairs"], 1 - COMPARED[claim](x))
+                for n in options.sizes
+                for steps in options.levels(n)
+                for x in options.gathered(pairs=n, noise=0.0, density=1.0, steps=steps).get(arm, {}).values()
+            ]
+            if fitted := repetition(points):
+                lines.append(f"| {name} | {arm} | {fitted} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def ratios(found: Grid, claim: str) -> tuple[Interval, dict[int, float]]:
     """Log of the ratio of errors sentence / token, largest less smallest size, paired by seed; and its mean at each size."""
-    left, right = errors(found, "sentence", measure), errors(found, "token", measure)
+    left, right = errors(found, "sentence", claim), errors(found, "token", claim)
     sizes = sorted(left.keys() & right.keys())
     logs = {
         n: {s: float(np.log(max(left[n][s], 1e-3) / max(right[n][s], 1e-3))) for s in left[n].keys() & right[n].keys()}
@@ -135,15 +196,15 @@ def ratios(found: Grid, measure: str) -> tuple[Interval, dict[int, float]]:
     return (paired(logs[sizes[-1]], logs[sizes[0]]) if len(sizes) > 1 else interval([])), means
 
 
+def advantage(arms: Results, name: str, arm: str = "token") -> Interval:
+    """An arm less the sentence in a measure, paired by seed."""
+    return difference(arms, COMPARED[ERRORS[name]], arm, "sentence")
+
+
 def verdicts(found: Grid) -> str:
     """H1 and H2 on these runs."""
     lines = ["| hypothesis | measured | verdict |", "|---|---|---|"]
-    gaps = {}
-    for n, arms in sorted(found.items()):
-        if {"sentence", "token"} <= arms.keys():
-            value = MEASURES[ERRORS["pointing"]]
-            of = {arm: {s: value(x) for s, x in arms[arm].items()} for arm in ("token", "sentence")}
-            gaps[n] = paired(of["token"], of["sentence"])
+    gaps = {n: advantage(arms, "pointing") for n, arms in sorted(found.items()) if {"sentence", "token"} <= arms.keys()}
     if gaps:
         told = {verdict(x) for x in gaps.values()}
         said = "refuted" if "refuted" in told else "held" if told == {"held"} else "undecided"
@@ -160,20 +221,51 @@ def verdicts(found: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def noisy(by_noise: Mapping[float, Grid]) -> str:
-    """The token arm's advantage at each share of shuffled captions (H4)."""
-    lines = ["| shuffled | pairs | pointing, token - sentence | t2i R@1, token - sentence |", "|---|---|---|---|"]
-    for noise, found in sorted(by_noise.items()):
+def advantages(grids: Mapping[tuple[float, float], Grid], options: Volume) -> str:
+    """What each arm has over the sentence at each share of shuffled captions (H4) and each density of links."""
+    names = ("pointing", "binding", "t2i R@1")
+    heads = " | ".join(f"{x}, arm - sentence" for x in names)
+    lines = [f"| shuffled | linked words | pairs | arm | {heads} |", "|---" * 7 + "|"]
+    for (noise, density), found in sorted(grids.items()):
         for n, arms in sorted(found.items()):
-            if {"sentence", "token"} <= arms.keys():
-                gaps = [
-                    paired(
-                        *({s: MEASURES[ERRORS[name]](x) for s, x in arms[arm].items()} for arm in ("token", "sentence"))
-                    )
-                    for name in ("pointing", "t2i R@1")
-                ]
-                lines.append(f"| {noise:g} | {n} | {gaps[0]} | {gaps[1]} |")
+            for arm in (x for x in options.arms if x not in POOLED and x in arms and "sentence" in arms):
+                cells = " | ".join(bold(advantage(arms, x, arm)) for x in names)
+                lines.append(f"| {noise:g} | {density:.3g} | {n} | {arm} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+CONTRAST, MODELLING = "A1 B0 C0", "A0 B1 C0"
+"""Arms of which one objective alone is at the token."""
+
+
+def h4(grids: Mapping[tuple[float, float], Grid]) -> str:
+    """H4: by how much the most noise changes what contrast, and what masked modelling, at the token has over the sentence in pointing; mean over sizes."""
+    noises = sorted(noise for noise, density in grids if density == 1)
+    value = COMPARED[ERRORS["pointing"]]
+
+    def change(arm: str) -> Interval:
+        each: dict[int, list[float]] = {}
+        for n in grids[0.0, 1.0].keys() & grids[noises[-1], 1.0].keys():
+            clean, loud = (
+                {s: x - y[s] for s, x in seeds_of(arms, arm, value).items() if s in y}
+                for arms in (grids[0.0, 1.0][n], grids[noises[-1], 1.0][n])
+                for y in [seeds_of(arms, "sentence", value)]
+            )
+            for seed in clean.keys() & loud.keys():
+                each.setdefault(seed, []).append(loud[seed] - clean[seed])
+        return interval([float(np.mean(x)) for x in each.values()])
+
+    if len(noises) < 2 or noises[0] != 0.0:
+        return ""
+    contrast, modelling = change(CONTRAST), change(MODELLING)
+    if not contrast.count or not modelling.count:
+        return ""
+    said = "undecided"
+    if min(contrast.count, modelling.count) >= 5:
+        held = modelling.high < 0 and contrast.low > -0.05
+        said = "held" if held else "refuted" if modelling.low > 0 or contrast.high < -0.05 else "undecided"
+    told = f"advantage at {noises[-1]:g} less that at 0: {CONTRAST} {contrast}, {MODELLING} {modelling}"
+    return f"| hypothesis | measured | verdict |\n|---|---|---|\n| H4 | pointing, {told} | {said} |\n"
 
 
 def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
@@ -181,9 +273,9 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
     with style.settings("volume"):
         figure = style.figure(9.2, 3.2)
         panels = figure.subplots(1, len(ERRORS))
-        for panel, (name, measure) in zip(panels, ERRORS.items(), strict=True):
+        for panel, (name, claim) in zip(panels, ERRORS.items(), strict=True):
             for i, arm in enumerate(arms):
-                known, colour = errors(found, arm, measure), style.CATEGORIES[i]
+                known, colour = errors(found, arm, claim), style.CATEGORIES[i]
                 for n, seeds in known.items():
                     panel.scatter(
                         [n] * len(seeds), np.maximum(list(seeds.values()), 1e-3), s=9, color=colour, alpha=0.5
@@ -196,6 +288,12 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
                     panel.plot(x, fitted.fit.at(x), color=colour, linewidth=0.9, linestyle="--")
             panel.set_xscale("log")
             panel.set_yscale("log")
+            sizes = sorted(found)
+            panel.set_xticks(sizes, [str(n) if i % 2 == 0 else "" for i, n in enumerate(sizes)])
+            low, high = panel.get_ylim()
+            shown = [y for y in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= y <= high]
+            panel.set_yticks(shown, [f"{y:g}" for y in shown])
+            panel.minorticks_off()
             panel.set_title(f"{name}: error", fontsize=8.5)
             panel.set_xlabel("pairs")
         panels[0].legend(frameon=False)
@@ -203,39 +301,50 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
         style.save(figure, out)
 
 
-def tell(options: Volume) -> tuple[str, Grid]:
-    """Everything that the runs of a protocol say, as Markdown, and the runs without noise."""
-    by_noise = {noise: grid(options, noise) for noise in options.noise}
-    clean = by_noise.get(0.0, {})
-    arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-    parts = []
-    if clean:
-        parts += [table(clean, arms), shapes(clean, arms), multipliers(clean), verdicts(clean)]
-    if len(options.noise) > 1:
-        parts.append(noisy(by_noise))
-    return "\n".join(parts), clean
+def tell(options: Volume, found: Grid) -> str:
+    """Everything that the runs of a protocol say, as Markdown."""
+    arms = _arms(options, found)
+    parts = [table(found, arms), shapes(found, arms), multipliers(found), verdicts(found), exchanged(found, arms)]
+    parts += [repetitions(options)] if options.protocol == "steps" else []
+    return "\n".join(filter(None, parts))
+
+
+def _arms(options: Volume, found: Grid) -> list[str]:
+    return [arm for arm in options.arms if any(arm in x for x in found.values())]
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Makes the runs, all sizes of a seed before the next, and prints the tables."""
     options = tyro.cli(Volume, args=args, prog="python -m intarsia.studies.volume")
-    todo = product(options.seeds, options.noise, options.sizes, options.arms) if options.make else ()
-    for seed, noise, n, arm in todo:
-        run = Run(arm, n, seed, options.steps_of(n), options.batch, level=options.level, noise=noise)
-        perform(run, options.out)
-    told, clean = tell(options)
-    if not clean:
-        raise BadInput(f"{options.out}: holds no runs without noise of these sizes and {options.protocol}")
+    torch.set_num_threads(1)
+    todo = product(options.seeds, options.noise, options.density, options.sizes, options.arms) if options.make else ()
+    for seed, noise, density, n, arm in todo:
+        same = {"batch": options.batch, "level": options.level, "noise": noise, "density": density}
+        rate = options.settings[arm]
+        perform(Run(arm, n, seed, options.steps_of(n), **same, **rate), options.out, scenes=SCENES)  # type: ignore[arg-type]
+    settings_of = product(options.noise, options.density)
+    grids = {(noise, density): found for noise, density in settings_of if (found := grid(options, noise, density))}
+    if not grids:
+        raise BadInput(f"{options.out}: holds no runs of these sizes, captions and {options.protocol}")
+    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
+    sizes = sorted({n for found in grids.values() for n in found})
+    counts = ", ".join(
+        f"{n}: {max(len(x) for g in grids.values() if n in g for x in g[n].values())} seeds" for n in sizes
+    )
+    told = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
+    told += " Rate and temperature by arm." if options.tuned else ""
+    name, figure = f"fixed-{options.protocol}", Path(f"volume-fixed-{options.protocol}.svg")
+    if options.noise != (0.0,) or options.density != (1.0,):
+        name = "noise" if options.noise != (0.0,) else "density"
+        told += f"\n\n{advantages(grids, options)}\n{h4(grids)}"
+    else:
+        (found,) = grids.values()
+        told += f"\n\n![learning curves]({figure.name})\n\n{tell(options, found)}"
+        if options.page:
+            draw(found, _arms(options, found), options.page.with_name(figure.name))
     print(told)
     if options.page:
-        name = f"fixed-{options.protocol}"
-        figure = options.page.with_name(f"volume-{name}.svg")
-        arms = [arm for arm in options.arms if any(arm in x for x in clean.values())]
-        draw(clean, arms, figure)
-        much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
-        counts = ", ".join(f"{n}: {max(len(x) for x in clean[n].values())} seeds" for n in sorted(clean))
-        about = f"Fixed {options.protocol}: {much} of {options.batch}, level {options.level} ({counts})."
-        write_section(options.page, name, f"{about}\n\n![learning curves]({figure.name})\n\n{told}", "volume")
+        write_section(options.page, name, told, "volume")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ mentions of known objects carry nothing. Also here: the late fusion of the paper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
 from intarsia.errors import BadInput, TooLong
 from intarsia.features.letterbox import PLACES, grid, pixel_boxes
-from intarsia.layout import region_rows, with_whole_picture
+from intarsia.layout import picture_of, region_rows, whole_row, with_whole_picture
 from intarsia.objectives import itm, joint, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
@@ -28,7 +28,7 @@ from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks.vcr import VCRPretrained, choices
+from intarsia.tasks.vcr import VCRPretrained
 from intarsia.text import Vocab
 from intarsia.weights import bert, tf
 from intarsia.weights.keymap import KeyMap, Move
@@ -45,7 +45,7 @@ class B2T2Config(BertNumbers):
     max_num_bboxes: int = 4
     """Objects of a document that carry their feature."""
     append_all_bboxes: bool = False
-    """The first objects are named again after the text."""
+    """The first objects are named again after the text, where the benchmark names them."""
     max_rows: int = 64
     """Text rows of a document; the longest part is cut until they fit."""
     fusion: Literal["early", "late", "dual", "blind"] = "early"
@@ -118,7 +118,7 @@ def _finetune() -> dict[str, Finetune]:
     tuning = Tuning(_adam(2e-5), schedule, batching, samples=8, note="5 epochs, batch 32, four documents a question")
     return {
         "vcr": Finetune(
-            VCRPretrained(),
+            VCRPretrained(layouts=("vcr", "vcr_reasons")),
             {"base": tuning, "large": tuning},
             KeyMap(("bert/output_weights", "head.weight"), ("bert/output_bias", "head.bias")),
         )
@@ -130,7 +130,7 @@ class B2T2(System):
 
     Config = B2T2Config
     needs = ("text", "regions")
-    specials = ("[IMAGE]", *(f"[OBJ-{i}]" for i in range(16)))
+    specials = ("[IMAGE]", *(f"[OBJ-{i}]" for i in range(100)))
     card = Card(
         name="b2t2",
         title="B2T2: Fusion of Detected Objects in Text for Visual Question Answering",
@@ -160,34 +160,53 @@ class B2T2(System):
             self.dual = nn.Linear(config.feature_size, width) if config.fusion == "dual" else nn.Linear(width, 1)
         initialise(self, config.initializer_range)
 
-    # 1 -- inputs: [CLS] [IMAGE] question [SEP] answer [SEP] ----------------------------------------------------------
+    # 1 -- inputs: [CLS] [IMAGE] question [SEP] answer rationale [SEP] --------------------------------------------------
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
-        """A caption after [IMAGE]. vcr: question and choice, `form` says which; after each mention with a gold link comes that object's [OBJ]."""
-        first = self._tokens(sample, 0, mentions=task == "vcr")
-        second = self._tokens(sample, 1 + form, mentions=True) if task == "vcr" else []
-        if not first:
+        """A caption after [IMAGE], which carries the region that is the whole picture; where the data have none, the mean of the regions.
+
+        vcr: question and choice; vcr_reasons: question, right answer and rationale; `form` says which. Objects that are mentioned are called by their class, and
+        their [OBJ] follows. What is cut of a question or an answer stays cut in the next choices.
+        """
+        picture, config, asked = picture_of(sample, 0), self.config, 1 + (task == "vcr_reasons")
+        first = [self._tokens(sample, i, mentions=task is not None) for i in range(asked if task else 1)]
+        if not first[0]:
             raise BadInput(f"sample {sample.key}: the caption {sample.texts[0]!r} is empty")
-        if task != "vcr" and len(first) + 3 > self.config.max_rows:
-            raise TooLong(f"sample {sample.key}: {len(first)} pieces of text, the limit is {self.config.max_rows - 3}")
-        picture = sample.pictures[0]
-        text, links = document(self.vocab, (first, second, []), [], len(picture.boxes), self.config)
-        shown = replace(picture, boxes=snapped(picture))
-        regions = with_whole_picture(region_rows(sample.key, shown, self.config.feature_size, 0), picture)
+        if task is None and len(first[0]) + 3 > config.max_rows:
+            raise TooLong(f"sample {sample.key}: {len(first[0])} pieces of text, the limit is {config.max_rows - 3}")
+        count = min(len(picture.names), config.max_num_bboxes) if config.append_all_bboxes and task else 0
+        extra = [token for i in range(count) for token in self._named(sample, picture.names[i], i)]
+        said = sum(map(len, first))
+        for i in range(form + 1):
+            choice = self._tokens(sample, asked + i, mentions=True) if task else []
+            parts, given = (*first, choice, [])[:3], said + len(choice)
+            text, links = document(self.vocab, parts, extra, len(picture.boxes), config)
+        text.cut = given - sum(map(len, parts))
+        whole = whole_row(picture)
+        shown = region_rows(sample.key, replace(picture, boxes=snapped(picture)), config.feature_size, 0)
+        regions = with_whole_picture(shown, picture, feature=None if whole is None else picture.features[whole])
         links.append([1, len(picture.boxes)])
         key = sample.key if task is None else f"{sample.key}@{form}"
         return Example(key, text, regions, np.array(links), sample=sample.key)
 
     def _tokens(self, sample: Sample, number: int, mentions: bool) -> list[Token]:
-        """The pieces of a text; an object's number after the last piece of its mention."""
-        pieces = self.vocab.encode(sample.texts[number])
-        ends = {link.end: link.region for link in sample.links if link.text == number} if mentions else {}
-        found: list[Token] = []
-        for piece, (_, end) in zip(pieces.ids.tolist(), pieces.spans.tolist(), strict=True):
-            found.append(Token(piece))
-            if end in ends:
-                found.append(Token(self.vocab.index[f"[OBJ-{ends[end]}]"], ends[end]))
-        return found
+        """The pieces of a text, its mentions by the names of their objects."""
+        text, names = sample.texts[number], sample.pictures[0].names
+        links = [x for x in sample.links if x.text == number and not x.picture] if mentions else []
+        found, at = list[Token](), 0
+        for link in sorted(links, key=lambda x: x.start):
+            found += map(Token, self.vocab.encode(text[at : link.start]).ids.tolist())
+            name = names[link.region] if names else ""
+            found += self._named(sample, name or text[link.start : link.end], link.region)
+            at = link.end
+        return [*found, *map(Token, self.vocab.encode(text[at:]).ids.tolist())]
+
+    def _named(self, sample: Sample, name: str, number: int) -> list[Token]:
+        """The pieces of a name and the object's own token."""
+        own = f"[OBJ-{number}]"
+        if own not in self.vocab.index:
+            raise BadInput(f"sample {sample.key}: object {number} is mentioned, the vocabulary has no {own}")
+        return [*map(Token, self.vocab.encode(name).ids.tolist()), Token(self.vocab.index[own], number)]
 
     # 2 -- stream: BERT over tokens that carry pictures -----------------------------------------------------------------
 
@@ -281,7 +300,7 @@ class Token(NamedTuple):
 
 def document(
     vocab: Vocab,
-    parts: tuple[list[Token], list[Token], list[Token]],
+    parts: Sequence[list[Token]],
     extra: list[Token],
     objects: int,
     config: B2T2Config,
@@ -314,31 +333,6 @@ def document(
     special = np.isin(ids, [vocab.cls, vocab.sep, image]) | np.array([token.obj >= 0 for token in tokens])
     segments = (np.arange(len(ids)) >= len(first)).astype(np.int64)
     return TextRows(ids, segments, np.arange(len(ids)), np.where(special, -1, np.cumsum(~special) - 1)), links
-
-
-def vcr_documents(
-    vocab: Vocab, example: Mapping[str, Any], config: B2T2Config, rationales: bool, test: bool
-) -> Iterator[tuple[TextRows, list[list[int]], int, int]]:
-    """The documents of one line of VCR's annotation: rows, links, choice number, label. Args: see `tasks.vcr.choices` and `document`."""
-    names = [[Token(x) for x in vocab.encode(name).ids.tolist()] for name in example["objects"]]
-    objs = [Token(vocab.index[f"[OBJ-{i}]"], i) for i in range(len(names))]
-
-    def tokens(words: Sequence[Any]) -> list[Token]:
-        found: list[Token] = []
-        for word in words:
-            if isinstance(word, list):
-                for i, k in enumerate(word):
-                    found += ([Token(vocab.index["and"])] if i else []) + [*names[k], objs[k]]
-            else:
-                found += [Token(x) for x in vocab.encode(word).ids.tolist()]
-        return found
-
-    shown = range(min(len(names), config.max_num_bboxes)) if config.append_all_bboxes else ()
-    extra = [token for k in shown for token in (*names[k], objs[k])]
-    q, answers = tokens(example["question"]), [tokens(x) for x in example["answer_choices"]]
-    for number, answer, reason, label in choices(example, rationales, test):
-        rows, links = document(vocab, (q, answers[answer], tokens(reason)), extra, len(names), config)
-        yield rows, links, number, label
 
 
 def snapped(picture: Picture) -> Array:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample
 from intarsia.layout import bert_rows, clip_rows, cut_ends, none_said
-from intarsia.objectives import contrast, mlm
+from intarsia.objectives import contrast, mlm, mvm
 from intarsia.packed import Packing, join, joined_rows, taken
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -26,11 +26,17 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System
+from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks import mean_shown
+from intarsia.tasks.category import Category
+from intarsia.tasks.retrieval import RetrievalOneOf
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.bert import FromBert
 from intarsia.weights.keymap import KeyMap
+
+FOUND = ("nce_found", "nce_within", "nce_across")
+"""Told beside the losses: how often a hidden clip is first among all clips of the batch, of its passage, of other passages."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
     """Our run at the size of the paper, and a tiny one."""
     base = Recipe(
         config=CBTConfig(),
-        mix=Mix(share={"nce+mi": 1}),
+        mix=Mix(share={"nce+mi": 1}, scale=dict.fromkeys(FOUND, 0.0)),
         optim=adam(1e-4),
         schedule=Schedule(steps=500_000, warmup=5000),
         batching=Batching(rows=9600, samples=128, window=8192),
@@ -78,12 +84,41 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
     tiny = replace(
         base,
         config=CBTConfig(
-            **TINY, feature_size=64, nce_rate=0.25, max_clips=32, normalize=True, temperature=0.1, freeze_text=False
+            **(TINY | {"max_position_embeddings": 128}),
+            feature_size=64,
+            nce_rate=0.25,
+            max_clips=32,
+            normalize=True,
+            temperature=0.1,
+            freeze_text=False,
         ),
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
     return {"tiny": tiny, "base": base}
+
+
+def _finetune() -> dict[str, Finetune]:
+    """Small heads on the mean of the video encoder's rows; texts and clips found by each other. Numbers are ours: the paper's could not be read."""
+
+    def tuning(note: str) -> Tuning:
+        return Tuning(adam(1e-4), Schedule(steps=10_000, warmup=1000), Batching(rows=9600), samples=64, note=note)
+
+    def classes(answers: int, frozen: bool, note: str) -> Finetune:
+        task = Category(answers, reads=mean_shown)
+        return Finetune(task, {"base": tuning(note)}, KeyMap(), frozen=("",) if frozen else ())
+
+    found = Finetune(RetrievalOneOf(broken_by=("tpt",)), {"base": tuning("not in the paper")}, KeyMap())
+    still, ahead = "the head alone, on features as they are", "clips until one second before the action"
+    return {
+        "action": classes(101, True, still),
+        "action_hmdb51": classes(51, True, still),
+        "anticipation": classes(48, False, ahead),
+        "anticipation_50salads": classes(17, False, ahead),
+        "anticipation_activitynet": classes(200, False, ahead),
+        "retrieval_youcook2": found,
+        "retrieval_msrvtt": found,
+    }
 
 
 class CBT(System):
@@ -188,9 +223,7 @@ class CBT(System):
         rows, text = example.clips, example.text
         assert rows is not None and text is not None
         if "nce" in goals:
-            chosen = np.flatnonzero(rng.random(len(rows)) < self.config.nce_rate)
-            if not len(chosen) and len(rows):
-                chosen = rng.integers(len(rows), size=1)
+            chosen = mvm.choose(len(rows), self.config.nce_rate, rng)
             example.targets["nce"] = Pick("clips", chosen, rows.feats[chosen].copy())
             rows.masked[chosen] = True
         if "mi" in goals:
@@ -207,7 +240,7 @@ class CBT(System):
         found: dict[str, Tensor] = {}
         assert encoded.visual is not None and encoded.text is not None and batch.clips is not None
         if "nce" in batch.targets:
-            found["nce"] = self._nce(encoded.visual, batch)
+            found |= self._nce(encoded.visual, batch)
         if "mi" in batch.targets:
             found["mi"] = self._contest(encoded, batch)
         if "mlm" in batch.targets:
@@ -216,16 +249,18 @@ class CBT(System):
             found["mlm"] = mlm.score(logits, picks.labels)
         return found
 
-    def _nce(self, seen: Tensor, batch: Batch) -> Tensor:
-        """Each hidden clip among all clips of the batch."""
-        clips, picks = batch.clips, batch.picks("nce")
+    def _nce(self, seen: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Each hidden clip among all clips of the batch; and how often it comes first, by kind of rival, which is told and not trained."""
+        clips, picks, config = batch.clips, batch.picks("nce"), self.config
         assert clips is not None
         keys = self.targets(replace(clips, feats=self._true(batch))).float()
         apart = (clips.position_ids[picks.rows][:, None] - clips.position_ids).abs()
         same = clips.packing.doc[picks.rows][:, None] == clips.packing.doc
-        near = same & (apart < self.config.neg_min_gap_clips) & (apart > 0)
+        near = same & (apart < config.neg_min_gap_clips) & (apart > 0)
         query = seen.index_select(0, picks.rows).float()
-        return contrast.among(query, keys, picks.rows, near, self.config.temperature, self.config.normalize)
+        scores = contrast.products(query, keys, near, config.temperature, config.normalize)
+        told = dict(zip(FOUND, contrast.found(scores, picks.rows, same), strict=True))
+        return {"nce": contrast.among(scores, picks.rows)} | told
 
     def _contest(self, encoded: Encoded, batch: Batch) -> Tensor:
         """Each video's own text among those of other documents, which are so many places further in the batch."""
@@ -271,7 +306,7 @@ class CBT(System):
         "word_head.bias",
         *(f"word_head.transform.{x}" for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
     )
-    finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
+    finetune = _finetune()
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
+from intarsia.tasks.category import Category
 from intarsia.tasks.retrieval import RetrievalTwoWay
 from intarsia.text import Vocab
 from intarsia.weights import bert, tf
@@ -122,7 +123,7 @@ ROOT = "image_bert_pre_trained_model/"
 
 
 def _finetune() -> dict[str, Finetune]:
-    """Retrieval goes on from the head of pre-training, which the paper itself ranks by, without tuning."""
+    """Retrieval goes on from the head of pre-training, which the paper itself ranks by, without tuning; recognition is Kaleido-BERT's, as it tells FashionBERT."""
     tuning = Tuning(
         _adam(1e-4),
         Schedule(steps=54_198, warmup=5420, shape="product"),
@@ -132,7 +133,13 @@ def _finetune() -> dict[str, Finetune]:
     output = ROOT + "cls/seq_relationship/output_"
     first = {"1.weight": ("match_head.weight", None), "1.bias": ("match_head.bias", None)}
     keys = KeyMap(Move(output + "weights", "head.1.weight"), Move(output + "bias", "head.1.bias"))
-    return {"retrieval": Finetune(RetrievalTwoWay(), {"base": tuning, "small": tuning}, keys, head_from=first)}
+    sizes, fresh = {"base": tuning, "small": tuning}, KeyMap()
+    return {
+        "retrieval_fashion": Finetune(RetrievalTwoWay(broken_by=("P", "T")), sizes, keys, head_from=first),
+        "retrieval": Finetune(RetrievalTwoWay(), sizes, keys, head_from=first),
+        "category": Finetune(Category(), sizes, fresh),
+        "sub_category": Finetune(Category(answers=121), sizes, fresh),
+    }
 
 
 class FashionBERT(System):

@@ -62,6 +62,8 @@ class InlayConfig(AlignedNumbers):
     """idf is counted while training; stop words and punctuation weigh 0 but with uniform."""
     loss: granular.Loss = "softmax"
     """Of contrast."""
+    temperature: float = 0.1
+    """Of both contrastive scores at the start; it is learnt."""
     false_captions: int = 1
     """K of a pair."""
     named: int = 8
@@ -138,7 +140,8 @@ class Inlay(System):
         super().__init__(config, vocab)
         self.config, self.vocab = config, vocab
         width = config.hidden_size
-        self.tower = Tower(config)
+        self.stops = granular.stops(vocab.tokens)
+        self.tower = Tower(config, self.stops)
         self.slow = follower(self.tower)
         self.fusion = Fusion(replace(config, num_hidden_layers=config.x_layers))
         self.pool_text, self.pool_visual = Pool(config), Pool(config)
@@ -147,9 +150,10 @@ class Inlay(System):
         self.support = nn.Linear(width, 1)
         for part in (self.fusion, self.pool_text, self.pool_visual, self.word_head, self.picture_head):
             initialise(part, config.initializer_range)
-        self.log_scale = nn.Parameter(torch.full((2,), np.log(10.0), dtype=torch.float32))  # of S_sent and S_tok
+        self.log_scale = nn.Parameter(
+            torch.full((2,), -np.log(config.temperature), dtype=torch.float32)
+        )  # of S_sent, S_tok
         self.bias = nn.Parameter(torch.full((2,), -10.0), requires_grad=config.loss == "sigmoid")
-        self.stops = granular.stops(vocab.tokens)
         self.word_weights = WordWeights(self.stops, config.word_weight)
 
     # 1 -- inputs: [CLS] words [SEP]; regions, or one row a picture ----------------------------------------------------------
@@ -211,6 +215,7 @@ class Inlay(System):
             pooled_text=self.pool_text(rows, text),
             pooled_visual=self.pool_visual(seen, visual),
             told=words,
+            seen=seen,
             slots=slots,
             text_packing=text,
             token=token,
@@ -235,8 +240,7 @@ class Inlay(System):
         text = example.text
         assert text is not None
         hidden, stays = granular.draw_words(text, self.stops, rng)
-        order = rng.permutation(len(sample.false_texts))[:count]
-        false = [self._said(sample, sample.false_texts[i])[0] for i in order]
+        false = [self._said(sample, sample.false_texts[i])[0] for i in rng.permutation(len(sample.false_texts))[:count]]
         said = zlib.crc32(" ".join(sorted(sample.texts[0].lower().split())).encode())
         targets: dict[str, Pick | Array] = {
             "a_sent": np.array([said, *(i < len(false) for i in range(count))], np.int64),
@@ -256,11 +260,9 @@ class Inlay(System):
         assert isinstance(encoded, Aligned) and batch.text is not None
         if not batch.targets:
             return {}
-        true = batch.picks("a_tok").rows
-        ids, segments, positions, words = (
-            x[true] for x in (batch.text.ids, batch.text.segment_ids, batch.text.position_ids, batch.text.words)
-        )
-        text = Text(ids, segments, positions, words, subset(batch.text.packing, true))
+        true, said = batch.picks("a_tok").rows, batch.text
+        ids, segments, positions, words = (x[true] for x in (said.ids, said.segment_ids, said.position_ids, said.words))
+        text = Text(ids, segments, positions, words, subset(said.packing, true))
         if self.training:
             follow(self.tower, self.slow, self.config.momentum)
             self.word_weights.count(text)
@@ -335,12 +337,11 @@ class Inlay(System):
 
     def _matching(self, encoded: Aligned, batch: Batch, text: Packing, true: Tensor) -> dict[str, Tensor]:
         """C: true and false captions with their picture, and true ones with the picture of the next pair."""
-        assert batch.regions is not None and batch.text is not None
-        cut, labels, count = encoded.text_packing, batch.labels("a_sent"), text.documents
+        assert encoded.visual_packing is not None and batch.text is not None
+        cut, shown, labels, count = encoded.text_packing, encoded.visual_packing, batch.labels("a_sent"), text.documents
         following = (torch.arange(count, device=true.device) + 1) % count
-        index, visual = taken(batch.regions.packing, following, batch.regions.packing.rows)
-        seen = self.encode_visual(batch.regions)[index]
-        said, _ = self.fusion(self._split(encoded.told)[0][true], text, seen, visual)
+        index, visual = taken(shown, following * labels.shape[1], shown.rows // labels.shape[1])
+        said, _ = self.fusion(self._split(encoded.told)[0][true], text, encoded.seen[index], visual)
         strange = self.support(said).squeeze(-1)  # logits of words with another picture
         apart, content = labels[:, 0] != labels[following, 0], self.word_weights.content[batch.text.ids] > 0
         known = torch.cat([torch.ones_like(labels[:, :1]), labels[:, 1:]], 1) > 0  # (B, 1 + K)
@@ -364,8 +365,7 @@ class Inlay(System):
     def scores(self, encoded: Encoded) -> dict[str, Tensor]:
         """(B) each: S_sent and S_tok, times their scales; log odds of matching by [CLS] and by the words."""
         assert isinstance(encoded, Aligned)
-        scale = self.log_scale.exp()
-        text = encoded.text_packing
+        scale, text = self.log_scale.exp(), encoded.text_packing
         rows = torch.where(encoded.told[:, -1] > 0, encoded.support.float(), 30.0)
         return {
             "sentence": self.sentence_scores(encoded) * scale[0],

@@ -77,8 +77,7 @@ class RegionEmbeddings(nn.Module):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.feature = nn.Linear(config.feature_size, width)
         self.feature_norm = nn.LayerNorm(width, eps)
-        self.box = nn.Linear(4, width)
-        self.box_norm = nn.LayerNorm(width, eps)
+        self.box, self.box_norm = nn.Linear(4, width), nn.LayerNorm(width, eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, regions: Regions) -> Tensor:
@@ -217,6 +216,7 @@ class LXMERT(System):
         tasks=("vqa", "gqa", "nlvr2"),
         weights=("airsplay/lxmert .pth", "Hugging Face LxmertForPreTraining"),
         unverified=("corpus sizes and so the steps", "the authors' table of 9,500 answers", "published scores"),
+        features=(("butd", "36"),),
     )
 
     def __init__(self, config: LXMERTConfig, vocab: Vocab) -> None:

@@ -254,6 +254,7 @@ class Oscar(System):
             "steps of fine-tuning",
             "published scores beyond the README",
         ),
+        features=(("butd", "10-100"), ("vinvl", "10-100")),
     )
 
     def __init__(self, config: OscarConfig, vocab: Vocab) -> None:

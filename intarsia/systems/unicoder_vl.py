@@ -45,7 +45,7 @@ class UnicoderVLConfig(BertNumbers):
     classes: int = 1601
     """Classes of the detector, background first; the head tells the others only."""
     max_pieces: int = 42
-    """Longer texts are left out: 144 rows less 100 regions, [CLS] and [SEP]."""
+    """Longer texts are left out (of VCR cut): 144 rows less 100 regions, [CLS] and [SEP]."""
     region_position: Literal["shared", "sequential"] = "shared"
     """Position of the regions: row 0 for all, or 0, 1, 2, .. in the detector's order. Not known."""
     l2_normalise_features: bool = False
@@ -172,11 +172,11 @@ class UnicoderVL(System):
     # 1 -- inputs: [CLS] words [SEP], then the regions, each the word [IMG] -------------------------------------------
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
-        """[CLS] words [SEP] in segment 0, regions in segment 1. vcr: texts are the question and the choices, `form` says which."""
+        """[CLS] words [SEP] in segment 0, regions in segment 1. vcr: texts are the question and the choices, `form` says which; the longer one is cut."""
         parts = [(sample.texts[0], 0)]
         if task == "vcr":
             parts.append((sample.texts[1 + form], 0))
-        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut=task == "vcr")
         regions = region_rows(sample.key, sample.pictures[0], self.config.feature_size, 1)
         if self.config.region_position == "sequential":
             regions.position_ids = np.arange(len(regions))

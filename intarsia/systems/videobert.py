@@ -8,7 +8,8 @@ not aligned exactly: sentences are joined at random and clips left out at random
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,18 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample, TextRows
-from intarsia.data.video import clips_within
 from intarsia.errors import BadInput
 from intarsia.features.kmeans import Codebook
 from intarsia.layout import bare_text, clip_rows
-from intarsia.objectives import itm, mlm
+from intarsia.objectives import caption, itm, mlm, mvm
+from intarsia.parts.captioner import Captioner, CaptionNumbers, apart, mean_of
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System
+from intarsia.system import Captioning, Finetune, System
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.bert import FromBert
@@ -39,6 +40,8 @@ BETWEEN = "[>]"
 """Stands between what is said and what is shown."""
 TEMPLATE = ("now", "let", "me", "show", "you", "how", "to", None, "the", None, ".")
 """The sentence whose gaps (None) name what is done, and to what. Source: sec. 4.4."""
+SLOTS = ("now", "let", "'", "s", None, "the", None, "to", "the", None, ",", "and", "then", None, "the", None, ".")
+"""The sentence whose gaps the captioner reads. Source: sec. 4.6."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class VideoBERTConfig(BertNumbers):
     """Over all words, or over those of the kind that is asked for."""
     freeze: Literal["none", "text", "visual", "both"] = "visual"
     """Which rows of the table of words do not train."""
+    captioner: CaptionNumbers = field(default_factory=CaptionNumbers)
+    """What writes captions of its features; all else is then frozen."""
 
 
 def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
@@ -93,7 +98,16 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
-    return {"tiny": tiny, "base": base, "large": large}
+    still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    writer = Recipe(
+        config=replace(still, captioner=CaptionNumbers(layers=2)),
+        mix=Mix(share={"caption": 1}),
+        optim=adam(1e-3, decay=0.0),
+        schedule=Schedule(steps=40_000, warmup=0),
+        batching=Batching(rows=5120, samples=128),
+        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen.",
+    )
+    return {"tiny": tiny, "base": base, "large": large, "caption": writer}
 
 
 class VideoBERT(System):
@@ -112,11 +126,11 @@ class VideoBERT(System):
         streams="single",
         new="clips as words; one BERT over what is said and what is shown",
         objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint"),
-        tasks=("zero-shot verbs and objects", "text to clips"),
+        tasks=("zero-shot verbs and objects", "text to clips", "caption"),
         weights=(),
         unverified=(
             "weights of the regimes; rate of masking; lengths; segments; negatives; whether joint documents are masked",
-            "what is frozen of the table of words; chance of joined sentences; warm-up and decay; published scores",
+            "what is frozen of the table of words; chance of joined sentences; warm-up and decay; the captioner; published scores",
         ),
     )
 
@@ -134,19 +148,21 @@ class VideoBERT(System):
         initialise(self, config.initializer_range)
         self.words.word.weight.requires_grad_(config.freeze not in ("text", "both"))
         self.clip_words.weight.requires_grad_(config.freeze not in ("visual", "both"))
+        self.captioner = None
+        if config.captioner.layers:
+            self.requires_grad_(False)
+            self.captioner = Captioner(config.captioner, 2 * width, config.vocab_size)
 
     def fill_words(self, book: Codebook) -> None:
-        """Visual words begin as the centroids of a codebook.
-
-        Raises:
-            BadInput: it has other sizes than the config.
-        """
+        """Visual words begin as the centroids of a codebook; where these are projected, less their mean, which says nothing and may be large."""
         if book.leaves.shape != self.clip_words.weight.shape:
             raise BadInput(
                 f"the codebook has {tuple(book.leaves.shape)} centroids, the config asks for {tuple(self.clip_words.weight.shape)}"
             )
         with torch.no_grad():
             self.clip_words.weight.copy_(book.leaves)
+            if isinstance(self.project, nn.Linear):
+                self.project.bias.copy_(-self.project.weight @ book.leaves[book.alive].mean(0))
 
     # 1 -- inputs: [CLS] words [>] clips [SEP] --------------------------------------------------------------------------------
 
@@ -155,9 +171,8 @@ class VideoBERT(System):
         return self._document(sample, " ".join(sample.texts), np.arange(len(sample.film.seconds) if sample.film else 0))
 
     def _document(self, sample: Sample, said: str, shown: Array) -> Example:
-        return self._around(
-            sample, bare_text(self.vocab, sample.key, said, self.config.max_pieces) if said else None, shown
-        )
+        pieces = bare_text(self.vocab, sample.key, said, self.config.max_pieces) if said else None
+        return self._around(sample, pieces, shown)
 
     def _around(self, sample: Sample, said: TextRows | None, shown: Array) -> Example:
         """[CLS], [>] where there are both, and [SEP] around pieces and clips; positions run on from the ones to the others."""
@@ -176,19 +191,15 @@ class VideoBERT(System):
         return Example(sample.key, text, clips=clips, sample=sample.key)
 
     def ask(self, sample: Sample, sentence: Sequence[str | None] = TEMPLATE) -> tuple[Example, Array]:
-        """A sentence with gaps above the sample's clips, for naming what they show.
-
-        Args:
-            sample: with a film.
-            sentence: words of one piece, None for a gap.
-
-        Returns:
-            The document, and the text row of each gap.
-        """
+        """A sentence, None for a gap, above the sample's clips, for naming what they show. Returns: the document, and the text row of each gap."""
         ids = np.array([self.vocab.mask if x is None else self.vocab.index.get(x, self.vocab.unk) for x in sentence])
         rows = TextRows(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), np.arange(len(ids)))
         shown = np.arange(len(sample.film.seconds) if sample.film else 0)
         return self._around(sample, rows, shown), 1 + np.flatnonzero([x is None for x in sentence])
+
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """The sentence whose gaps the captioner reads, the clips, and what was said."""
+        return caption.lay_out(self.ask(sample, SLOTS)[0], self.vocab, said)
 
     # 2 -- stream: one encoder over both --------------------------------------------------------------------------------------
 
@@ -196,11 +207,23 @@ class VideoBERT(System):
         """Embeds, joins and encodes; what is pooled is the output of [CLS] as it is."""
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "VideoBERT needs text and clips"
+        if text.packing.level is not None:
+            return self._write(batch)
         read = self.read(batch)
         read = None if read is None else {"text": read["text"], "regions": read["clips"]}
         return encode_joined(
             self.encoder, self.first, self.words(text), text.packing, self._seen(clips), clips.packing, read
         )
+
+    def _write(self, batch: Batch) -> Encoded:
+        """Captions: the captioner reads each clip's output beside the mean output of the gaps (sec. 4.6)."""
+        read, written = apart(batch)
+        encoded = self.encode(read)
+        assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
+        assert read.text is not None and read.clips is not None and encoded.visual is not None
+        gaps = mean_of(encoded.text, read.text.packing, read.text.ids == self.vocab.mask)
+        seen = torch.cat([encoded.visual, gaps[read.clips.packing.doc]], 1)  # (V, 2 H)
+        return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
 
     def _seen(self, clips: Clips) -> Tensor:
         """(V, H) visual words, or [MASK], with position and segment."""
@@ -214,16 +237,20 @@ class VideoBERT(System):
     # 3 -- objectives ---------------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """A segment: what is said, what is shown, or both. What a sample lacks is not asked for."""
+        """A segment: what is said, what is shown, or both. What a sample lacks is not asked for. Captions are of all that is shown."""
         config, goals = self.config, goal.split("+")
-        said, shown = self._segment(sample, rng)
+        if goal == "caption":
+            read, said = self.ask(sample, SLOTS)[0], " ".join(sample.texts)
+            return caption.hide(read, self.vocab, said, config.captioner.max_pieces)
+        segment = partial(mvm.segment, rng=rng, join_rate=config.join_rate, silent=config.silent)
+        said, shown = segment(sample)
         if "mlm" in goals:
-            return self._cloze(self._document(sample, said, shown[:0]), rng, "mlm", None, True)
+            return self._cloze(self._document(sample, said, shown[:0]), rng, "mlm", "", True, True)
         if "mvm" in goals:
-            return self._cloze(self._document(sample, "", shown), rng, None, "mvm", True)
+            return self._cloze(self._document(sample, "", shown), rng, "", "mvm", True, True)
         known, label = bool(said) and len(shown) > 0, 1
         if known and rng.random() < config.broken_rate:
-            said, label = self._other(sample, said, rng, draw), 0
+            said, label = mvm.said_elsewhere(sample, said, rng, config.near_rate, lambda: segment(draw())[0]), 0
         step = int(rng.integers(1, config.most_skip + 1))
         example = self._document(sample, said, shown[int(rng.integers(step)) :: step] if len(shown) > step else shown)
         told = config.joint_cloze and (bool(label) or config.cloze_on_broken)
@@ -232,95 +259,65 @@ class VideoBERT(System):
         example.targets = {name: example.targets[name] for name in goals}
         return example
 
-    def _segment(self, sample: Sample, rng: np.random.Generator) -> tuple[str, Array]:
-        """A sentence, or two neighbours joined, and the clips of its time; of a silent film, some clips in a row."""
-        film, texts = sample.film, sample.texts
-        if not texts:
-            count = len(film.seconds) if film else 0
-            start = int(rng.integers(max(1, count - self.config.silent + 1)))
-            return "", np.arange(start, min(count, start + self.config.silent))
-        first = int(rng.integers(len(texts)))
-        last = min(first + 1 + int(rng.random() < self.config.join_rate), len(texts))
-        said = " ".join(texts[first:last])
-        if film is None or not len(film.seconds):
-            return said, np.zeros(0, np.int64)
-        span = np.array([[film.spans[first, 0], film.spans[last - 1, 1]]])
-        return said, np.arange(*clips_within(span, film.seconds, film.length)[0])
-
-    def _other(self, sample: Sample, said: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> str:
-        """What is said elsewhere: in the same passage, as often as `near_rate` says and if something else is said there."""
-        strange = [text for text in sample.texts if text not in said]
-        if strange and rng.random() < self.config.near_rate:
-            return str(rng.choice(strange))
-        for _ in range(20):
-            other = self._segment(draw(), rng)[0]
-            if other and other != said:
-                return other
-        raise BadInput(f"sample {sample.key}: no other sentence in 20 draws")
-
     def _cloze(
-        self,
-        example: Example,
-        rng: np.random.Generator,
-        words: str | None,
-        clips: str | None,
-        told: bool,
-        hide: bool = True,
+        self, example: Example, rng: np.random.Generator, words: str, clips: str, told: bool, hide: bool
     ) -> Example:
-        """Hides words and clips as BERT does; what is not told is hidden and not asked for."""
-        text, rows = example.text, example.clips
-        assert text is not None and rows is not None
-        none = np.zeros(0, np.int64)
-        if words:
-            if hide and (text.words >= 0).any():
-                mlm.hide(example, self.vocab, rng, self.config.mlm_rate, goal=words)
-            if not told or words not in example.targets:
-                example.targets[words] = Pick("text", none, none)
-        if clips:
-            chosen = np.flatnonzero(rng.random(len(rows)) < self.config.mvm_rate) if hide else none
-            chosen = rng.integers(len(rows), size=1) if hide and len(rows) and not len(chosen) else chosen
-            labels, share = rows.ids[chosen], rng.random(len(chosen))
-            rows.masked[chosen[share < 0.8]] = True
-            swapped = chosen[(share >= 0.8) & (share < 0.9)]
-            rows.ids[swapped] = rng.integers(self.config.clusters, size=len(swapped))
-            example.targets[clips] = Pick("clips", chosen if told else none, labels if told else none)
+        """Hides words and clips as BERT does, under the goals named; what is not told is hidden and not asked for."""
+        text, config, none = example.text, self.config, np.zeros(0, np.int64)
+        assert text is not None
+        if words and hide and (text.words >= 0).any():
+            mlm.hide(example, self.vocab, rng, config.mlm_rate, goal=words)
+        if clips and hide:
+            mvm.hide(example, rng, config.mvm_rate, config.clusters, clips)
+        for goal, stream in ((words, "text"), (clips, "clips")):
+            if goal and not (told and goal in example.targets):
+                example.targets[goal] = Pick(stream, none, none)
         return example
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal, which are added."""
         found: dict[str, Tensor] = {}
+        tables = self._tables() if any(goal.startswith("m") for goal in batch.targets) else []
         for goal in batch.targets:
             if goal == "align":
-                found[goal] = F.cross_entropy(
-                    self.align_head(encoded.pooled).float(), batch.labels(goal), ignore_index=-1, reduction="sum"
-                ) / (batch.labels(goal) >= 0).sum().clamp(min=1)
+                found[goal] = itm.score_known(self.align_head(encoded.pooled), batch.labels(goal))
                 continue
             picks = batch.picks(goal)
+            if goal == "caption":
+                found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+                continue
             visual = goal.startswith("mvm")
             rows = encoded.visual if visual else encoded.text
             assert rows is not None
-            logits = self._logits(rows.index_select(0, picks.rows), visual)
+            logits = self._logits(rows.index_select(0, picks.rows), visual, tables)
             first = self.config.vocab_size if visual and self.config.softmax == "joint" else 0
             found[goal] = mlm.score(logits, picks.labels + first)
         return found
 
-    def _logits(self, rows: Tensor, visual: bool) -> Tensor:
-        """(M, words) of the joint vocabulary, or (M, ..) of the kind that is asked for."""
+    def _tables(self) -> list[Tensor]:
+        """(vocab_size, H) of words and (clusters, H) of visual words; one behind the other where one softmax is over both."""
         tables = [self.words.word.weight, self.project(self.clip_words.weight)]
-        if self.config.softmax == "joint":
-            return self.word_head(rows, torch.cat(tables))  # type: ignore[no-any-return]
-        bias = self.word_head.bias.tensor_split([self.config.vocab_size])[visual]
-        return F.linear(self.word_head.transform(rows), tables[visual], bias)
+        return [torch.cat(tables)] if self.config.softmax == "joint" else tables
+
+    def _logits(self, rows: Tensor, visual: bool, tables: Sequence[Tensor]) -> Tensor:
+        """(M, words) of the joint vocabulary, or (M, ..) of the kind that is asked for."""
+        rows, bias = self.word_head.transform(rows), self.word_head.bias
+        if len(tables) == 1:
+            return F.linear(rows, tables[0], bias)
+        return F.linear(rows, tables[visual], bias.tensor_split([self.config.vocab_size])[visual])
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocab_size) of words of the text alone."""
+        """(M, vocab_size) of words of the text alone; of a captioner's rows, of the piece that follows."""
         assert encoded.text is not None
-        return self._logits(encoded.text.index_select(0, rows), False)[:, : self.config.vocab_size]
+        text = encoded.text.index_select(0, rows)
+        if self.captioner is not None:
+            return self.captioner.logits(text)
+        return self._logits(text, False, self._tables())[:, : self.config.vocab_size]
 
     def clip_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, clusters) of visual words, for hidden clips."""
         assert encoded.visual is not None
-        return self._logits(encoded.visual.index_select(0, rows), True)[:, -self.config.clusters :]
+        return self._logits(encoded.visual.index_select(0, rows), True, self._tables())[:, -self.config.clusters :]
 
     def match_scores(self, encoded: Encoded) -> Tensor:
         """(B) log odds that what is said and what is shown belong together."""
@@ -334,8 +331,10 @@ class VideoBERT(System):
     # 5 -- downstream: zero-shot, by `ask`; the features of its layers go to a captioner ----------------------------------------
 
     picked_goals = ("mlm", "mvm", "align", "mlm_joint", "mvm_joint")
+    remembers = False
     heads = ("word_head", "align_head")
     finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
+    captioning = Captioning(recipes={"large": "caption"}, search="hypotheses", length=40, fresh=("captioner.",))
 
     # 6 -- checkpoint: none was published; BERT's names, visual words apart ----------------------------------------------------
 
@@ -346,5 +345,6 @@ class VideoBERT(System):
         ("clip_words.", "clip_words."),
         ("project.", "project."),
         ("align_head.", "align_head."),
-        optional=("project.", "word_head.", "align_head."),
+        ("captioner.", "captioner."),
+        optional=("project.", "word_head.", "align_head.", "captioner."),
     )

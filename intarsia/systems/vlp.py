@@ -144,6 +144,13 @@ def _answers(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def _one_hidden(example: Example, vocab: Vocab, rng: np.random.Generator) -> None:
+    """One piece of a question, or its [SEP], by the 80/10/10 rule; nothing is asked of it."""
+    assert example.text is not None
+    lm.hide_few(example, vocab, rng, np.arange(2, len(example.text)), 0, 0.0, 1, "lm")
+    del example.targets["lm"]
+
+
 def _finetune() -> dict[str, Finetune]:
     """VQA; captions are in `_captioning`."""
     vqa = Tuning(
@@ -153,9 +160,8 @@ def _finetune() -> dict[str, Finetune]:
         samples=64,
         note="20 epochs at batch 64 on each of 2 GPUs; in training one piece of the question stays hidden by the 80/10/10 rule",
     )
-    return {
-        "vqa": Finetune(VQA(reads=_cls_times_sep, scorer=_answers), {"base": vqa}, KeyMap(("ans_classifier.", "head.")))
-    }
+    task = VQA(reads=_cls_times_sep, scorer=_answers, blot=_one_hidden)
+    return {"vqa": Finetune(task, {"base": vqa}, KeyMap(("ans_classifier.", "head.")))}
 
 
 def _captioning() -> Captioning:

@@ -30,6 +30,16 @@ def pooled(encoded: Encoded, batch: Batch) -> Tensor:
     return encoded.pooled
 
 
+def mean_shown(encoded: Encoded, batch: Batch) -> Tensor:
+    """The mean output of the regions or clips of each document."""
+    assert encoded.visual is not None and encoded.visual_packing is not None, "reads the outputs of what is shown"
+    packing = encoded.visual_packing
+    summed = encoded.visual.new_zeros(len(packing.lengths), encoded.visual.shape[1]).index_add(
+        0, packing.doc, encoded.visual
+    )
+    return summed / packing.lengths.clamp(min=1)[:, None].to(summed.dtype)
+
+
 def from_end(count: int) -> Reads:
     """The output of the text row that is `count` before the end of its document: a [MASK] before what closes the text, where the answer is to stand."""
 
@@ -65,11 +75,9 @@ def two_layers(scale: int) -> Scorer:
 
 
 def two_linear(config: HeadConfig, outputs: int = 1) -> nn.Module:
-    """Linear, GELU, dropout, Linear on the output of a region: what VL-BERT uses."""
+    """Linear, GELU, Linear on the output of a region: what VL-BERT uses, whose configs set the dropout between to 0."""
     width = config.visual_size
-    return nn.Sequential(
-        nn.Linear(width, width), nn.GELU(), Dropout(config.hidden_dropout_prob), nn.Linear(width, outputs)
-    )
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
 
 def groups(sample: Tensor, size: int) -> Tensor:

@@ -91,14 +91,14 @@ class Refer:
 
 @dataclass(frozen=True)
 class ReferEach(Refer):
-    """Each region is meant or not by itself. Batch.targets["re"]: Picks of region rows with labels (M), 1 = overlaps the gold box by more than half.
+    """Each region, the whole picture too, is meant or not by itself. Batch.targets["re"]: Picks of all rows, labels (M) 1 = overlaps the gold box by over a half.
 
-    Source: VL-BERT, sec. 4.2.
+    Source: VL-BERT, sec. 4.2, and its code, refcoco/modules/resnet_vlbert_for_refcoco.py.
     """
 
     def _target(self, sample: Sample, boxes: Array, own: int) -> Pick | Array:
-        fits = overlaps(boxes[:own], sample.meant[0].boxes)
-        return Pick("regions", np.arange(own), (fits > 0.5).astype(np.int64))
+        fits = overlaps(boxes, sample.meant[0].boxes)
+        return Pick("regions", np.arange(len(boxes)), (fits > 0.5).astype(np.int64))
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """Mean binary cross entropy over the picked regions."""

@@ -17,11 +17,29 @@ from intarsia.tasks import HeadConfig, Scorer, groups, linear, with_target
 from intarsia.tasks.vcr import VCROneOf
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Gives samples with another picture: calling it, any; `near`, one like the sample at hand where any is known."""
+
+    far: Callable[[], Sample]
+    near: Callable[[], Sample]
+
+    def __call__(self) -> Sample:
+        """Any."""
+        return self.far()
+
+
+def shown_with(sample: Sample, other: Sample) -> Sample:
+    """The sample's text with what another shows: its pictures, or its video."""
+    return replace(sample, pictures=other.pictures, film=other.film)
+
+
 class Ranked:
     """A true pair and broken ones of it, a document each."""
 
     broken_by: tuple[str, ...]
-    """How broken pairs are made, one of these by chance: a letter each, p = another picture, t = another text."""
+    """How broken pairs are made, one of these by chance: a letter each, p = another picture (or video), t = another text; P and T = of a picture like the sample's
+    own, where such are known (`Draws`)."""
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
         """The true pair."""
@@ -33,8 +51,8 @@ class Ranked:
         """The true pair, then its broken ones."""
         true, found = replace(sample, links=()), []
         for letter in self.broken_by[int(rng.integers(len(self.broken_by)))]:
-            other = draw()
-            changed = replace(true, pictures=other.pictures) if letter == "p" else replace(true, texts=other.texts)
+            other = draw.near() if letter.isupper() and isinstance(draw, Draws) else draw()
+            changed = shown_with(true, other) if letter in "pP" else replace(true, texts=other.texts)
             found.append(lay(changed))
         return with_target([lay(true), *found], "retrieval", [1] + [0] * len(found))
 
@@ -45,6 +63,11 @@ class Ranked:
     def fit(self, scores: Tensor) -> Tensor:
         """(B) what pairs are ranked by, higher is better."""
         return scores
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """(B, 2) of being broken and true."""
+        true = self.fit(scores)
+        return torch.stack([torch.zeros_like(true), true], 1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,26 @@ class Retrieval(Ranked):
         rival = likely.new_zeros(len(likely)).index_add(0, batch.sample, likely * true)[batch.sample]  # (B)
         broken = 1 - true
         return ((self.margin + likely - rival).clamp(min=0) * broken).sum() / broken.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RetrievalMined(Retrieval):
+    """Of many broken pairs only those train that the system, as it now is, finds the best. Source: UNITER, train_itm_hard_negatives.py.
+
+    The authors give every step one text with its pictures and one picture with its texts; here it is one or the other by chance, a sample each.
+    """
+
+    broken_by: tuple[str, ...] = ("p" * 399, "t" * 399)
+    broken: int = 399
+    """Broken pairs of a sample."""
+    kept: int = 31
+    """How many of them train."""
+
+    def mined(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(S * (1 + kept)) documents that train: of each sample the true pair, and the broken ones that score highest."""
+        documents = groups(batch.sample, 1 + self.broken)
+        best = self.fit(scores.float())[documents[:, 1:]].topk(min(self.kept, self.broken), 1).indices
+        return torch.cat([documents[:, :1], documents[:, 1:].gather(1, best)], 1).flatten()
 
 
 @dataclass(frozen=True)
@@ -106,6 +149,10 @@ class RetrievalTwoWay(Ranked):
     def fit(self, scores: Tensor) -> Tensor:
         """(B) log odds of being true."""
         return scores[:, 1] - scores[:, 0]
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """(B, 2), as they are: FashionBERT's authors rank by the second alone."""
+        return scores
 
     def head(self, config: HeadConfig) -> nn.Module:
         """Two classes from the pooled vector."""
@@ -159,10 +206,10 @@ class RetrievalCircle(RetrievalBinary):
 
 @dataclass(frozen=True)
 class RetrievalOneOf(Ranked, VCROneOf):
-    """The true pair competes with its broken ones. Source: ViLBERT, whose last rival is a caption of a picture alike; here it is any other's."""
+    """The true pair competes with its broken ones: any text, any picture, and a text of a picture like its own. Source: ViLBERT's code."""
 
     goal: str = "retrieval"
-    broken_by: tuple[str, ...] = ("tpt",)
+    broken_by: tuple[str, ...] = ("tpT",)
 
 
 @dataclass(frozen=True)

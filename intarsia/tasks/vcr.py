@@ -5,9 +5,8 @@ One document a choice; the four share their sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,6 +18,13 @@ from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, two_linear, with_target
+
+COCO = """person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench bird cat dog horse sheep cow
+elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard sportsball kite baseballbat baseballglove skateboard surfboard
+tennisracket bottle wineglass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hotdog pizza donut cake chair couch pottedplant bed
+diningtable toilet tv laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator book clock vase scissors teddybear hairdrier toothbrush"""
+KINDS = {name: number for number, name in enumerate(COCO.split(), start=1)}
+"""COCO's classes as VCR names them; 0 is background."""
 
 
 def joined(sample: Sample) -> Sample:
@@ -127,11 +133,18 @@ class VCRAndObjects(VCREach):
 
     classes: int = 81
 
+    def forms(self, lay: Lay, sample: Sample) -> list[Example]:
+        """Only the first choice has the pixels, so that a trunk reads them once; all four stay together."""
+        found = super().forms(lay, sample)
+        for example in found[1:]:
+            example.images = ()
+        return found
+
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
-        """With the class of every region as its detector says, where it says none background."""
-        found = super().documents(lay, sample, rng, draw)
+        """With the class of every region: what the benchmark names it, else what its detector says, else background."""
+        found = super().documents(lay, self._labelled(sample), rng, draw)
         for example in found:
             assert example.regions is not None, "names objects by their regions"
             labels = example.regions.labels
@@ -140,6 +153,17 @@ class VCRAndObjects(VCREach):
                 raise BadInput(f"sample {sample.key}: region of class {kinds.max()}, the head knows {self.classes}")
             example.targets["objects"] = Pick("regions", np.arange(len(kinds)), kinds)
         return found
+
+    def _labelled(self, sample: Sample) -> Sample:
+        """With what the benchmark names as labels."""
+        names = sample.pictures[0].names
+        if not names:
+            return sample
+        unknown = next((x for x in names if x and x not in KINDS), None)
+        if unknown is not None:
+            raise BadInput(f"sample {sample.key}: object {unknown!r} is none of COCO's classes")
+        labels = np.array([KINDS.get(x, 0) for x in names], np.int64)
+        return replace(sample, pictures=(replace(sample.pictures[0], labels=labels), *sample.pictures[1:]))
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector; two layers from each region to its class."""
@@ -172,19 +196,3 @@ class VCRPretrained(VCR):
     def ranks(self, scores: Tensor, batch: Batch) -> Tensor:
         """(S, choices) log odds."""
         return (scores[:, 1] - scores[:, 0])[groups(batch.sample, self.choices)]
-
-
-def choices(example: Mapping[str, Any], rationales: bool, test: bool) -> Iterator[tuple[int, int, list[Any], int]]:
-    """The documents of one line of the annotation: choice number (4 answer + rationale), answer, words of the rationale, label.
-
-    Args:
-        example: with answer_choices, rationale_choices and, but in the test, answer_label and rationale_label.
-        rationales: each rationale with the right answer, which then is number 0; in the test with all answers. Else the answers alone.
-        test: labels are 0.
-    """
-    gold = rationales and not test
-    answers = [example["answer_label"]] if gold else range(len(example["answer_choices"]))
-    for i, answer in enumerate(answers):
-        for j, reason in enumerate(example["rationale_choices"] if rationales else [[]]):
-            right = j == example["rationale_label"] if rationales else answer == example["answer_label"]
-            yield 4 * i + j, answer, reason, int(right and not test)

@@ -16,6 +16,7 @@ from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead, NormedLinear, Transform
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Reads, Scorer, places, pooled
+from intarsia.text import Vocab
 
 
 def two_layers(config: HeadConfig, outputs: int) -> nn.Module:
@@ -75,6 +76,8 @@ class VQA:
     """So many of the first answers are never given: answer 0 is "unknown" in UNITER's table."""
     labels: tuple[str, ...] = ()
     """The list itself, at most `answers` long; needed to make documents."""
+    blot: Callable[[Example, Vocab, np.random.Generator], None] | None = None
+    """Hides something of a training document, in place, where the authors do."""
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
         """The question with its picture."""
@@ -88,6 +91,8 @@ class VQA:
         for answer, share in sample.answers:
             if answer in known:
                 target[known[answer]] = share
+        if self.blot is not None:
+            self.blot(example, lay.vocab, rng)
         example.targets["vqa"] = target
         return [example]
 

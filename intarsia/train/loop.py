@@ -110,7 +110,8 @@ def pretrain(
         resume: go on from the newest checkpoint; False = the folder must hold none.
         workers: processes that make batches, for each process that trains.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        sharding: what several processes do with the weights: copy them ("ddp") or share them out ("fsdp").
+        sharding: what several processes do with the weights: copy them ("ddp"), share them out ("fsdp"), or share the experts out and copy the rest
+            ("experts").
         compile: compile the repeated layers; pays on CUDA only.
         on_error: what a sample that cannot be read does: stop the run, or be left out and counted. Texts that are too long are always left out.
         pace: how often to log, save and validate.
@@ -249,7 +250,7 @@ class _Data:
         )
         self.lengths: Lengths = world.on_first(work)
         self.world, self.recipe, self.name = world, recipe, cache.stem
-        self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed)
+        self.prepare = Prepare(source, layout, self.lengths.kept, recipe.seed, recipe.batching.block)
 
     @property
     def told(self) -> str:

@@ -31,11 +31,12 @@ def groups(
         lr_factors: factor on the learning rate of parameters whose name starts so; the longest start counts, 1 where none fits.
         mine: which parameters to take, by name; None = all.
     """
-    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    found: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and (mine is None or mine(name)):
             spared = any(re.search(pattern, name) for pattern in recipe.no_decay)
-            found.setdefault((spared, _factor(name, lr_factors or {})), []).append(parameter)
+            key = spared, _factor(name, lr_factors or {}), isinstance(parameter, DTensor)  # a step takes shards or none
+            found.setdefault(key, []).append(parameter)
     return [
         {"params": found[key], "weight_decay": decay, "decay": decay, "lr_factor": key[1]}
         for key in sorted(found)
@@ -95,10 +96,16 @@ def clip(
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if how == "each" and max_norm > 0:
         return _clip_each(grads, max_norm), None
-    norm = torch.nn.utils.get_total_norm(grads)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    norm = _joint_norm(grads)
     return norm, torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm > 0 else None
+
+
+def _joint_norm(grads: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients: of shards over all processes, of the others, which all processes have, once."""
+    kinds = [[grad for grad in grads if isinstance(grad, DTensor) == sharded] for sharded in (False, True)]
+    norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds if kind]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _clip_each(grads: list[Tensor], max_norm: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a run happens: one process, or many that copy (DDP) or shard (FSDP2) the weights; and the one place that chooses precision.
+"""Where a run happens: one process, or many that copy (DDP) or shard (FSDP2) the weights, or share experts out; and the one place that chooses precision.
 
 Processes are started by `torchrun`; gloo connects CPUs, nccl GPUs. Unusual here: a step trains one goal, so the heads of the other goals get no
 gradient. DDP is told to look for such parameters (`find_unused_parameters`); FSDP2 reduces only what has a gradient, which is the same on all
@@ -25,11 +25,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from intarsia.errors import BadInput
+from intarsia.parts.experts import Mixture, Ranks
 from intarsia.system import System
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
-Sharding = Literal["ddp", "fsdp"]
+Sharding = Literal["ddp", "fsdp", "experts"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -156,9 +157,15 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
     Args:
         module: changed in place; with "fsdp" its parameters become shards.
         world: the processes.
-        sharding: every process holds all weights ("ddp"), or each a share ("fsdp").
+        sharding: every process holds all weights ("ddp"), or each a share ("fsdp"), or of the experts alone each some and of the rest all ("experts").
         compile: compile the repeated layers; pays on CUDA only.
+
+    Raises:
+        BadInput: "experts", and the module has none, or they cannot be shared out evenly.
     """
+    mixtures = {name: part for name, part in module.named_modules() if isinstance(part, Mixture)}
+    if sharding == "experts" and not mixtures:
+        raise BadInput("sharding experts: the system has no experts to share out; take ddp or fsdp")
     module.to(world.device)
     if compile:
         for block in blocks(module):
@@ -170,12 +177,17 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), 0)
-    if sharding == "ddp":
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    if sharding == "experts":
+        for mixture in mixtures.values():
+            mixture.spread(Ranks(mesh))
+        apart = [f"{name}.{part}" for name, mixture in mixtures.items() for part in mixture.shared]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)  # type: ignore[no-untyped-call]
+    if sharding != "fsdp":
         ids = [world.device.index] if world.device.type == "cuda" else None
         return DistributedDataParallel(
             module, ids, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
-    mesh = init_device_mesh(world.device.type, (world.size,))
     # Weights are gathered in fp32 and autocast, as everywhere else, so that sharding changes no number; gradients are summed in fp32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks(module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from intarsia.data.source import Provenance, Source
+from intarsia.features.kmeans import Codebook
 from intarsia.objectives import qa
 from intarsia.objectives.mrm import NEED_CLASSES
 from intarsia.recipe import Recipe
@@ -44,6 +45,13 @@ def captions(source: Source, specials: tuple[str, ...] = ()) -> Vocab:
 
     said = list(texts())
     return Vocab.learn(said, more=tags, specials=specials)
+
+
+def with_words(recipe: Recipe[Any], book: Codebook) -> Recipe[Any]:
+    """The recipe with the sizes of a codebook in its config, as far as this has such fields; `System.fill_words` does the rest."""
+    sizes = {"clusters": book.words, "feature_size": book.leaves.shape[1]}
+    sizes = {name: value for name, value in sizes.items() if name in recipe.config.__dataclass_fields__}
+    return replace(recipe, config=replace(recipe.config, **sizes))
 
 
 def answers_for(cls: type[System], source: Source, most: int = 9500) -> tuple[str, ...]:

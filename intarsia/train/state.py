@@ -195,7 +195,8 @@ def _same_keys(theirs: dict[str, Tensor], ours: dict[str, Tensor], path: Path) -
 
 def _first_difference(theirs: Any, ours: Any, where: str = "") -> str:
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
+        # a number that is new since then and off says nothing else than before
+        keys = [*(key for key in ours if key in theirs or ours[key]), *(key for key in theirs if key not in ours)]
         found = (_first_difference(theirs.get(key), ours.get(key), f"{where}.{key}".lstrip(".")) for key in keys)
         return next(filter(None, found), "")
     return "" if theirs == ours else f"{where} was {theirs!r} and is now {ours!r}"

@@ -34,6 +34,12 @@ NAMES = {
     "attr": "every region: attribute",
     "feat": "hidden regions: features",
     "qa": "the answer to a question",
+    "mvm": "hidden clips: visual word",
+    "align": "do words and clips belong together?",
+    "mlm_joint": "hidden words, above clips",
+    "mvm_joint": "hidden clips, below words",
+    "nce": "hidden clips: which of the batch?",
+    "mi": "which speech belongs to the video?",
 }
 """Objectives in plain words."""
 

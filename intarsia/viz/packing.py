@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from intarsia.attend import watch
-from intarsia.batch import Array, Batch, Example, Pick, Sample, pack
+from intarsia.batch import Array, Batch, ClipRows, Example, Pick, Picture, RegionRows, Sample, pack
 from intarsia.data.source import Source
-from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import streams_of
 from intarsia.packed import Packing, join, visible
+from intarsia.recipe import Mix
 from intarsia.system import System, fit_config
 from intarsia.text import Vocab
 from intarsia.viz import streams, style
 from intarsia.viz.curves import NAMES
-from intarsia.viz.strips import Cell, cells_of, draw_cells, natural_width
+from intarsia.viz.strips import Cell, cells_of, draw_cells, natural_width, pixels_of
 
 WIDTH = 9.2
 _LOOKED_AT = 64  # samples of the source that the figure chooses from
@@ -37,19 +37,15 @@ def draw_system(system: System | type[System], source: Source, out: Path | str) 
 
     Args:
         system: a system, or a class of which a tiny one is built with a vocabulary learnt from the source.
-        source: samples with regions; where it has `image(i)` the regions show their pixels.
+        source: samples with regions, or with clips for systems that read these; where it draws them, see `strips.pixels_of`, they show their pixels.
         out: file to write.
 
     Raises:
-        BadInput: the file has another ending or cannot be written; or the system reads clips of video, which are not drawn.
+        BadInput: the file has another ending or cannot be written.
     """
-    if "clips" in system.needs:
-        raise BadInput(f"{system.card.name} reads clips of video: the figure shows words and regions only")
     samples = [source[i] for i in range(min(len(source), _LOOKED_AT))]
     live = _tiny(system, samples) if isinstance(system, type) else system
-    pixels = {x.pictures[0].name: i for i, x in enumerate(samples)}
-    render = getattr(source, "image", None)
-    plate = _Plate(live, samples, {} if render is None else {name: render(i) for name, i in pixels.items()})
+    plate = _Plate(live, samples, pixels_of(source, samples))
     with style.settings("packing"), torch.inference_mode():
         style.save(plate.draw(), out)
 
@@ -57,9 +53,9 @@ def draw_system(system: System | type[System], source: Source, out: Path | str) 
 def _tiny(cls: type[System], samples: list[Sample]) -> System:
     recipe = cls.recipes.get("tiny") or next(iter(cls.recipes.values()))
     vocab = Vocab.learn((text for x in samples for text in x.texts), specials=cls.specials)
-    picture = samples[0].pictures[0]
-    classes = 0 if picture.probs is None else picture.probs.shape[1]
-    config = fit_config(recipe.config, len(vocab), picture.features.shape[1], classes)
+    shown = samples[0].film or samples[0].pictures[0]
+    classes = shown.probs.shape[1] if isinstance(shown, Picture) and shown.probs is not None else 0
+    config = fit_config(recipe.config, len(vocab), shown.features.shape[1], classes)
     with torch.random.fork_rng(devices=[]):
         return cls(config, vocab).eval()
 
@@ -73,7 +69,7 @@ class Goal:
     what: str
     """What changed, in words."""
     losses: tuple[tuple[str, str], ...]
-    """Each loss and what it asks: "words", "regions" or "pair"."""
+    """Each loss and what it asks: "words", "regions", "clips" or "pair"."""
     question: str
     """The same, in words."""
 
@@ -82,7 +78,7 @@ class _Plate:
     """The figure, in inches from the top left corner."""
 
     def __init__(self, system: System, samples: list[Sample], images: dict[str, Array]) -> None:
-        self.system, self.images = system, images
+        self.system, self.images, self.shown = system, images, _shown(system)
         self.pool = samples
         self.samples = _ragged(system, samples)
         self.examples = [system.lay_out(x) for x in self.samples]
@@ -92,9 +88,9 @@ class _Plate:
         self.calls = [streams_of(*x, self.batch) for x in self.seen.packings]
         self.stages = [] if system.card.streams == "single" else streams.stages(self.calls)
         self.more = max(0.0, streams.tall(self.stages) - 0.72)  # what the streams need beyond the usual
-        self.goals = [
-            goal for name in _goals(system) for goal in goals(system, self.samples[0], name, self.pool, self.images)
-        ]
+        names = [name for name, share in _mix(system).share.items() if share]
+        drawn = [x for name in names for x in goals(system, self.samples[0], name, self.pool, self.images)]
+        self.goals = list({(x.losses, x.what, *(cell.text for cell in x.cells)): x for x in drawn}.values())
         self.below = max(0.0, self.more - 0.3)  # and how much lower all under them begins
         self.height = 6.02 + self.below + _PITCH * len(self.goals)
 
@@ -140,10 +136,10 @@ class _Plate:
         width = (WIDTH - 0.6 - gap * (len(self.examples) - 1)) / count
         x = 0.3
         for i, (sample, example) in enumerate(zip(self.samples, self.examples, strict=True)):
-            cells = cells_of(self.system.vocab, example, sample.pictures[0], self.images)
+            cells = cells_of(self.system.vocab, example, sample, self.images)
             end = draw_cells(self.axes, cells, x, y, [width] * len(cells), 0.72, upright=True)
-            words = sum(c.stream == "words" for c in cells)
-            said = f"document {i + 1}: {words} words, {sum(c.stream == 'regions' for c in cells)} regions"
+            words, shown = sum(c.stream == "words" for c in cells), sum(c.seen for c in cells)
+            said = f"document {i + 1}: {words} words, {shown} {self.shown[: -1 if shown == 1 else None]}"
             self.axes.plot([x + 0.02, end - 0.02], [y + 0.79] * 2, color=style.SOFT, linewidth=0.8)
             self.axes.text((x + end) / 2, y + 0.92, said, fontsize=7.5, color=style.SOFT, ha="center", va="center")
             x = end + gap
@@ -156,16 +152,20 @@ class _Plate:
         self._box(left, top, 2.55, 0.46, "words", "pieces + positions + segments", style.WORDS)
         if self.stages:
             text, shown = (0 if x is None else x.shape[-1] for x in (self.encoded.text, self.encoded.visual))
-            self._title(0.3, y, "Streams", f"words {text} wide, regions {shown} wide, {size}")
-            self._box(right - 2.55, top, 2.55, 0.46, "regions", "features + geometry", style.REGIONS)
-            streams.draw(self.axes, self.stages, left, right, top + 0.72)
+            self._title(0.3, y, "Streams", f"words {text} wide, {self.shown} {shown} wide, {size}")
+            read = "features + positions" if self.shown == "clips" else "features + geometry"
+            self._box(right - 2.55, top, 2.55, 0.46, self.shown, read, style.REGIONS)
+            streams.draw(self.axes, self.stages, left, right, top + 0.72, self.shown)
         else:
             self._title(0.3, y, "Streams")
             read = "features + geometry + segments" if "regions" in self.system.needs else "cells of a CNN's last map"
-            self._box(right - 2.55, top, 2.55, 0.46, "regions", read, style.REGIONS)
+            read = "visual words + positions + segments" if self.shown == "clips" else read
+            self._box(right - 2.55, top, 2.55, 0.46, self.shown, read, style.REGIONS)
             heads, width = self.seen.maps[0].shape[1], self.encoded.pooled.shape[-1]
             said = f"{len(self.calls)} attention layers  ·  {heads} heads  ·  width {width}  ·  {size}"
-            self._box(left, top + 0.82, right - left, 0.52, "one encoder over words and regions", said, style.SOFT)
+            self._box(
+                left, top + 0.82, right - left, 0.52, f"one encoder over words and {self.shown}", said, style.SOFT
+            )
         for x in lanes:
             self._arrow(x, top + 0.48, top + (0.70 if self.stages else 0.80))
         top += self.more
@@ -173,7 +173,7 @@ class _Plate:
         wide = (right - left - 0.08 * (len(names) - 1)) / len(names)
         for i, (name, asked) in enumerate(names):
             x = left + i * (wide + 0.08)
-            colour = {"words": style.WORDS, "regions": style.REGIONS}.get(asked, style.CHANGED)
+            colour = {"words": style.WORDS, self.shown: style.REGIONS}.get(asked, style.CHANGED)
             self._arrow(x + wide / 2, top + 1.36, top + 1.68)
             self._box(x, top + 1.70, wide, 0.46, name, f"asks the {asked}", colour)
 
@@ -271,21 +271,23 @@ class _Plate:
                 self.axes.text(0.3, y + at, said, fontsize=size, fontweight="bold", color=style.INK, va="center")
             small = _fitting(goal.what, 7.2, left - 0.35)
             self.axes.text(0.3, y + 0.28, goal.what, fontsize=small, color=style.SOFT, va="center")
-            widths = [0.3 if c.stream == "regions" else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
+            widths = [0.3 if c.seen else max(0.3, natural_width(c.text, 7.2) + 0.1) for c in goal.cells]
             scale = min(1.0, (right - left) / sum(widths))
             draw_cells(self.axes, goal.cells, left, y, [w * scale for w in widths], 0.30, False, 7.2 * scale)
             self.axes.text(WIDTH - 0.3, y + 0.15, goal.question, fontsize=7.5, color=style.INK, ha="right", va="center")
             y += _PITCH
 
     def _legend(self, y: float) -> None:
-        x = 0.3
+        x, states = 0.3, {cell.state for goal in self.goals for cell in goal.cells}
+        written = "written" in states and states <= {"", "hidden", "written"}
+        changed = [(style.CHANGED, 0.16, "exchanged"), (style.CHANGED, 0.0, "left, but asked")]
         for colour, strength, text in (
             (style.WORDS, 0.16, "words"),
-            (style.REGIONS, 0.16, "regions"),
+            (style.REGIONS, 0.16, self.shown),
             (style.SPECIAL, 0.16, "special tokens"),
-            (style.INK, 1.0, "hidden (below it: what was there)"),
-            (style.CHANGED, 0.16, "exchanged"),
-            (style.CHANGED, 0.0, "left, but asked"),
+            (style.INK, 1.0, "hidden" if written else "hidden (below it: what was there)"),
+            *([] if written else changed),
+            *([(style.WRITTEN, 0.16, "written: names the next piece, below it")] if "written" in states else []),
         ):
             across, down = [x, x + 0.16, x + 0.16, x], [y - 0.08, y - 0.08, y + 0.08, y + 0.08]
             self.axes.fill(across, down, facecolor=(*style.rgb(colour), strength), edgecolor=colour, linewidth=0.9)
@@ -294,6 +296,22 @@ class _Plate:
 
 
 # ------------------------------------------------------------------------------------------------------------ contents
+
+
+def _shown(system: System) -> str:
+    """What a system sees beside words."""
+    return "clips" if "clips" in system.needs else "regions"
+
+
+def _rows(example: Example) -> RegionRows | ClipRows:
+    rows = example.regions if example.clips is None else example.clips
+    assert rows is not None, f"{example.key}: needs regions or clips"
+    return rows
+
+
+def _pictured(sample: Sample) -> str:
+    """The name of what is seen beside its words."""
+    return sample.film.name if sample.film else sample.pictures[0].name
 
 
 def _fitting(text: str, size: float, width: float) -> float:
@@ -318,9 +336,8 @@ def _ragged(system: System, samples: list[Sample]) -> list[Sample]:
     return [samples[i] for i in chosen]
 
 
-def _goals(system: System) -> list[str]:
-    recipe = system.recipes.get("tiny") or next(iter(system.recipes.values()))
-    return [name for name, share in recipe.mix.share.items() if share > 0]
+def _mix(system: System) -> Mix:
+    return (system.recipes.get("tiny") or next(iter(system.recipes.values()))).mix
 
 
 def sees(batch: Batch, calls: list[tuple[str, str]]) -> tuple[Array, Array]:
@@ -329,14 +346,15 @@ def sees(batch: Batch, calls: list[tuple[str, str]]) -> tuple[Array, Array]:
     Computed with `intarsia.packed.visible` from the packings that the system's attention is called with.
 
     Args:
-        batch: with text and regions.
+        batch: with text, and regions or clips.
         calls: between which streams the system's attention calls lay, see `streams_of`.
 
     Returns:
-        (N, N) bool, rows see columns, and (N) bool, True = a region.
+        (N, N) bool, rows see columns, and (N) bool, True = a region or a clip.
     """
-    assert batch.text is not None and batch.regions is not None, "needs words and regions"
-    text, shown = batch.text.packing, batch.regions.packing
+    seen_rows = batch.regions or batch.clips
+    assert batch.text is not None and seen_rows is not None, "needs words, and regions or clips"
+    text, shown = batch.text.packing, seen_rows.packing
     both = join(text, shown)
     is_region = np.zeros(both.packing.rows, np.bool_)
     is_region[both.rows_b.cpu().numpy()] = True
@@ -373,7 +391,7 @@ def goals(system: System, sample: Sample, name: str, pool: list[Sample], images:
         images: pixels of pictures by name.
     """
     plain = system.lay_out(sample)
-    others = [x for x in pool if x.pictures[0].name != sample.pictures[0].name]
+    others = [x for x in pool if _pictured(x) != _pictured(sample)]
     found: dict[str, tuple[int, Goal]] = {}
     for seed in range(_TRIES):
         rng = np.random.default_rng([seed, 0xF16])
@@ -402,23 +420,21 @@ def _compare(
     images: dict[str, Array],
 ) -> tuple[Goal, int]:
     """One draw beside the plain lay-out, and how much it shows; 0 = nothing."""
-    assert (
-        plain.text is not None
-        and example.text is not None
-        and plain.regions is not None
-        and example.regions is not None
-    )
-    losses, _ = system(pack([example]))
+    assert plain.text is not None and example.text is not None
+    scale = _mix(system).scale
+    losses = [loss for loss in system(pack([example]))[0] if scale.get(loss, 1)]  # the others are told, not trained
     if plain.images:
         new_picture = not np.array_equal(plain.images[0].read(), example.images[0].read())
-    else:
+    elif plain.regions is not None and example.regions is not None:
         new_picture = not np.array_equal(plain.regions.boxes, example.regions.boxes)
-    cells = cells_of(system.vocab, example, (drawn[-1] if new_picture and drawn else sample).pictures[0], images)
-    words, regions = ([c for c in cells if (c.stream == "regions") == x] for x in (False, True))
+    else:
+        new_picture = False  # no objective exchanges clips
+    cells = cells_of(system.vocab, example, drawn[-1] if new_picture and drawn else sample, images)
+    words, regions = ([c for c in cells if c.seen == x] for x in (False, True))
     picks = {name: x for name, x in example.targets.items() if isinstance(x, Pick) and len(x.rows)}
     pair = any(not isinstance(x, Pick) for x in example.targets.values())
     told = [part for part in name.split("+") if part in losses]
-    what = NAMES.get(told[0], told[0]) if len(told) == 1 else "hidden words and regions"
+    what = NAMES.get(told[0], told[0]) if len(told) == 1 else f"hidden words and {_shown(system)}"
     richness, questions = 0, []
     asked_words = [pick for pick in picks.values() if pick.stream == "text"]
     if pair:
@@ -433,27 +449,51 @@ def _compare(
             words[row].below = system.vocab.tokens[int(label)]
             shown = int(example.text.ids[row])
             words[row].state = "hidden" if shown == system.vocab.mask else "changed" if shown != int(label) else "kept"
+        if says_next(example, pick):
+            what = "a text, written piece by piece"
+            for row in pick.rows:
+                words[row].state = "written"
+            for row in np.flatnonzero(example.text.ids == system.vocab.mask):  # spans hidden from what is read
+                words[row].state = "hidden"
         kinds = {words[row].state for row in pick.rows}
         richness += 10 + 8 * ("hidden" in kinds) + 4 * len(kinds) - abs(len(pick.rows) - 3)
     if count := sum(len(pick.rows) for pick in asked_words):
         questions.append(f"{count} word{'s' * (count > 1)}")
-    shown_regions = [pick for pick in picks.values() if pick.stream == "regions"]
-    if shown_regions:
-        for row in np.flatnonzero(example.regions.masked):
+    asked_regions = [pick for pick in picks.values() if pick.stream == _shown(system)]
+    if asked_regions:
+        for row in np.flatnonzero(_rows(example).masked):
             regions[row].state = "hidden"
-        count = len(shown_regions[0].rows)
+        if example.clips is not None and asked_regions[0].labels.ndim == 1:
+            _mark_clips(example.clips, asked_regions[0], regions)
+        count = len(asked_regions[0].rows)
         richness += 10 - abs(count - 2)
-        questions.append(f"{count} region{'s' * (count > 1)}")
+        questions.append(f"{count} {_shown(system)[: -1 if count == 1 else None]}")
     asked = {goal: _asks(example.targets.get(goal)) for goal in losses}
     question = "asks " + ", ".join([*questions, *(["match?"] if pair else [])])
     return Goal(name, cells, what, tuple(asked.items()), question), richness
 
 
+def says_next(example: Example, pick: Pick) -> bool:
+    """Whether every picked row but the last asks for the piece of the row after it: a target that is written, in which nothing was exchanged."""
+    text = example.text
+    assert text is not None
+    if text.levels is None or pick.stream != "text" or len(pick.rows) < 2:
+        return False
+    return np.array_equal(text.ids[pick.rows[:-1] + 1], pick.labels[:-1])
+
+
+def _mark_clips(clips: ClipRows, pick: Pick, cells: list[Cell]) -> None:
+    """Marks clips that are asked for and not hidden: another visual word stands there, or their own."""
+    for row, label in zip(pick.rows, pick.labels, strict=True):
+        if not clips.masked[row]:
+            cells[row].state = "changed" if clips.ids[row] != label else "kept"
+
+
 def _asks(target: Pick | Array | None) -> str:
-    """What a loss asks: "words", "regions" or "pair"."""
+    """What a loss asks: "words", "regions", "clips" or "pair"."""
     if not isinstance(target, Pick):
         return "pair"
-    return "words" if target.stream == "text" else "regions"
+    return "words" if target.stream == "text" else target.stream
 
 
 def _mark_text(system: System, plain: Example, example: Example, words: list[Cell], hidden: Array) -> bool:

@@ -81,7 +81,7 @@ def tall(parts: Sequence[Stage]) -> float:
     return LEVEL * sum(len(x.levels) for x in parts)
 
 
-def draw(axes: Any, parts: Sequence[Stage], left: float, right: float, y: float) -> None:
+def draw(axes: Any, parts: Sequence[Stage], left: float, right: float, y: float, shown: str = "regions") -> None:
     """Draws stages on axes in inches, y downwards: a lane of words on the left, one of regions on the right.
 
     Args:
@@ -90,6 +90,7 @@ def draw(axes: Any, parts: Sequence[Stage], left: float, right: float, y: float)
         left: left end.
         right: right end.
         y: upper end.
+        shown: what the regions are called.
     """
     lanes = {"words": left + 1.275, "regions": right - 1.275}
     for x in lanes.values():
@@ -97,7 +98,7 @@ def draw(axes: Any, parts: Sequence[Stage], left: float, right: float, y: float)
     for part in parts:
         top = y
         for level in part.levels:
-            _level(axes, level, lanes, y)
+            _level(axes, level, lanes, y, shown)
             y += LEVEL
         if part.times > 1:
             _rim(axes, left, right, top, y - LEVEL + _BOX)
@@ -113,11 +114,11 @@ def draw(axes: Any, parts: Sequence[Stage], left: float, right: float, y: float)
             )
 
 
-def _level(axes: Any, level: Level, lanes: dict[str, float], y: float) -> None:
+def _level(axes: Any, level: Level, lanes: dict[str, float], y: float, shown: str) -> None:
     if level.both:
         middle = sum(lanes.values()) / 2
         width = lanes["regions"] - lanes["words"] + _LANE
-        _box(axes, middle, y, width, f"attention over words and regions together{_many(level.both)}", style.SOFT)
+        _box(axes, middle, y, width, f"attention over words and {shown} together{_many(level.both)}", style.SOFT)
         return
     colours = {"words": style.WORDS, "regions": style.REGIONS}
     for name, count in (("words", level.words), ("regions", level.regions)):
@@ -126,7 +127,15 @@ def _level(axes: Any, level: Level, lanes: dict[str, float], y: float) -> None:
     for name in level.asks:
         other = "regions" if name == "words" else "words"
         side = 1 if name == "words" else -1
-        _box(axes, lanes[name], y, _LANE, f"attention to the {other}", colours[name], strong=True)
+        _box(
+            axes,
+            lanes[name],
+            y,
+            _LANE,
+            f"attention to the {shown if other == 'regions' else other}",
+            colours[name],
+            strong=True,
+        )
         height = y + _BOX * (0.33 if side > 0 else 0.67)
         far = lanes[other] - side * (_LANE / 2 if other in level.asks else 0.0)
         look = {

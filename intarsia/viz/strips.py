@@ -1,7 +1,8 @@
-"""Rows of a document as a strip of cells: a word, a special token or a region a cell."""
+"""Rows of a document as a strip of cells: a word, a special token, a region or a clip a cell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from intarsia.batch import Array, Example, Picture
+from intarsia.batch import Array, Example, Sample
 from intarsia.text import Vocab
 from intarsia.viz import style
 
@@ -20,27 +21,52 @@ class Cell:
     """One row as it is drawn."""
 
     stream: str
-    """"words", "special" or "regions"."""
+    """"words", "special", "regions" or "clips"."""
     text: str
     crop: Array | None = None
-    """(h, w, 3) uint8, pixels of a region."""
+    """(h, w, 3) uint8, pixels of a region, or a frame of a clip."""
     state: str = ""
-    """"", "hidden", "changed", or "kept" (asked, but left as it is)."""
+    """"", "hidden", "changed", "kept" (asked, but left as it is) or "written" (asks for the next piece)."""
     below: str = ""
     """What is asked there."""
 
+    @property
+    def seen(self) -> bool:
+        """Whether it is a region or a clip."""
+        return self.stream in ("regions", "clips")
 
-def cells_of(vocab: Vocab, example: Example, picture: Picture, images: dict[str, Array]) -> list[Cell]:
-    """The rows of an example: its text rows, then its regions with their pixels where the picture is at hand."""
-    assert example.text is not None and example.regions is not None, f"{example.key}: needs words and regions"
+
+def cells_of(vocab: Vocab, example: Example, sample: Sample, images: dict[str, Array]) -> list[Cell]:
+    """The rows of an example: its text rows, then its regions or clips with their pixels where these are at hand, see `pixels_of`."""
+    assert example.text is not None, f"{example.key}: needs words"
     cells = [
         Cell("special" if word < 0 else "words", vocab.tokens[int(i)])
         for i, word in zip(example.text.ids, example.text.words, strict=True)
     ]
-    pixels = images.get(picture.name)
+    if example.clips is not None:
+        shown = [images.get(_clip(sample, second)) for second in example.clips.seconds.tolist()]
+        return [*cells, *(Cell("clips", str(r + 1), pixels) for r, pixels in enumerate(shown))]
+    assert example.regions is not None, f"{example.key}: needs regions or clips"
+    pixels = images.get(sample.pictures[0].name)
     for r, box in enumerate(example.regions.boxes):
         cells.append(Cell("regions", str(r + 1), None if pixels is None else crop(pixels, box)))
     return cells
+
+
+def pixels_of(source: Any, samples: Sequence[Sample]) -> dict[str, Array]:
+    """The pictures of the first samples of a source that draws them, by the picture's name (`source.image`), or a frame of every clip (`source.frames`)."""
+    found: dict[str, Array] = {}
+    for i, sample in enumerate(samples):
+        if sample.film is not None and hasattr(source, "frames"):
+            names = [_clip(sample, second) for second in sample.film.seconds.tolist()]
+            found |= dict(zip(names, source.frames(i), strict=True))
+        elif sample.pictures and hasattr(source, "image"):
+            found[sample.pictures[0].name] = source.image(i)
+    return found
+
+
+def _clip(sample: Sample, second: float) -> str:
+    return f"{sample.film.name if sample.film else sample.key}@{second:.3f}"
 
 
 def crop(pixels: Array, box: Array) -> Array:
@@ -62,7 +88,8 @@ def natural_width(text: str, size: float) -> float:
     return float(box.width) / 72
 
 
-_COLOURS = {"words": style.WORDS, "special": style.SPECIAL, "regions": style.REGIONS}
+_COLOURS = {"words": style.WORDS, "special": style.SPECIAL, "regions": style.REGIONS, "clips": style.REGIONS}
+_STATES = {"changed": style.CHANGED, "kept": style.CHANGED, "written": style.WRITTEN}
 
 
 def draw_cells(
@@ -97,19 +124,19 @@ def draw_cells(
 def _draw_cell(
     axes: Any, cell: Cell, x: float, y: float, width: float, height: float, upright: bool, size: float
 ) -> None:
-    colour = style.CHANGED if cell.state in ("changed", "kept") else _COLOURS[cell.stream]
+    colour = _STATES.get(cell.state, _COLOURS[cell.stream])
     hidden = cell.state == "hidden"
     face = style.INK if hidden else (*style.rgb(colour), 0.0 if cell.state == "kept" else 0.16)
     corners = [x, x + width, x + width, x], [y, y, y + height, y + height]
     axes.fill(*corners, facecolor=face, edgecolor=style.INK if hidden else colour, linewidth=0.8)
     ink = "white" if hidden else style.INK
     middle = (x + width / 2, y + height / 2)
-    if cell.stream == "regions" and cell.crop is not None and not hidden:
+    if cell.seen and cell.crop is not None and not hidden:
         _draw_crop(axes, cell.crop, x, y, width, height, upright)
         if upright:
             axes.text(middle[0], y + height * 0.8, cell.text, fontsize=size * 0.85, color=ink, ha="center", va="center")
     else:
-        turn = 90 if upright and cell.stream != "regions" else 0
+        turn = 90 if upright and not cell.seen else 0
         axes.text(*middle, cell.text, fontsize=size, color=ink, ha="center", va="center", rotation=turn)
     if cell.below:
         place = middle[0], y + height + 0.09

@@ -24,8 +24,8 @@ from matplotlib.text import Text
 
 from intarsia.errors import BadInput
 
-WORDS, REGIONS, SPECIAL, CHANGED = "#3f6fb5", "#d9822b", "#8b93a3", "#b8336a"
-"""Streams and specials; CHANGED marks what an objective put in another's place."""
+WORDS, REGIONS, SPECIAL, CHANGED, WRITTEN = "#3f6fb5", "#d9822b", "#8b93a3", "#b8336a", "#1f9d7a"
+"""Streams and specials; CHANGED marks what an objective put in another's place, WRITTEN a target that names the next piece."""
 INK, SOFT, FAINT = "#20242c", "#7d8593", "#d9dde4"
 CATEGORIES = ("#2f7ed8", "#d9642b", "#1f9d7a", "#a44fc4", "#c2a000", "#d13a5e", "#4aa3c7", "#7d6b3d")
 """Colours that tell apart on light and on dark ground."""

@@ -27,8 +27,11 @@ ALLOWED = {
 """All that a pickle may name: what arrays are rebuilt with under numpy 1 and 2, and plain containers."""
 
 
-class _Plain(pickle.Unpickler):
+class Plain(pickle.Unpickler):
+    """Reads what `ALLOWED` names, refuses the rest; nothing else that a pickle asks for is looked up, let alone run."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """What a pickle names, if that is allowed."""
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it wants {module}.{name}")
         if (module, name) == ("collections", "OrderedDict"):
@@ -84,32 +87,42 @@ def read_object_npy(path: Path | str) -> Any:
     # the wrapped array of objects itself is looked into, its members must be plain
     content = _load(io.BytesIO(rest), str(path), wrapped=True)
     content = content.tolist()
-    _no_objects(content, path)
+    no_objects(content, path)
     return content
 
 
-def _load(file: BinaryIO, where: str, wrapped: bool = False) -> Any:
+def load_one(reader: Plain, where: str) -> Any:
+    """The next pickle of a reader.
+
+    Raises:
+        BadInput: damaged, or a pickle that wants to run code (named).
+    """
     try:
-        content = _Plain(file, encoding="latin1").load()
+        return reader.load()
     except pickle.UnpicklingError as error:
         raise BadInput(f"{where}: refused: {error}; only numbers, names and arrays are read") from None
     except Exception as error:  # a damaged pickle raises anything
         raise BadInput(f"{where}: not a whole pickle: {type(error).__name__}: {str(error)[:100]}") from None
+
+
+def _load(file: BinaryIO, where: str, wrapped: bool = False) -> Any:
+    content = load_one(Plain(file, encoding="latin1"), where)
     if not wrapped:
-        _no_objects(content, where)
+        no_objects(content, where)
     elif not isinstance(content, np.ndarray):
         raise BadInput(f"{where}: holds a {type(content).__name__}, not an array")
     return content
 
 
-def _no_objects(content: Any, path: Path | str) -> None:
+def no_objects(content: Any, path: Path | str) -> None:
+    """Raises BadInput if an array of objects is somewhere in plain containers."""
     if isinstance(content, np.ndarray) and content.dtype.hasobject:
         raise BadInput(f"{path}: refused: an array of objects; only numbers, names and arrays are read")
     if isinstance(content, dict):
         content = list(content.values())
     if isinstance(content, list | tuple | set | frozenset):
         for part in content:
-            _no_objects(part, path)
+            no_objects(part, path)
 
 
 def read_words(path: Path | str) -> list[str]:
@@ -126,7 +139,7 @@ def read_words(path: Path | str) -> list[str]:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             _, _, kind = read(file)
-            content = _Plain(file, encoding="latin1").load() if kind.hasobject else np.load(path, allow_pickle=False)
+            content = Plain(file, encoding="latin1").load() if kind.hasobject else np.load(path, allow_pickle=False)
     except pickle.UnpicklingError as error:
         raise BadInput(f"{path}: refused: {error}; only strings are read") from None
     except Exception as error:

@@ -130,7 +130,7 @@ def _parse(path: Path, pairs: list[tuple[bytes, bytes]]) -> tuple[dict[str, Entr
     entries: dict[str, Entry] = {}
     shards = 0
     for key, value in pairs:
-        fields = _fields(value)
+        fields = message_fields(value)
         if not key:  # the head
             shards = _number(fields, 1)
             if _number(fields, 2):
@@ -142,8 +142,8 @@ def _parse(path: Path, pairs: list[tuple[bytes, bytes]]) -> tuple[dict[str, Entr
             raise BadInput(f"{path}: {name}: type {_number(fields, 1)} is not read, only numbers are")
         if 7 in fields:
             raise BadInput(f"{path}: {name}: is stored in slices, which are not read")
-        dims = [x for shape in fields.get(2, []) for x in _fields(_bytes(shape)).get(2, [])]
-        sizes = tuple(_number(_fields(_bytes(dim)), 1) for dim in dims)
+        dims = [x for shape in fields.get(2, []) for x in message_fields(_bytes(shape)).get(2, [])]
+        sizes = tuple(_number(message_fields(_bytes(dim)), 1) for dim in dims)
         numbers = [_number(fields, i) for i in (3, 4, 5, 6)]
         entries[name] = Entry(kind, sizes, *numbers)
     if not shards:
@@ -169,9 +169,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = struct.unpack("<I", block[-4:])[0]
     end, place, key = len(block) - 4 * (restarts + 1), 0, b""
     while place < end:
-        shared, place = _varint(block, place)
-        fresh, place = _varint(block, place)
-        size, place = _varint(block, place)
+        shared, place = varint(block, place)
+        fresh, place = varint(block, place)
+        size, place = varint(block, place)
         key = key[:shared] + block[place : place + fresh]
         place += fresh
         yield key, block[place : place + size]
@@ -180,12 +180,12 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(content: bytes, place: int) -> tuple[tuple[int, int], int]:
     """The offset and size of a block, and where the next number begins."""
-    offset, place = _varint(content, place)
-    size, place = _varint(content, place)
+    offset, place = varint(content, place)
+    size, place = varint(content, place)
     return (offset, size), place
 
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
+def varint(content: bytes, place: int) -> tuple[int, int]:
     """A number of seven bits a byte, the lowest first, and where the next begins."""
     value = shift = 0
     while True:
@@ -197,20 +197,20 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
             return value, place
 
 
-def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+def message_fields(message: bytes) -> dict[int, list[int | bytes]]:
     """A protocol buffer by field number: numbers as int, everything else as bytes."""
     found: dict[int, list[int | bytes]] = {}
     place = 0
     while place < len(message):
-        tag, place = _varint(message, place)
+        tag, place = varint(message, place)
         value: int | bytes
         match tag & 7:
             case 0:
-                value, place = _varint(message, place)
+                value, place = varint(message, place)
             case 1:
                 value, place = struct.unpack_from("<Q", message, place)[0], place + 8
             case 2:
-                size, place = _varint(message, place)
+                size, place = varint(message, place)
                 value, place = message[place : place + size], place + size
             case 5:
                 value, place = struct.unpack_from("<I", message, place)[0], place + 4

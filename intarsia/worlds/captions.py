@@ -60,6 +60,8 @@ class Caption:
     opening: int = field(default=0, compare=False)
     synonyms: int = field(default=0, compare=False)
     """Bit 4 * phrase + attribute (of ATTRIBUTES) set = the second synonym is written; bit 31 is the relation's."""
+    unseen: tuple[int, ...] = field(default=(), compare=False)
+    """Words at the end that no picture shows and that make nothing false, numbers into `Lexicon.unseen`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Lexicon:
     noun: str
     """Stands for the shape where a phrase does not name it."""
     the: str
+    unseen: tuple[str, ...]
+    """Words that name nothing in a picture."""
 
 
 LEXICONS = {
@@ -151,6 +155,26 @@ LEXICONS = {
         also=" and ",
         noun="object",
         the="the ",
+        unseen=tuple(
+            [
+                "yesterday",
+                "morning",
+                "holiday",
+                "famous",
+                "quiet",
+                "summer",
+                "story",
+                "friend",
+                "music",
+                "memory",
+                "price",
+                "news",
+                "thanks",
+                "hope",
+                "travel",
+                "monday",
+            ]
+        ),
     ),
     "zh": Lexicon(
         words={
@@ -193,6 +217,26 @@ LEXICONS = {
         also="，还有",
         noun="物体",
         the="",
+        unseen=tuple(
+            [
+                "昨天",
+                "早晨",
+                "假期",
+                "著名",
+                "安静",
+                "夏天",
+                "故事",
+                "朋友",
+                "音乐",
+                "回忆",
+                "价格",
+                "新闻",
+                "感谢",
+                "希望",
+                "旅行",
+                "周一",
+            ]
+        ),
     ),
 }
 
@@ -281,6 +325,8 @@ def write(caption: Caption, language: str) -> Written:
         if i == 1 and caption.relation is not None and lexicon.after:
             line.text += lexicon.after
             line.add("relation", caption.relation, -1, caption.synonyms >> 31 & 1)
+    if caption.unseen:
+        line.text += lexicon.comma + lexicon.gap.join(lexicon.unseen[i] for i in caption.unseen)
     return Written(line.text, tuple(line.words), tuple(spans))
 
 
@@ -299,7 +345,9 @@ def parse(text: str, language: str) -> Caption:
     """
     lexicon = lexicon_of(language)
     opening = max((o for o in lexicon.openings if text.startswith(o)), key=len)
-    rest = text[len(opening) :]
+    tail = _patterns(language)[2].search(text)
+    unseen = [lexicon.unseen.index(x) for x in _patterns(language)[3].findall(tail[0])] if tail else []
+    rest = text[len(opening) : tail.start() if tail else None]
     phrases: list[Phrase] = []
     relation: int | None = None
     synonyms = 0
@@ -323,7 +371,7 @@ def parse(text: str, language: str) -> Caption:
             synonyms |= second << 31
             if not rest:
                 break
-    caption = Caption(tuple(phrases), relation, lexicon.openings.index(opening), synonyms)
+    caption = Caption(tuple(phrases), relation, lexicon.openings.index(opening), synonyms, tuple(unseen))
     if write(caption, language).text != text:
         raise BadInput(f"caption {text!r}: not of the {language} grammar, {rest!r} is left over")
     return caption
@@ -378,8 +426,8 @@ def _value(lexicon: Lexicon, kind: Kind, word: str) -> tuple[int, int]:
 
 
 @cache
-def _patterns(language: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What matches one phrase with its article, and what matches between two phrases."""
+def _patterns(language: str) -> tuple[re.Pattern[str], ...]:
+    """What matches one phrase with its article, what matches between two phrases, words at the end that no picture shows, and one of them."""
     lexicon = LEXICONS[language]
     group = {
         kind: f"(?P<{kind}>{'|'.join(sorted((w for pair in words for w in pair), key=len, reverse=True))})"
@@ -391,4 +439,6 @@ def _patterns(language: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
         joints = f"{lexicon.after}{group['relation']}(?:{lexicon.also})?|{lexicon.before}|{lexicon.also}"
     else:
         joints = f"{lexicon.before}{group['relation']} "
-    return phrase, re.compile(f"{joints}|{lexicon.also}|{lexicon.last}|{lexicon.comma}")
+    word = f"(?:{'|'.join(lexicon.unseen)})"
+    tail = re.compile(f"{lexicon.comma}{word}(?:{lexicon.gap}{word})*$")
+    return phrase, re.compile(f"{joints}|{lexicon.also}|{lexicon.last}|{lexicon.comma}"), tail, re.compile(word)

@@ -19,6 +19,7 @@ from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.features import pixels
 from intarsia.worlds import render
+from intarsia.worlds.captions import ATTRIBUTES as ATTRIBUTE_KINDS
 from intarsia.worlds.captions import (
     LANGUAGES,
     Caption,
@@ -27,6 +28,7 @@ from intarsia.worlds.captions import (
     Written,
     determined,
     draw_caption,
+    lexicon_of,
     write,
     write_phrase,
 )
@@ -39,7 +41,7 @@ CLASSES = ("background", *SHAPES)
 ATTRIBUTES = ("none", *COLOURS)
 """Attributes of regions: the colours."""
 
-_SCENE, _CAPTION, _PICTURE, _REGIONS, _FALSE, _NOISE, _ALSO = range(7)  # one stream of random numbers each
+_SCENE, _CAPTION, _PICTURE, _REGIONS, _FALSE, _NOISE, _ALSO, _UNSEEN = range(8)  # one stream of random numbers each
 _KEPT = 16_384  # samples kept in memory, some 10 kB each; and as many scenes
 
 T = TypeVar("T")
@@ -67,6 +69,8 @@ class WorldConfig:
     """Every content word is one of two synonyms."""
     noise: float = 0.0
     """Share of training scenes whose caption is that of another scene."""
+    density: float = 1.0
+    """Share of a caption's content words that name something in the picture; below 1 words that no picture shows follow the phrases."""
     false_texts: int = 5
     """Verified false captions a sample."""
     background_boxes: int = 2
@@ -84,6 +88,7 @@ class WorldConfig:
             (not self.textures or self.level == 1, "textures need level 1"),
             (bool(self.languages) and set(self.languages) <= set(LANGUAGES), f"languages {self.languages}"),
             (0 <= self.noise <= 1, f"noise {self.noise} is not in 0 .. 1"),
+            (0 < self.density <= 1, f"density {self.density} is not above 0 and at most 1"),
             (self.false_texts >= 0, f"false_texts {self.false_texts}"),
             (self.background_boxes >= 0, f"background_boxes {self.background_boxes}"),
         )
@@ -251,7 +256,17 @@ class WorldSource:
         c = self.config
         held_out = self.split == "held_out"
         scene = draw_scene(self._rng(index, _SCENE), c.objects, c.distinct, c.textures, held_out, c.level == 0)
-        return _Plan(scene, *draw_caption(self._rng(index, _CAPTION), scene, c.mentions, c.textures, c.synonyms))
+        caption, named = draw_caption(self._rng(index, _CAPTION), scene, c.mentions, c.textures, c.synonyms)
+        return _Plan(scene, self._with_unseen(caption, index), named)
+
+    def _with_unseen(self, caption: Caption, index: int) -> Caption:
+        """The caption with as many words that no picture shows as the density asks for."""
+        if self.config.density == 1:
+            return caption
+        shown = sum(x.value(kind) is not None for x in caption.phrases for kind in ATTRIBUTE_KINDS)
+        count = round(shown * (1 / self.config.density - 1))
+        drawn = self._rng(index, _UNSEEN).integers(len(lexicon_of("en").unseen), size=count)
+        return replace(caption, unseen=tuple(drawn.tolist()))
 
     def _regions(self, index: int, scene: Scene) -> tuple[render.RegionSet, np.random.Generator]:
         """The regions of a scene, and the generator to go on with."""
@@ -285,7 +300,7 @@ class WorldSource:
         c, rng = self.config, self._rng(index, _ALSO)
         for _ in range(4):
             drawn, _ = draw_caption(rng, self.scene(index), c.mentions, c.textures, c.synonyms)
-            if (other := write(drawn, language).text) != text:
+            if (other := write(self._with_unseen(drawn, index), language).text) != text:
                 return (other,)
         return ()
 

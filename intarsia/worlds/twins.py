@@ -23,10 +23,13 @@ from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.errors import BadInput
 from intarsia.worlds.questions import Question, ask, choose, compare, refer
+from intarsia.worlds.render import outlines
 from intarsia.worlds.source import WorldSource
 
 SIDE = 200
 """Pixels of a picture as the files say; regions lie in it by fractions."""
+THINGS = ("clock", "book", "tie", "scissors", "kite", "teddybear", "pizza", "donut")
+"""What the twin of VCR, whose objects have COCO's names, calls each shape."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ def write_twin(
     """Writes a twin: the benchmark's files, and region shards in `regions/`.
 
     Args:
-        benchmark: one of `TWINS`.
+        benchmark: one of `TWINS`, `PRODUCTS` or `twin_films.FILMS`.
         out: a folder, made if it is not there.
         train: scenes of the training split.
         val: scenes of the validation split.
-        level: of the world; 0 = attribute features, for fast runs.
+        level: of the world; 0 = attribute features, for fast runs. Products and films have but one.
         seed: of the world.
-        pictures: write the pictures too, to `images/`.
+        pictures: write the pictures too, to `images/`; of films there are none.
 
     Returns:
         The folder of the shards.
@@ -73,15 +76,21 @@ def write_twin(
         BadInput: there is no such twin, or too few scenes, or the folder cannot be written.
     """
     from intarsia.worlds.source import WorldConfig
+    from intarsia.worlds.twin_films import FILMS, write_films
+    from intarsia.worlds.twin_products import write_fashiongen
 
-    if benchmark not in TWINS:
-        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join(TWINS)})")
+    if benchmark not in (known := (*TWINS, *PRODUCTS, *FILMS)):
+        raise BadInput(f"no twin of {benchmark!r} (there are {', '.join(known)})")
     if min(train, val) < 2 or (pictures and level == 0):
         raise BadInput(f"{out}: {train} and {val} scenes of level {level}; at least 2 each, and pictures need level 1")
     folder = Path(out)
     source = WorldSource(WorldConfig(level=level), "train", train + val, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if benchmark in PRODUCTS:
+            return write_fashiongen(folder, train, val, seed, pictures)
+        if benchmark in FILMS:
+            return write_films(benchmark, folder, train, val, seed)
         names = TWINS[benchmark](
             folder, [Scenes(source, range(train), "train"), Scenes(source, range(train, train + val), "val")]
         )
@@ -264,11 +273,13 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             name, rng = f"scenes/{index:06d}", scenes.rng(index, 2)
             names[f"{name}.jpg"] = index
             boxes = (np.array(base.pictures[0].boxes, np.float64) * SIDE).tolist()
+            shown = dict(zip(scenes.source.regions_of(index), scenes.source.scene(index).objects, strict=True))
+            shapes = [shown[i].shape if i in shown else None for i in range(len(boxes))]
             _json(
                 folder / "vcr1images" / f"{name}.json",
                 {
                     "boxes": [[*box, 1.0] for box in boxes],
-                    "segms": [[] for _ in boxes],
+                    "segms": [[_outline(box, shape)] for box, shape in zip(boxes, shapes, strict=True)],
                     "names": [],
                     "width": SIDE,
                     "height": SIDE,
@@ -281,7 +292,7 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             rows.append(
                 {
                     "movie": "scenes",
-                    "objects": ["person" if i == 0 else "thing" for i in range(len(boxes))],
+                    "objects": ["person", *("diningtable" if x is None else THINGS[x] for x in shapes[1:])],
                     "img_fn": f"{name}.jpg",
                     "metadata_fn": f"{name}.json",
                     "question": tokens,
@@ -295,6 +306,13 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             )
         _lines(folder / f"{scenes.split}.jsonl", rows)
     return names
+
+
+def _outline(box: list[float], shape: int | None) -> list[list[float]]:
+    """Corners x, y in pixels of what a box shows; of nothing, of the box."""
+    unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) if shape is None else outlines(shape)[0]
+    found: list[list[float]] = (np.array(box[:2]) + unit * (np.array(box[2:]) - box[:2])).round(2).tolist()
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- regions
@@ -463,6 +481,8 @@ def _entities(folder: Path, parts: list[Scenes]) -> dict[str, int]:
     return names
 
 
+PRODUCTS = ("fashiongen", "fashiongen-category", "fashiongen-subcategory")
+"""Benchmarks of products instead of scenes."""
 TWINS: dict[str, Writer] = {
     "vqa": _vqa,
     "gqa": _gqa,

@@ -103,7 +103,7 @@ def test_bad_texts_are_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"texts\.txt: holds no line of text"):
         TextLines(path)
     path.write_bytes(b"fine\n\xff\xfe\n")
-    with pytest.raises(BadInput, match=r"texts\.txt, text 2: not UTF-8"):
+    with pytest.raises(BadInput, match=r"texts\.txt, line 2: not UTF-8 at byte 1"):
         TextLines(path)[0]
 
 

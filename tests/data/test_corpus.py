@@ -83,7 +83,7 @@ def test_sbu_lines_must_be_aligned(tmp_path: Path) -> None:
     texts = put(tmp_path, "SBU_captioned_photo_dataset_captions.txt", "one\ntwo\n")
     assert [x.texts[0] for x in open_source(path)] == ["one", "two"]  # type: ignore[attr-defined]
     texts.write_text("one\n")
-    with pytest.raises(BadInput, match=r"captions\.txt: 1 captions for 2 addresses"):
+    with pytest.raises(BadInput, match=r"captions\.txt: 1 lines for 2 lines of .*_urls\.txt"):
         open_source(path)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from toy import Pairs, toy
 
 from intarsia.batch import Batch, Sample
+from intarsia.data.corpora import Pool
 from intarsia.data.loader import Loaded, Plan, Prepare, load, measure, requests
 from intarsia.errors import BadInput, TooLong
 from intarsia.recipe import Batching, Mix
@@ -69,10 +70,13 @@ def same(a: Batch, b: Batch) -> bool:
     budget=st.integers(20, 60),
     window=st.integers(1, 90),
     seed=st.integers(0, 9),
+    block=st.integers(0, 20),
 )
-def test_an_epoch_has_every_sample_once_under_the_budget(rows: list[int], budget: int, window: int, seed: int) -> None:
+def test_an_epoch_has_every_sample_once_under_the_budget(
+    rows: list[int], budget: int, window: int, seed: int, block: int
+) -> None:
     lengths = np.array(rows, np.int32)
-    order = Plan(lengths, Batching(rows=budget, window=window), seed)
+    order = Plan(lengths, Batching(rows=budget, window=window, block=block), seed)
     for epoch in (0, 1, 7):
         batches = order.epoch(epoch)
         assert sorted(np.concatenate(batches)) == list(np.flatnonzero(lengths))
@@ -86,6 +90,23 @@ def test_batches_hold_like_lengths_and_are_nearly_full() -> None:
     assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 5
     first = [lengths[batch].mean() for batch in batches]
     assert abs(np.corrcoef(np.arange(len(first)), first)[0, 1]) < 0.3  # in no order of length
+
+
+def test_blocks_keep_neighbours_in_one_window() -> None:
+    """Of data larger than the disk few shards are in use at a time, and negatives ask for no other."""
+    lengths = np.random.default_rng(0).integers(8, 30, 4000).astype(np.int32)
+    for block, least, most in ((100, 4, 12), (0, 35, 40)):
+        batches = Plan(lengths, Batching(rows=500, window=400, block=block), 1).epoch(0)
+        in_use = [len(np.unique(np.concatenate(batches[i : i + 10]) // 100)) for i in range(0, len(batches) - 10, 10)]
+        assert least <= min(in_use) <= max(in_use) <= most
+        firsts = [int(x.min()) for x in batches]
+        assert firsts != sorted(firsts)
+    pool, rng = Pool(Pairs(), EVERY, near=16), np.random.default_rng(0)
+    for number in (0, 15, 16, 40, 59):
+        drawn = {int(pool.draw(rng, Pairs()[number], number).key.removeprefix("pair")) for _ in range(200)}
+        first = min(number // 16 * 16, 44)
+        assert first <= min(drawn) and max(drawn) < first + 16
+        assert len(drawn) > 10
 
 
 def test_a_micro_batch_is_a_function_of_its_number() -> None:

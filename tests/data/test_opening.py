@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 from pair_makers import MADE, folder, jpeg, line, picture, same_sample
 from safetensors.numpy import save_file
 
@@ -76,8 +77,9 @@ def test_what_cannot_be_opened_lists_what_can(tmp_path: Path) -> None:
     for name in "abcdefg":
         (tmp_path / "other" / f"{name}.csv").write_text("")
     accepted = (
-        r"expected a folder with shards\.json, films\.json, pairs\.jsonl, \*\.tar, \*\.parquet or \*\.arrow; a \.jsonl, \.tar, \.parquet or \.arrow file; a caption "
-        r"file of a known corpus; worlds:"
+        r"expected a folder with shards\.json, films\.json, pairs\.jsonl, \*\.tar, \*\.parquet or \*\.arrow, a UNITER text database, "
+        r"folders of pictures with texts; a \.jsonl, \.tar, \.parquet or \.arrow file; a caption file of a known corpus "
+        r"or FashionGen's \.h5; worlds:"
     )
     for name, found in (
         ("none", "no such file or folder"),
@@ -235,7 +237,9 @@ def test_changed_shards(tmp_path: Path) -> None:
     path = shards(tmp_path) / "shard-00000.safetensors"
     arrays = {name: array.copy() for name, array in map_arrays(path).items()}
     arrays["features"][4] = np.nan
-    save_file(arrays, path)
+    with safetensors.safe_open(path, "numpy") as file:
+        about = file.metadata()
+    save_file(arrays, path, metadata=about)
     with pytest.raises(BadInput, match="its bytes have changed"):
         check(str(tmp_path))
     found = check(str(tmp_path), on_error="skip")

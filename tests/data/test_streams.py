@@ -1,7 +1,13 @@
-"""Tars and tables, local and remote: the same order and bits for any workers and ranks, also where a run goes on amid an epoch."""
+"""Every kind of data set, local and remote: the same order and bits for any workers and ranks, also where a run goes on amid an epoch."""
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,13 +20,14 @@ import torch
 from pair_makers import jpeg
 from toy import toy
 
-from intarsia.batch import Sample
+from intarsia.batch import Picture, Sample
 from intarsia.data.check import check, inspect
 from intarsia.data.decode import decode_image
 from intarsia.data.formats.files import RandomAccess
-from intarsia.data.formats.tar import write_tar
+from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.loader import Plan, Prepare, load, measure, requests
 from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.recipe import Batching
 from intarsia.train.parallel import weightless
@@ -30,10 +37,16 @@ pq = pytest.importorskip("pyarrow.parquet")
 LAYOUT = weightless(toy())
 WORDS = ("cat", "red dog", "blue cat on mat", "the tree", "a sky on the mat")
 FRESH = count()
+BOXES = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_CACHE", str(tmp_path / "cache"))
 
 
 class WithRegions:
-    """Adds what the toy system reads, made of the pixels that the source finds, so that batches tell which were read."""
+    """Adds what the toy system reads, made of the pixels that the source finds (else of the picture's name), so that batches tell which were read."""
 
     provenance = None
 
@@ -44,41 +57,102 @@ class WithRegions:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        from dataclasses import replace
-
         sample = self.source[index]
-        pixels = decode_image(sample.pictures[0].path)
-        features = pixels.reshape(-1, 3)[:: 1 + len(sample.texts[0])][:2].astype(np.float32) / 255
-        boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]], np.float32)
-        return replace(sample, pictures=(replace(sample.pictures[0], features=features, boxes=boxes),))
+        picture = sample.pictures[0]
+        if len(picture.features):
+            return sample  # type: ignore[no-any-return]
+        if picture.path:
+            features = (
+                decode_image(picture.path).reshape(-1, 3)[:: 1 + len(sample.texts[0])][:2].astype(np.float32) / 255
+            )
+        else:
+            features = np.random.default_rng(zlib.crc32(picture.name.encode())).random((2, 3)).astype(np.float32)
+        return replace(sample, pictures=(replace(picture, features=features, boxes=BOXES),))
 
 
 def caption(number: int) -> str:
     return WORDS[number % len(WORDS)]
 
 
-def tars(root: Path) -> None:
-    root.mkdir()
-    for part in range(3):
-        numbers = range(part * 8, part * 8 + 8)
-        samples = [(f"{i:05}", {"captions": [caption(i)]}, [("jpg", jpeg(i))], []) for i in numbers]
-        write_tar(root / f"{part}.tar", samples)
+def pairs(root: Path, numbers: range = range(24)) -> str:
+    (root / "images").mkdir(parents=True)
+    lines = []
+    for i in numbers:
+        (root / f"images/{i}.jpg").write_bytes(jpeg(i))
+        lines.append(json.dumps({"key": f"k{i}", "image": f"images/{i}.jpg", "caption": caption(i)}))
+    (root / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return ""
 
 
-def tables(root: Path) -> None:
-    root.mkdir()
-    for part in range(3):
-        numbers = range(part * 8, part * 8 + 8)
-        table = pa.table({"jpg": [jpeg(i) for i in numbers], "caption": [caption(i) for i in numbers]})
-        pq.write_table(table, root / f"{part}.parquet", row_group_size=3)
+def tars(root: Path, numbers: range = range(24)) -> str:
+    """As img2dataset leaves them."""
+    root.mkdir(parents=True)
+    for part in range(0, len(numbers), 8):
+        with tarfile.open(root / f"{part // 8:05}.tar", "w") as archive:
+            for i in numbers[part : part + 8]:
+                key = f"{part // 8:05}{i:04}"
+                said = {"caption": caption(i), "url": "u", "key": key, "status": "success", "error_message": None}
+                members = {"jpg": jpeg(i), "txt": caption(i).encode(), "json": json.dumps(said).encode()}
+                for kind, data in members.items():
+                    member = tarfile.TarInfo(f"{key}.{kind}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return ""
+
+
+def tables(root: Path, numbers: range = range(24)) -> str:
+    root.mkdir(parents=True)
+    for part in range(0, len(numbers), 8):
+        here = numbers[part : part + 8]
+        table = pa.table({"jpg": [jpeg(i) for i in here], "caption": [caption(i) for i in here]})
+        pq.write_table(table, root / f"{part // 8}.parquet", row_group_size=3)
+    return ""
+
+
+def shards(root: Path, numbers: range = range(24)) -> str:
+    writer = ShardWriter(root, Provenance("toy", 3), pictures_per_shard=5)
+    for i in numbers:
+        features = np.random.default_rng(i).random((2, 3)).astype(np.float32)
+        writer.add(Picture(f"{i}.jpg", features, BOXES, 40, 30))
+    writer.finish({"key": f"k{i}", "image": f"{i}.jpg", "caption": caption(i)} for i in numbers)
+    return ""
+
+
+def captions(root: Path, numbers: range = range(24)) -> str:
+    """CC12M."""
+    root.mkdir(parents=True)
+    lines = (f"http://pictures.test/{i}.jpg\t{caption(i)}" for i in numbers)
+    (root / "cc12m.tsv").write_text("\n".join(lines) + "\n")
+    return "/cc12m.tsv"
+
+
+def aligned(root: Path, numbers: range = range(24)) -> str:
+    """SBU's two files."""
+    root.mkdir(parents=True)
+    (root / "sbu_urls.txt").write_text("".join(f"http://pictures.test/{i}.jpg\n" for i in numbers))
+    (root / "sbu_captions.txt").write_text("".join(f"{caption(i)}\n" for i in numbers))
+    return "/sbu_urls.txt"
+
+
+def tree(root: Path, numbers: range = range(24)) -> str:
+    """Karpathy's JSON, its pictures beside it."""
+    pairs(root, numbers)
+    (root / "pairs.jsonl").unlink()
+    said = [{"sentences": [{"raw": caption(i)}], "filename": f"{i}.jpg", "imgid": i, "split": "train"} for i in numbers]
+    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": said}))
+    return "/dataset_flickr30k.json"
+
+
+KINDS = (pairs, tars, tables, shards, captions, aligned, tree)
+MIXTURES = ((pairs, tars), (captions, tables, pairs))
 
 
 def uploaded(root: Path) -> str:
     where = f"memory://streams{next(FRESH)}"
     system = fsspec.filesystem("memory")
-    for file in root.iterdir():
-        if file.suffix in (".tar", ".parquet"):
-            system.pipe_file(f"{where}/{file.name}", file.read_bytes())
+    for file in root.rglob("*"):
+        if file.is_file() and not file.name.endswith(".index.npz"):
+            system.pipe_file(f"{where}/{file.relative_to(root).as_posix()}", file.read_bytes())
     return where
 
 
@@ -103,48 +177,81 @@ def rows_of(sample: Sample) -> tuple[int, int]:
     return int(LAYOUT.lay_out(sample).rows), 0
 
 
-@pytest.mark.parametrize("make", [tars, tables])
-def test_order_and_bits_do_not_depend_on_workers_ranks_or_where_it_goes_on(make: Any, tmp_path: Path) -> None:
-    make(tmp_path / "data")
-    local, remote = (WithRegions(open_source(x)) for x in (tmp_path / "data", uploaded(tmp_path / "data")))
+BATCHING = Batching(rows=24, window=10)
+
+
+def same_for_everyone(local: Any, remote: Any, batching: Batching = BATCHING) -> None:
+    """The same bits from 1, 2 and 4 workers, in 1, 2 and 4 processes, from the start and from amid the first epoch."""
+    local, remote = WithRegions(local), WithRegions(remote)
     assert len(local) == len(remote) == 24
     rows = measure(local, partial(rows_of)).rows
-    steps = 8
+    steps = 12
 
     def made(source: Any, workers: int = 0, first: int = 0, rank: int = 0, world: int = 1) -> list[Any]:
-        plan = Plan(rows, Batching(rows=24, window=10), 3)
+        plan = Plan(rows, batching, 3)
         span = range(first // world, steps // world)
-        wanted = requests(plan, lambda step: "mlm", span, number=first, rank=rank, world=world)
-        prepare = Prepare(source, LAYOUT, np.arange(24), 3)
+        wanted = requests(plan, lambda step: "itm", span, number=first, rank=rank, world=world)
+        prepare = Prepare(source, LAYOUT, np.arange(24), 3, batching.block)
         return [bits(x) for x in load(wanted, prepare, workers=workers)]
 
     whole = made(local)
-    assert len({x[3] for x in whole}) == steps
+    assert len({x[3] for x in whole[:4]}) == 4
+    epoch = len(Plan(rows, batching, 3).epoch(0))
+    assert 4 < epoch < steps  # so that 4 is amid the first epoch and the last is in the second
+    assert sorted(key for x in whole[:epoch] for key in x[2]) == sorted(local[i].key for i in range(24))
     for workers in (1, 2, 4):
         assert made(local, workers) == whole
+    assert made(local, 4, first=4) == whole[4:]
     assert made(remote) == whole
-    assert made(remote, 2) == whole
-    assert len(Plan(rows, Batching(rows=24, window=10), 3).epoch(0)) > 4  # so that this is amid the first epoch
-    for source, workers in ((local, 0), (local, 2), (remote, 0)):
-        assert made(source, workers, first=4) == whole[4:]
-    for world in (2, 4):
-        ranks = [made(local, 0, 4, rank, world) for rank in range(world)]
-        assert [x for together in zip(*ranks, strict=True) for x in together] == whole[4:]
+    assert made(remote, 2, first=4) == whole[4:]
+    for world in (1, 2, 4):
+        for source, workers, first in ((local, 0, 0), (local, int(world == 2), 4), (remote, 0, 4)):
+            ranks = [made(source, workers, first, rank, world) for rank in range(world)]
+            assert [x for together in zip(*ranks, strict=True) for x in together] == whole[first:]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_order_and_bits_do_not_depend_on_workers_ranks_or_where_it_goes_on(
+    make: Callable[[Path], str], tmp_path: Path
+) -> None:
+    file = make(tmp_path / "data")
+    local, remote = open_source(f"{tmp_path / 'data'}{file}"), open_source(uploaded(tmp_path / "data") + file)
+    assert type(local) is type(remote)
+    same_for_everyone(local, remote)
+
+
+@pytest.mark.parametrize("makes", MIXTURES)
+def test_nor_do_those_of_mixtures(makes: Any, tmp_path: Path) -> None:
+    numbers = [range(k * 24 // len(makes), (k + 1) * 24 // len(makes)) for k in range(len(makes))]
+    files = [make(tmp_path / make.__name__, some) for make, some in zip(makes, numbers, strict=True)]
+    where = uploaded(tmp_path)
+    local, remote = (
+        ",".join(f"{root}/{make.__name__}{file}" for make, file in zip(makes, files, strict=True))
+        for root in (tmp_path, where)
+    )
+    same_for_everyone(open_source(local), open_source(remote))
+
+
+@pytest.mark.parametrize("make", [tars, shards])
+def test_nor_do_those_shuffled_in_blocks(make: Callable[[Path], str], tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    batching = Batching(rows=24, window=10, block=5)
+    same_for_everyone(open_source(tmp_path / "data"), open_source(uploaded(tmp_path / "data")), batching)
 
 
 def test_remote_errors_name_the_address(tmp_path: Path) -> None:
     tars(tmp_path / "data")
     where = uploaded(tmp_path / "data")
     system = fsspec.filesystem("memory")
-    cut = (tmp_path / "data" / "0.tar").read_bytes()[:3000]
-    system.pipe_file(f"{where}/0.tar", cut)
-    with pytest.raises(BadInput, match=r"memory:/+streams\d+/0\.tar: not a whole, uncompressed tar"):
+    cut = (tmp_path / "data" / "00000.tar").read_bytes()[:3000]
+    system.pipe_file(f"{where}/00000.tar", cut)
+    with pytest.raises(BadInput, match=r"memory:/+streams\d+/00000\.tar: not a whole, uncompressed tar"):
         open_source(where)
     assert len(open_source(where, on_error="skip")) == 16
-    assert len(open_source(f"{where}/1.tar")) == 8
-    with pytest.raises(BadInput, match=r"1\.tar: ends after"):
-        RandomAccess(f"{where}/1.tar").read(10**6, 5)
-    with pytest.raises(BadInput, match="no .tar, .parquet or .arrow file there"):
+    assert len(open_source(f"{where}/00001.tar")) == 8
+    with pytest.raises(BadInput, match=r"00001\.tar: ends after"):
+        RandomAccess(f"{where}/00001.tar").read(10**6, 5)
+    with pytest.raises(BadInput, match="nothing there that can be opened"):
         open_source("memory://nothing-here")
     with pytest.raises(BadInput, match="nowhere"):
         open_source("nowhere://x.tar")

@@ -78,6 +78,28 @@ def test_vilts_arrows(tmp_path: Path) -> None:
     assert genome.index.ignored == {".width": 1, ".height": 1, ".x": 1, ".y": 1}
 
 
+def test_vilts_questions(tmp_path: Path) -> None:
+    """Columns of write_vqa; the test's answers are empty."""
+    asked = {
+        "questions": [["what?", "why?"], ["who?"]],
+        "question_id": [[1, 2], [3]],
+        "answer_labels": [[[0, 1], [2]], []],
+    }
+    told = {"answers": [[["dog", "cat"], ["so"]], []], "answer_scores": [[[1.0, 0.3], [0.6]], []]}
+    table = {"image": [jpeg(1), jpeg(2)], "image_id": [7, 8], "split": ["train", "test"], **asked, **told}
+    source = TableSource(arrow(tmp_path / "vqav2_train.arrow", pa.table(table)))
+    assert [(x.texts[0], x.answers, x.pictures[0].name) for x in source] == [
+        ("what?", (("dog", 1.0), ("cat", 0.3)), "7"),
+        ("why?", (("so", 0.6),), "7"),
+        ("who?", (), "8"),
+    ]
+    assert source.index.ignored == {".question_id": 3, ".answer_labels": 3}
+    np.testing.assert_array_equal(decode_image(source[2].pictures[0].path), decode_image(jpeg(2)))
+    told["answer_scores"][0][1] = []
+    with pytest.raises(BadInput, match=r"bad\.arrow, row 0: question 1 has not as many scores as answers"):
+        TableSource(arrow(tmp_path / "bad.arrow", pa.table(table | told)))
+
+
 def test_a_data_set_on_disk(tmp_path: Path) -> None:
     """What DatasetDict.save_to_disk leaves: a folder a split, streams named by state.json, files of a cache beside them."""
     for split, first in (("train", 0), ("validation", 5)):

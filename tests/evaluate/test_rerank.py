@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from intarsia.cli import main
-from intarsia.evaluate import benchmark as measuring
+from intarsia.evaluate import queries as measuring
 from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import match
 from intarsia.evaluate.rerank import Prefilter, best, rerank

@@ -264,6 +264,38 @@ def test_vinvls_demo_moves_the_boxes_and_not_the_features():
     torch.testing.assert_close(attributes, expected)
 
 
+def vinvls_own_filter(logits, threshold=0.05, most=100, each=16):
+    """The steps of its attribute post-processing, one by one, on (K, A) logits: the best column of each region, 0 for none, and its score."""
+    scores = logits.softmax(-1).tolist()
+    for row in scores:
+        row[0] = 0.0
+        row[:] = [x if x > threshold else 0.0 for x in row]
+    hits = sum(x > 0 for row in scores for x in row)
+    if hits > most:
+        bound = sorted(x for row in scores for x in row)[hits - most]
+        scores = [[x if x >= bound else 0.0 for x in row] for row in scores]
+    best = [sorted(((x, -i) for i, x in enumerate(row)), reverse=True)[:each][0] for row in scores]
+    return [-i if x > 0 else 0 for x, i in best], [x for x, _ in best]
+
+
+@pytest.mark.parametrize(
+    ("regions", "attributes", "spread"), [(7, 30, 4.0), (60, 30, 1.0), (100, 5, 0.3), (100, 525, 0.1), (1, 3, 0.0)]
+)
+def test_attributes_are_said_as_vinvl_says_them(regions, attributes, spread):
+    logits = torch.randn(regions, attributes, generator=torch.Generator().manual_seed(regions)).double() * spread
+    said = select.attribute_hits(logits.softmax(1)[:, 1:])
+    scores, column = said.max(1)
+    labels, expected = vinvls_own_filter(logits)
+    assert torch.where(scores > 0, column + 1, 0).tolist() == labels
+    torch.testing.assert_close(scores.tolist(), expected)
+    assert (said > 0.05).sum() == (said > 0).sum()
+    if attributes == 525:
+        assert not said.any()  # a flat distribution says nothing
+    if (regions, attributes) == (100, 5):  # nearly all are hits: here the bound for the picture drops some
+        assert 100 <= (said > 0).sum() < (logits.softmax(1)[:, 1:] > 0.05).sum()
+        assert 0 in labels
+
+
 @each_form
 def test_a_picture_is_the_same_alone_and_in_company(form):
     detector, pixels = tiny_detector(form).double(), pixels_of(3).double()

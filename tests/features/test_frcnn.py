@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
 from intarsia.cli import main
+from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
+from intarsia.extract import extract
 from intarsia.features import frcnn_pixels
 from intarsia.features.detector import RULES
 from intarsia.features.detector_weights import published
-from intarsia.features.extractor import open_extractor, reopen
+from intarsia.features.extractor import must_be_alike, open_extractor, reopen
 from intarsia.weights.files import write_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,13 +72,29 @@ def test_regions_are_those_of_the_detector(tmp_path: Path, form: str, small: Non
     chosen = detector.select(described, RULES["10-100"])
     sides = torch.tensor([90, 60, 90, 60]) * scale if form == "milvlg" else torch.tensor([*size[::-1], *size[::-1]])
     assert 10 <= len(found.boxes) <= 100
-    np.testing.assert_allclose(found.boxes, (chosen.boxes / sides).clamp(0, 1), atol=1e-6)
+    solid = ((chosen.boxes[:, 2:] - chosen.boxes[:, :2]) >= 0.1).all(1)
+    assert solid.any()
+    np.testing.assert_allclose(found.boxes[solid], (chosen.boxes[solid] / sides).clamp(0, 1), atol=1e-6)
+    assert (found.boxes[:, 2:] - found.boxes[:, :2] > 0).all()  # lines and points have become a pixel wide
+    np.testing.assert_allclose(found.boxes, (chosen.boxes / sides).clamp(0, 1), atol=1.01 / min(size))
     np.testing.assert_array_equal(found.features, described.features[chosen.rows])
     np.testing.assert_array_equal(found.labels, chosen.labels)
     assert found.features.shape[1] == extractor.provenance.width
     assert found.probs is not None and found.probs.shape[1] == config.classes
     np.testing.assert_allclose(found.probs.sum(1), 1, atol=1e-5)
-    assert found.attributes is not None and 1 <= found.attributes.min() <= found.attributes.max() < config.attributes
+    assert found.attributes is not None and found.attributes.max() < config.attributes
+    assert found.attribute_scores is not None and ((found.attributes > 0) == (found.attribute_scores > 0)).all()
+    assert form == "maskrcnn" or found.attributes.min() >= 1
+
+
+def test_vinvl_says_no_attribute_that_is_not_likely(tmp_path: Path, small: None) -> None:
+    detector = tiny_detector("maskrcnn", attributes=60)
+    detector.attributes.score.weight.zero_()
+    write_weights(tmp_path / "flat.pth", published(detector))
+    extractor = open_extractor("vinvl", weights=str(tmp_path / "flat.pth"), device="cpu")
+    (found,) = extractor([picture(0)])
+    assert found.attributes is not None and found.attribute_scores is not None
+    assert not found.attributes.any() and not found.attribute_scores.any()
 
 
 def test_the_other_pictures_of_a_batch_do_not_matter(tmp_path: Path, small: None) -> None:
@@ -98,6 +119,22 @@ def test_given_boxes_are_described_in_their_order(tmp_path: Path, small: None) -
     (own,) = extractor([picture(0)])
     (again,) = extractor.features_at([picture(0)], [own.boxes])
     np.testing.assert_allclose(again.features, own.features, atol=2e-2, rtol=1e-3)  # rounded boxes
+
+
+def test_a_picture_that_is_too_thin_is_named_and_skipped(tmp_path: Path, small: None) -> None:
+    for form in KINDS:
+        extractor = open_extractor(KINDS[form], weights=weights(tmp_path, form), device="cpu")
+        for shape in ((1, 101), (303, 3)):
+            with pytest.raises(BadInput, match=rf"^{shape[1]}x{shape[0]} pixels are too thin for {KINDS[form]}"):
+                extractor([picture(0, *shape)])
+    (tmp_path / "pictures").mkdir()
+    for name, pixels in (("a", picture(0)), ("b", picture(1, 2, 300)), ("c", picture(2))):
+        Image.fromarray(pixels).save(tmp_path / f"pictures/{name}.png")
+    with pytest.raises(BadInput, match=r"^picture b\.png: 300x2 pixels are too thin for vinvl"):
+        extract(tmp_path / "pictures", tmp_path / "out", extractor, show=False)
+    report = extract(tmp_path / "pictures", tmp_path / "out", extractor, show=False, on_error="skip")
+    assert (report.pictures, len(report.skipped)) == (2, 1)
+    assert "picture b.png: 300x2 pixels" in (tmp_path / "out/skipped.txt").read_text()
 
 
 def test_names_come_from_the_lists_of_the_code_base(tmp_path: Path) -> None:
@@ -160,6 +197,18 @@ def test_a_folder_is_extracted_and_a_system_finds_the_weights_again(tmp_path: Pa
     np.testing.assert_array_equal(
         again([picture(0)])[0].features, open_extractor("butd", weights=path)([picture(0)])[0].features
     )
+    with safetensors.safe_open(tmp_path / "out/shard-00000.safetensors", "numpy") as shard:
+        assert json.loads(shard.metadata()["provenance"]) == about
+    other = replace(provenance, extractor="light", weights="", settings={})
+    with pytest.raises(
+        BadInput, match="features with extractor 'light', the weights were trained on 'butd'; run"
+    ) as told:
+        must_be_alike("here", other, provenance)
+    command = re.search("`(.+)`", str(told.value))
+    assert command is not None and path in str(told.value) and provenance.weights[:16] in str(told.value)
+    words = command[1].replace("PICTURES", str(tmp_path / "pictures")).replace("OUT", str(tmp_path / "again"))
+    main([*words.replace("FILE", path).split()[1:], "--device", "cpu"])
+    assert ShardIndex.read(tmp_path / "again").provenance == provenance
     Path(path).rename(tmp_path / "moved.pth")
     with pytest.raises(BadInput, match=r"were not seen here \(they lay at .*milvlg.pth\)"):
         reopen(provenance, "cpu")

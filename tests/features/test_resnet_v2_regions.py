@@ -18,6 +18,7 @@ from intarsia.features import resnet_v2_regions
 from intarsia.features.extractor import open_extractor
 from intarsia.features.letterbox import letterbox
 from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config, tf_state
+from intarsia.layout import whole_row
 from intarsia.weights.files import write_weights
 
 TINY = ResNetV2Config((1, 1, 1, 1), (4, 4, 4, 8), 4)
@@ -70,3 +71,27 @@ def test_lines_with_boxes_become_shards(tmp_path: Path, weights: str) -> None:
     (found,) = extractor.features_at([picture()], [stored.boxes])
     np.testing.assert_allclose(stored.features, found.features, rtol=2e-3, atol=2e-3)
     assert len(stored.boxes) == 2
+    assert whole_row(stored) == 1
+
+
+def test_given_boxes_get_the_whole_picture_as_the_last(tmp_path: Path, weights: str) -> None:
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    Image.fromarray(picture()).save(root / "images/0.png")
+    lines = [{"key": k, "image": "images/0.png", "captions": ["a dog"], "boxes": [[9, 12, 49, 54]]} for k in "ab"]
+    lines[1]["links"] = [[0, 2, 5, 0]]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    order = ["extract", str(root), "--extractor", "resnet_v2", "--weights", weights, "--device", "cpu"]
+    main([*order, "--boxes", "given", "--out", str(tmp_path / "out")])
+    source = open_source(tmp_path / "out")
+    stored = source[1].pictures[0]
+    np.testing.assert_allclose(stored.boxes, [[0.1, 0.2, 49 / 90, 0.9], [0, 0, 1, 1]], atol=1e-6)
+    assert whole_row(stored) == 1
+    assert [x.region for x in source[1].links] == [0]
+    (alone,) = open_extractor("resnet_v2", weights=weights, device="cpu")([picture()])
+    np.testing.assert_allclose(stored.features[1], alone.features[0], rtol=2e-3, atol=2e-3)
+    lines[1]["boxes"] = [[9, 12, 50, 54]]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    with pytest.raises(SystemExit) as stopped:
+        main([*order, "--boxes", "given", "--out", str(tmp_path / "other")])
+    assert stopped.value.code == 2

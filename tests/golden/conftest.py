@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 HEAD = """# Parity with the authors' code
 
 Each system is run on the random weights and inputs that its authors' own code was run on (fp32, CPU, dropout off); this page is written by the tests
-that compare the two (`make parity`). The difference is the largest of any number in any tensor; the tests allow 2e-5.
+that compare the two (`make parity`). The difference is the largest of any number in any tensor; the tests allow 2e-5. Other cases in the same form, of any size and length, are
+tried from folders named in INTARSIA_GOLDEN: `INTARSIA_GOLDEN=DIR python -m pytest tests/golden`, with `DIR/vlp.json` or `DIR/vlp_case2.json` and their tensors.
 """
 
 

@@ -16,7 +16,7 @@ from intarsia.batch import Picks, Regions, Text
 from intarsia.packed import Packing, unpad
 
 FOLDERS = [Path(__file__).parent, *(Path(x) for x in os.environ.get("INTARSIA_GOLDEN", "").split(os.pathsep) if x)]
-"""More cases are taken from the folders named in INTARSIA_GOLDEN: NAME.json with NAME.safetensors, or NAME_anything."""
+"""More cases are taken from the folders named in INTARSIA_GOLDEN: NAME.json with NAME.safetensors, or NAME_caseANYTHING."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ import torch
 from golden import Golden, assert_near
 from torch import Tensor
 
-from intarsia.batch import Batch, Picks, Regions, Text
+from intarsia.batch import Batch, Picks, Picture, Regions, Sample, Text, TextRows
 from intarsia.data.decode import decode_image
 from intarsia.features.letterbox import crop, grid, letterbox, pixel_boxes
 from intarsia.packed import Packing
 from intarsia.recipe import Optim, Schedule
-from intarsia.systems.b2t2 import B2T2, B2T2Config, vcr_documents
+from intarsia.systems.b2t2 import B2T2, B2T2Config, Token, document
+from intarsia.tasks.benchmarks import Annotated, Pictures, find
 from intarsia.text import Vocab
 from intarsia.train.optim import adamw, clip, set_lr, step_if
+from intarsia.tuned import LayOf
 from intarsia.weights.files import fill, read_weights, write_weights
 
 CASES = Golden.cases("b2t2")
@@ -81,33 +85,93 @@ def real(golden: Golden, block: Tensor) -> Tensor:
     return block[golden.tensors["input.input_mask"] > 0]
 
 
+class Stored:
+    """Pictures whose regions are the boxes of the annotation."""
+
+    provenance = None
+
+    def __init__(self, examples: Any, width: int) -> None:
+        self.examples, self.width = examples, width
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        about = self.examples[index]["metadata"]
+        sides = [about["width"], about["height"]] * 2
+        boxes = np.array(about["boxes"], np.float64).reshape(-1, 5)[:, :4] / sides
+        feats = np.zeros((len(boxes), self.width), np.float32)
+        return Sample(f"{index}", (), (Picture(f"{index}.jpg", feats, boxes, about["width"], about["height"]),))
+
+
+def items_of(golden: Golden, config: B2T2Config, test: bool, root: Path) -> Annotated:
+    """The annotation as VCR's files, read as any."""
+    lines = []
+    for i, one in enumerate(golden.about["vcr"]["examples"]):
+        (root / f"{i}.json").write_text(json.dumps(one["metadata"]))
+        line = one["example"] | {"img_fn": f"{i}.jpg", "metadata_fn": f"{i}.json"}
+        lines.append({k: v for k, v in line.items() if not (test and k.endswith("_label"))})
+    (root / f"{'test' if test else 'train'}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    found = find("vcr").read(root, "test" if test else "train")
+    return Annotated(found, Pictures(Stored(golden.about["vcr"]["examples"], config.feature_size)))
+
+
+def as_they_loop(
+    system: B2T2, sample: Sample, question: list[Token], rationales: bool
+) -> Iterator[tuple[TextRows, list[list[int]]]]:
+    """Documents of a sample by `document`, the question as documents before have cut it."""
+    parts = [question, *([system._tokens(sample, 1, mentions=True)] if rationales else [])]
+    shown = range(min(len(sample.pictures[0].names), system.config.max_num_bboxes))
+    extra = [
+        x
+        for i in shown
+        if system.config.append_all_bboxes
+        for x in system._named(sample, sample.pictures[0].names[i], i)
+    ]
+    for text in range(len(parts), len(sample.texts)):
+        choice = system._tokens(sample, text, mentions=True)
+        yield document(system.vocab, (*parts, choice, [])[:3], extra, len(sample.pictures[0].boxes), system.config)
+
+
 @pytest.mark.parametrize("setting", ["qa", "qar", "qa_append", "qar_test_tight", "qa_test"])
 @each_case
-def test_rows_of_raw_annotations(golden: Golden, setting: str) -> None:
-    about, found = golden.about["vcr"], []
-    how = about["settings"][setting]
-    config = config_of(
-        golden,
-        max_rows=how["max_seq_length"],
-        max_num_bboxes=how["max_num_bboxes"],
-        append_all_bboxes=how["append_all_bboxes"],
-    )
-    vocab = vocab_of(golden, len(about["vocab"]))
-    for one in about["examples"]:
-        boxes = pixel_boxes(np.array(one["metadata"]["boxes"]))
-        made = vcr_documents(vocab, one["example"], config, how["include_rationales"], how["is_test"])
-        found += [(*x, boxes) for x in made]
-    theirs = about["outputs"][setting]
-    assert len(found) == len(theirs)
-    for (row, links, choice, label, boxes), wanted in zip(found, theirs, strict=True):
-        count = sum(wanted["input_mask"])
-        assert (choice, label) == (wanted["choice_id"], wanted["label"])
-        assert row.ids.tolist() == wanted["input_ids"][:count]
-        assert row.segment_ids.tolist() == wanted["segment_ids"][:count]
-        slots = np.array(wanted["bbox_pos"]).reshape(-1, 4)
-        carried = {place: boxes[obj].tolist() for place, obj in links}
-        places = [i for i, slot in enumerate(wanted["bbox_idx"]) if slot >= 0]
-        assert carried == {place: slots[wanted["bbox_idx"][place]].tolist() for place in places}
+def test_rows_of_raw_annotations(golden: Golden, setting: str, tmp_path: Path) -> None:
+    about = golden.about["vcr"]
+    how, theirs = about["settings"][setting], about["outputs"][setting]
+    reasons, test = how["include_rationales"], how["is_test"]
+    changes = {name: how[name] for name in ("max_num_bboxes", "append_all_bboxes")}
+    size = len(about["vocab"])
+    config = config_of(golden, max_rows=how["max_seq_length"], vocab_size=size, **changes)
+    system = B2T2(config, vocab_of(golden, size))
+    source = items_of(golden, config, test, tmp_path)
+    samples = [x for x in map(source.__getitem__, range(len(source))) if ("/qar" in x.key) == reasons]
+    lay, task = LayOf(system, "vcr"), B2T2.finetune["vcr"].task
+    questions: dict[str, list[Token]] = {}
+    number = 0
+    for sample in samples:
+        key, _, part = sample.key.partition("/qa")
+        answer = int(part.removeprefix("r") or 0)
+        question = questions.setdefault(key, system._tokens(sample, 0, mentions=True))
+        documents = task.forms(lay, sample)
+        looped = as_they_loop(system, sample, question, reasons)
+        for form, ((rows, links), example) in enumerate(zip(looped, documents, strict=True)):
+            wanted, number = theirs[number], number + 1
+            assert wanted["choice_id"] == (4 * answer + form if reasons else 4 * form)
+            assert wanted["label"] == (0 if test else int(sample.answers[0][0] == str(form)))
+            count = sum(wanted["input_mask"])
+            assert rows.ids.tolist() == wanted["input_ids"][:count]
+            assert rows.segment_ids.tolist() == wanted["segment_ids"][:count]
+            slots, picture = np.array(wanted["bbox_pos"]).reshape(-1, 4), sample.pictures[0]
+            boxes = pixel_boxes(np.round(picture.boxes * ([picture.width, picture.height] * 2), 3))
+            places = [i for i, slot in enumerate(wanted["bbox_idx"]) if slot >= 0]
+            carried = {place: slots[wanted["bbox_idx"][place]].tolist() for place in places}
+            assert {place: boxes[obj].tolist() for place, obj in links} == carried
+            if (
+                not answer
+            ):  # of the test: each answer is a sample of its own and does not know what those before have cut
+                assert example.text.ids.tolist() == rows.ids.tolist()
+                assert example.links.tolist() == [*links, [1, len(boxes)]]
+    assert number == len(theirs)
 
 
 @each_case

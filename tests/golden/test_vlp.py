@@ -116,12 +116,12 @@ def test_losses_logits_and_gradients(golden: Golden) -> None:
         logits = system.word_logits(encoded, batch.picks("lm").rows)
         assert_near(logits, golden.output(f"{kind}.prediction_scores_masked")[real], f"{kind} word logits")
         total = total + losses["lm"]
-        for name, changes in (
-            ("drop_worst_0.3", {"drop_worst": 0.3}),
-            ("label_smoothing_0.1", {"label_smoothing": 0.1}),
-        ):
-            other = build(golden, **changes)(batch)[0]["lm"]
-            assert_near(other, golden.output(f"{kind}.loss_{name}"), f"{kind} {name}")
+        variants = golden.weights(f"output.{kind}.loss_")  # such as drop_worst_0.3
+        assert variants
+        for name, theirs in variants.items():
+            field, _, value = name.rpartition("_")
+            other = build(golden, **{field: float(value)})(batch)[0]["lm"]
+            assert_near(other, theirs, f"{kind} {name}")
     assert_near(total, golden.output("total_loss"), "total")
     total.backward()
     ours = {key: parameter.grad for key, parameter in system.named_parameters() if parameter.grad is not None}

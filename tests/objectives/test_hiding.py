@@ -155,6 +155,19 @@ def test_false_texts_take_their_share_of_the_broken_pairs() -> None:
     assert within(edited, edited + exchanged, 0.25)
 
 
+def test_false_texts_of_the_same_words_can_be_told_apart() -> None:
+    rng, other = np.random.default_rng(3), sample("b")
+    mine = replace(sample("a", ("red cup, blue box", "red cup, red box")), texts=("blue cup, red box",))
+    drawn = {itm.swap(mine, rng, lambda: other, 1.0, 1.0)[0].texts[0] for _ in range(50)}
+    assert drawn == set(mine.false_texts)
+    for reordered, wanted in ((True, "red cup, blue box"), (False, "red cup, red box")):
+        drawn = {itm.swap(mine, rng, lambda: other, 1.0, 1.0, reordered)[0].texts[0] for _ in range(50)}
+        assert drawn == {wanted}
+    only = replace(mine, false_texts=mine.false_texts[:1])
+    pair, label = itm.swap(only, rng, lambda: other, 1.0, 1.0, reordered=False)
+    assert (label, pair.texts, pair.pictures[0].name) == (0, mine.texts, "b")
+
+
 def test_a_pair_without_false_texts_takes_another_picture() -> None:
     pair, label = itm.swap(
         replace(sample("a"), links=()), np.random.default_rng(0), lambda: sample("b"), rate=1.0, false_text_share=1.0

@@ -13,7 +13,8 @@ import torch
 from intarsia.batch import pack
 from intarsia.errors import BadInput
 from intarsia.studies import inside
-from intarsia.studies.inside import MEASURES, Run
+from intarsia.studies.inside import COMPARED, MEASURES, Run
+from intarsia.studies.readouts import MAPS
 
 PAGE = Path(__file__).parents[2] / "docs/studies/inside.md"
 
@@ -21,30 +22,32 @@ PAGE = Path(__file__).parents[2] / "docs/studies/inside.md"
 @pytest.mark.parametrize("name", ["uniter", "lxmert"])
 def test_a_run_says_every_measure_and_the_page_is_written_from_files(name: str, tmp_path: Path) -> None:
     run = Run(name, pairs=24, steps=2, rows=120, seed=1)
-    found = inside.perform(run, tmp_path, scenes=12, candidates=4)
-    for measure, value in MEASURES.items():
+    found = inside.perform(run, tmp_path, tmp_path / "work", scenes=20, candidates=4)
+    for measure, value in (MEASURES | COMPARED).items():
         assert np.isfinite(value(found)), measure
-    assert inside.perform(run, tmp_path) == json.loads((tmp_path / f"{run.name}.json").read_text())
+    assert inside.perform(run, tmp_path) == json.loads((tmp_path / run.file).read_text())
     for arm, right in (("sentence", 0.25), ("token", 0.75)):
         for seed in (1, 2, 3):
             one = copy.deepcopy(found)
             one["run"] |= {"arm": arm, "seed": seed}
-            one["test"]["pointing"]["dot"] = right + seed / 100
+            one["test"]["pointing"] |= dict.fromkeys(MAPS, 0.0) | {"dot": right + seed / 100}
             (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(one))
     page = tmp_path / "inside.md"
     page.write_text(PAGE.read_text())
     sizes = ["--pairs", "24", "--steps", "2", "--rows", "120", "--systems", name]
     inside.main(["--out", str(tmp_path), "--no-make", "--page", str(page), *sizes])
-    rows = [x for x in page.read_text().splitlines() if x.startswith("| pointing, u.v")]
-    assert "0.270 ± " in rows[0] and "0.770 ± " in rows[0]
-    assert "**0.500 ± 0.000**" in rows[1]
+    lines = page.read_text().splitlines()
+    rows = [x for x in lines if x.startswith("| pointing, ")]
+    assert "0.270 ± " in rows[2] and "0.770 ± " in rows[2]
+    assert "**0.500 ± 0.000**" in rows[1] and "0.270 ± " in rows[0]
+    assert next(x for x in lines if x.startswith("| I1")).endswith("0.500 ± 0.000 | undecided |")
 
 
 @pytest.mark.parametrize("name", ["uniter", "lxmert"])
 def test_a_blind_run_sees_nothing(name: str) -> None:
     run = Run(name, "blind")
     system, _ = inside.begin(run)
-    one, other = (inside.world(run, "train", 2)[i] for i in range(2))
+    one, other = (run.source("train", 2)[i] for i in range(2))
     with torch.inference_mode():
         scores = [
             system.eval().scores(system.encode(pack([system.lay_out(x)])))  # type: ignore[operator]

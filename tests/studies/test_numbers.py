@@ -68,3 +68,18 @@ def test_multiplier_is_interpolated_and_never_extrapolated() -> None:
     between = numbers.multiplier(slow, fast, 0.3)
     assert between == pytest.approx(math.exp((math.log(400) + math.log(1600)) / 2) / 400)
     assert numbers.multiplier(slow, fast, 0.1) is None
+
+
+def test_the_worth_of_repeated_pairs_is_found_again() -> None:
+    points = []
+    for n in (100, 200, 400, 800):
+        for steps in (20, 80, 320):
+            passes = steps * 32 / n
+            seen = float(numbers.effective(np.array([n]), np.array([passes]), 4.0)[0])
+            points.append((n, passes, 0.02 + 3 * seen**-0.5))
+    found = numbers.repetition(points)
+    assert found is not None and found.levels == (3, 4)
+    assert found.r == pytest.approx(4.0, rel=0.2) and found.fit.b == pytest.approx(0.5, abs=0.05)
+    assert numbers.repetition([x for x in points if x[1] != points[0][1] or x[0] > 200]) is not None
+    assert numbers.repetition([x for x in points if x[0] < 400]) is None
+    assert numbers.effective(np.array([100.0]), np.array([0.5]), 4.0) == pytest.approx(50)

@@ -35,7 +35,7 @@ def hidden(system: Any, name: str) -> Batch:
 @pytest.mark.parametrize("name", GOALS)
 def test_parameters_and_compute_are_equal_at_any_granularity(name: str) -> None:
     shapes, flops = [], []
-    for granularity in ("sentence", "token", "both"):
+    for granularity in ("sentence", "told", "token", "both"):
         system = made(name, granularity).train()
         system.zero_grad()
         shapes.append({key: x.shape for key, x in system.named_parameters()})
@@ -43,7 +43,7 @@ def test_parameters_and_compute_are_equal_at_any_granularity(name: str) -> None:
             losses, _ = system(hidden(system, name))
             system.weigh(losses, system.recipes["tiny"].mix).backward()
         flops.append(counter.get_total_flops())
-    assert shapes[0] == shapes[1] == shapes[2]
+    assert all(x == shapes[0] for x in shapes)
     assert min(flops) > 1e7
     assert max(flops) / min(flops) < 1.02
 
@@ -53,17 +53,36 @@ def test_idle_heads_have_a_gradient_of_exactly_zero(name: str) -> None:
     of = {
         "sentence": ("match_head.weight", "tie.pool_text.out.weight"),
         "token": ("tie.support.weight", "tie.word_vector.weight"),
+        "told": ("tie.of_pair.weight", "tie.of_piece.weight"),
     }
-    for granularity, other in (("sentence", "token"), ("token", "sentence")):
+    trained = {
+        "sentence": {"sentence"},
+        "token": {"token"},
+        "told": {"sentence", "told"},
+        "both": {"sentence", "token"},
+    }
+    for granularity, live in trained.items():
         system = made(name, granularity).eval()
         system.zero_grad()
         losses, _ = system(hidden(system, name))
         assert all(torch.isfinite(x) for x in losses.values())
         system.weigh(losses, system.recipes["tiny"].mix).backward()
-        for key in of[granularity]:
-            assert system.get_parameter(key).grad.abs().max() > 0, key
-        for key in of[other]:
-            assert system.get_parameter(key).grad.abs().max() == 0, key
+        for group, keys in of.items():
+            for key in keys:
+                assert bool(system.get_parameter(key).grad.any()) == (group in live), (granularity, key)
+
+
+def test_the_pair_says_of_each_word_what_it_reads_at_cls() -> None:
+    """`named` depends on a word's piece and on the [CLS] row alone."""
+    system = made("uniter", "told").eval()
+    example = system.lay_out(WORLD[0])
+    batch = pack([example])
+    with torch.no_grad():
+        encoded = system.encode(batch)
+        heads = system.tie
+        cls = encoded.text[0]
+        wanted = [float(heads.of_pair(cls) @ heads.of_piece.weight[i]) for i in example.text.ids]
+    torch.testing.assert_close(encoded.named, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_word_labels_by_hand() -> None:

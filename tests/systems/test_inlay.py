@@ -146,6 +146,27 @@ def test_words_of_a_false_caption_are_labelled_by_what_was_changed() -> None:
     assert unknown[7:14] == [-1] * 7
 
 
+def vectors(system: Inlay, text: str) -> torch.Tensor:
+    """(L, D) aligned vectors of the pieces of a text."""
+    sample = dataclasses.replace(WORLD[0], texts=(text,), links=())
+    with torch.no_grad():
+        return system._split(system.encode(pack([system.lay_out(sample)])).told)[1][1:-1]
+
+
+def test_what_asks_and_what_it_knows() -> None:
+    text, other = "a red circle and a large blue square", "a red circle and a large green square"
+    phrase, caption = (vectors(made(query_unit=x), text) for x in ("phrase", "caption"))
+    assert torch.equal(phrase[1], phrase[2]) and torch.equal(phrase[5], phrase[7])
+    assert not torch.allclose(phrase[1], phrase[5])
+    assert torch.equal(caption[1], caption[7]) and not torch.allclose(caption[1], phrase[1])
+    for context, same in (("full", []), ("phrase", [0, 1, 2, 3, 4]), ("none", [0, 1, 2, 3, 4, 5, 7])):
+        a, b = (vectors(made(text_context=context), x) for x in (text, other))
+        near = [i for i in range(8) if torch.allclose(a[i], b[i], atol=1e-6)]
+        assert near == same, context
+    losses, _ = made(query_unit="phrase", text_context="phrase")(hidden(made()))
+    assert all(x.isfinite() for x in losses.values())
+
+
 def test_a_whole_picture_is_one_token() -> None:
     system = made(visual_unit="image")
     sample = WORLD[0]

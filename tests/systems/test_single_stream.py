@@ -15,6 +15,7 @@ from intarsia.errors import BadInput
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
+from intarsia.tuned import LayOf
 
 WORDS = [f"w{i}" for i in range(300)]
 TAGS = [f"t{i}" for i in range(40)]
@@ -215,13 +216,55 @@ def test_oscar_may_leave_exchanged_tags_alone() -> None:
 def test_b2t2_asks_for_words_of_true_captions_only() -> None:
     true = 0
     for number in range(COUNT):
-        example = hidden("b2t2", "mlm+itm", number)
-        label = int(example.targets["itm"])
+        example, plain = hidden("b2t2", "mlm+itm", number), hidden("b2t2", "mlm+itm", number, mlm_rate=0.0)
+        label, sample = int(example.targets["itm"]), made(number)
+        assert label == int(plain.targets["itm"])
+        assert " ".join(said(plain)) == (sample if label else made(number + 5000)).texts[0]
+        np.testing.assert_array_equal(plain.regions.feats[:-1], sample.pictures[0].features)
+        assert label or not len(example.targets["mlm"].rows)
         true += label
-        if not label:
-            assert not len(example.targets["mlm"].rows)
-            assert set(said(example)) & set(made(number + 5000).texts[0].split())
     assert within(true, COUNT, 0.5)
+
+
+def test_vl_berts_optional_relation_takes_the_caption_of_another_picture() -> None:
+    true = 0
+    for number in range(COUNT):
+        example = hidden("vl_bert", "mlm+mvrc+itm", number, relation=True, mlm_rate=0.0, flip_rate=0.0)
+        label, sample = int(example.targets["itm"]), made(number)
+        assert " ".join(said(example)) == (sample if label else made(number + 5000)).texts[0]
+        np.testing.assert_array_equal(example.regions.boxes[:-1], sample.pictures[0].boxes)
+        true += label
+    assert within(true, COUNT, 0.5)
+
+
+def test_vl_bert_hides_words_of_texts_alone_at_the_same_rate() -> None:
+    chosen = masked = 0
+    for number in range(COUNT):
+        alone = dataclasses.replace(made(number), pictures=())
+        rng = np.random.default_rng(number)
+        example = system("vl_bert").hide(alone, "mlm+mvrc+mlm_text", rng, lambda: made(2))
+        pick = example.targets["mlm_text"]
+        assert (pick.rows < LENGTH).all()  # never [END]
+        np.testing.assert_array_equal(pick.labels, VOCAB.encode(alone.texts[0]).ids[pick.rows])
+        chosen, masked = chosen + len(pick.rows), masked + int((example.text.ids[pick.rows] == VOCAB.mask).sum())
+    assert within(chosen, COUNT * LENGTH, 0.15)
+    assert within(masked, chosen, 0.8 + 0.1 / len(VOCAB))
+
+
+def test_vlp_hides_one_piece_of_each_question_it_learns_from() -> None:
+    task, counts = dataclasses.replace(find("vlp").finetune["vqa"].task, labels=("", "yes")), Counter[int]()
+    masked = 0
+    for number in range(COUNT):
+        lay, sample = LayOf(system("vlp"), "vqa"), dataclasses.replace(made(number), answers=(("yes", 1.0),))
+        (plain,), rng = task.forms(lay, sample), np.random.default_rng(number)
+        (example,) = task.documents(lay, sample, rng, lambda: made(2))
+        assert set(example.targets) == {"vqa"} and example.targets["vqa"].sum() == 1
+        other = np.flatnonzero(example.text.ids != plain.text.ids)
+        assert len(other) <= 1
+        counts.update(other.tolist())
+        masked += int((example.text.ids == VOCAB.mask).sum())
+    assert set(counts) == set(range(2, LENGTH + 3))
+    assert within(masked, COUNT, 0.8 + 0.1 / len(VOCAB))
 
 
 # ------------------------------------------------------------------------------------------------------------ lay-outs
@@ -270,14 +313,36 @@ def test_vl_bert_ends_its_documents_and_shows_the_whole_picture_without_what_is_
         assert not masked.masked[-1]
 
 
-def test_vl_bert_cuts_the_longer_of_words_and_regions() -> None:
-    example = system("vl_bert", max_rows=14).lay_out(made(3, regions=20, length=30))
+def test_vl_bert_cuts_the_longer_of_words_and_regions_and_keeps_the_surest() -> None:
+    sample, vl_bert = made(3, regions=20, length=30), system("vl_bert", max_rows=14)
+    example, picture = vl_bert.lay_out(sample), sample.pictures[0]
     assert len(example.text) - 1 + len(example.regions) == 14
     assert abs(len(example.text) - 1 - len(example.regions)) <= 1
     assert example.text.ids[-2] == VOCAB.sep
-    np.testing.assert_array_equal(
-        example.regions.feats[:-1], made(3, regions=20, length=30).pictures[0].features[: len(example.regions) - 1]
-    )
+    most = picture.probs.max(1)
+    kept = [i for i in range(20) if (most > most[i]).sum() < len(example.regions) - 1]
+    np.testing.assert_array_equal(example.regions.feats[:-1], picture.features[kept])
+    np.testing.assert_array_equal(example.regions.probs[:-1], picture.probs[kept])
+    np.testing.assert_allclose(example.regions.feats[-1], picture.features.mean(0), rtol=1e-4, atol=1e-6)  # of all
+    for seed in range(40):
+        regions = vl_bert.hide(sample, "mvrc", np.random.default_rng(seed), lambda: made(4)).regions
+        seen = np.delete(picture.features, np.array(kept)[regions.masked[:-1]], 0)
+        np.testing.assert_allclose(regions.feats[-1], seen.mean(0), rtol=1e-3, atol=1e-5)
+
+
+def test_vl_bert_turns_half_of_the_pictures_but_no_words_nor_features() -> None:
+    turned = 0
+    for number in range(COUNT):
+        example, plain = hidden("vl_bert", "mlm+mvrc", number, mlm_rate=0.0), system("vl_bert").lay_out(made(number))
+        np.testing.assert_array_equal(example.text.ids, plain.text.ids)
+        np.testing.assert_array_equal(example.regions.feats[:-1], plain.regions.feats[:-1])
+        x1, y1, x2, y2 = plain.regions.boxes.T
+        if np.allclose(example.regions.boxes, plain.regions.boxes):
+            continue
+        turned += 1
+        mirror = np.stack([199 / 200 - x2, y1, 199 / 200 - x1, y2], 1)
+        np.testing.assert_allclose(example.regions.boxes, mirror, atol=1e-6)
+    assert within(turned, COUNT, 0.5)
 
 
 def test_vl_bert_reads_texts_alone_without_cls_and_sep() -> None:
@@ -422,16 +487,3 @@ def test_unicoder_regions_share_a_position_or_have_their_own() -> None:
     assert system("unicoder_vl").lay_out(made(1)).regions.position_ids.tolist() == [0] * REGIONS
     ordered = system("unicoder_vl", region_position="sequential").lay_out(made(1))
     assert ordered.regions.position_ids.tolist() == list(range(REGIONS))
-
-
-def test_b2t2_names_objects_after_their_mentions() -> None:
-    sample = dataclasses.replace(
-        made(1), texts=("w1 w2", "w3", "w4 w5 w6"), links=(Link(3, 5, 1, 0), Link(0, 2, 6, 2), Link(6, 8, 1, 2))
-    )
-    example = system("b2t2").lay_out(sample, "vcr", 1)
-    pieces = [VOCAB.tokens[i] for i in example.text.ids]
-    assert " ".join(pieces) == "[CLS] [IMAGE] w1 w2 [OBJ-1] [SEP] w4 [OBJ-6] w5 w6 [OBJ-1] [SEP]"
-    assert example.text.segment_ids.tolist() == [0] * 6 + [1] * 6
-    assert sorted(map(tuple, example.links.tolist())) == [(1, REGIONS), (4, 1), (7, 6), (10, 1)]
-    first = system("b2t2", max_num_bboxes=1).lay_out(sample, "vcr", 1)
-    assert sorted(map(tuple, first.links.tolist())) == [(1, REGIONS), (4, 1)]  # later mentions carry nothing

@@ -12,11 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from intarsia import decode
 from intarsia.batch import Example, Pick, Sample, pack
+from intarsia.data.video import sentence
+from intarsia.decode import next_piece
 from intarsia.errors import BadInput
 from intarsia.features.kmeans import WithWords, fit
+from intarsia.parts.captioner import CaptionNumbers
 from intarsia.systems.videobert import BETWEEN, VideoBERT
 from intarsia.text import Vocab
+from intarsia.weights.files import fill
 from intarsia.worlds.film_features import FilmWorld
 
 WORLD = FilmWorld(300, seed=3)
@@ -210,3 +215,84 @@ def test_the_template_has_gaps_above_the_clips() -> None:
     assert (example.text.ids[rows] == VOCAB.mask).all()
     sample: Sample = dataclasses.replace(FILMS[0], film=None)
     assert len(build().ask(sample)[0].clips or ()) == 0
+
+
+def test_the_joint_table_is_made_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, calls = build(), []
+    batch = pack([hidden(i, JOINT) for i in range(4)])
+    encoded = system.encode(batch)
+    tables = VideoBERT._tables
+    monkeypatch.setattr(VideoBERT, "_tables", lambda self: calls.append(1) or tables(self))
+    assert set(system.losses(encoded, batch)) == set(JOINT.split("+"))
+    assert len(calls) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- captions
+
+
+def captioner() -> VideoBERT:
+    tiny = build().config
+    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        system = VideoBERT(dataclasses.replace(tiny, captioner=writer), VOCAB)
+    fill(system, build().state_dict(), "a run", VideoBERT.captioning.fresh)
+    return system
+
+
+def caption_batch(system: VideoBERT, samples: list[Sample]) -> Any:
+    return pack([system.hide(x, "caption", np.random.default_rng(0), lambda: FILMS[0]) for x in samples])
+
+
+PARTS = [sentence(FILMS[i], 0) for i in range(8)]
+
+
+def test_every_piece_of_a_caption_is_told_from_those_before_and_the_clips() -> None:
+    system = captioner().eval()
+    batch = caption_batch(system, PARTS[:4])
+    text, picks = batch.text, batch.picks("caption")
+    assert text is not None and batch.clips is not None
+    said = [VOCAB.encode(x.texts[0]).ids.tolist() for x in PARTS[:4]]
+    assert picks.labels.tolist() == [piece for pieces in said for piece in [*pieces, VOCAB.sep]]
+    assert [VOCAB.tokens[i] for i in text.ids[picks.rows[:3]]] == ["[CLS]", *PARTS[0].texts[0].split()[:2]]
+    logits = system.word_logits(system.encode(batch), picks.rows)
+    changed = text.ids.clone()
+    changed[picks.rows[4]] = VOCAB.first_ordinary  # a piece of the first caption
+    other = dataclasses.replace(batch, text=dataclasses.replace(text, ids=changed))
+    again = system.word_logits(system.encode(other), picks.rows)
+    first = len(said[0]) + 1
+    torch.testing.assert_close(logits[:4], again[:4])
+    assert (logits[4:first] - again[4:first]).abs().amax(1).min() > 1e-6
+    torch.testing.assert_close(logits[first:], again[first:])
+    blind = dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, ids=batch.clips.ids * 0))
+    assert not torch.allclose(logits, system.word_logits(system.encode(blind), picks.rows))
+    step = next_piece(system, PARTS[:4])([(0, said[0][:3]), (2, [])])
+    torch.testing.assert_close(step, torch.stack([logits[3], logits[first + len(said[1]) + 1]]))
+
+
+def test_a_captioner_learns_with_all_else_frozen_and_writes_by_the_common_search() -> None:
+    system = captioner().train()
+    before = {name: x.clone() for name, x in system.state_dict().items() if not name.startswith("captioner.")}
+    optimizer = torch.optim.Adam([x for x in system.parameters() if x.requires_grad], lr=3e-3)
+    batch = caption_batch(system, PARTS)
+    for _ in range(70):
+        losses, _ = system(batch)
+        optimizer.zero_grad()
+        losses["caption"].backward()
+        optimizer.step()
+    assert all(torch.equal(x, system.state_dict()[name]) for name, x in before.items())
+    system.eval()
+    for beams in (1, 2):
+        said = decode.caption(system, PARTS, 12, beams)
+        right = sum(x == VOCAB.decode(VOCAB.encode(y.texts[0]).ids) for x, y in zip(said, PARTS, strict=True))
+        assert right >= 7  # two of them may share their visual words
+
+
+def test_captions_need_a_captioner_and_are_cut_and_counted() -> None:
+    system = captioner()
+    long = dataclasses.replace(PARTS[0], texts=("now " * 30,))
+    example = system.hide(long, "caption", np.random.default_rng(0), lambda: FILMS[0])
+    assert example.text is not None and example.text.cut == 10
+    with pytest.raises(BadInput, match="the caption '' is empty"):
+        system.hide(dataclasses.replace(PARTS[0], texts=("",)), "caption", np.random.default_rng(0), lambda: FILMS[0])
+    assert VideoBERT.recipes["caption"].config.captioner.layers == 2

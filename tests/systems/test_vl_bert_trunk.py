@@ -31,7 +31,14 @@ CLASSES = 5
 def build(**changes: Any) -> VLBERT:
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    sizes = {"trunk": TRUNK, "short_side": 64, "long_side": 96, "geometry_waves": 4, "visual_scale": 1.0}
+    sizes = {
+        "trunk": TRUNK,
+        "short_side": 64,
+        "long_side": 96,
+        "geometry_waves": 4,
+        "visual_scale": 1.0,
+        "flip_rate": 0.0,
+    }
     config = fit_config(VLBERT.recipes["e2e"].config, len(VOCAB), 3, CLASSES)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -53,14 +60,29 @@ def made(number: int, regions: int = 3) -> Sample:
     return Sample(f"s{number}", ("w1 w2 w3 w4",), (dataclasses.replace(picture, pixels=lambda: image),))
 
 
+def slow_size(wide: int, high: int, short: int = 64, long: int = 96) -> tuple[int, int]:
+    """Wide, high: the shorter side to `short`, cut down where the longer would pass `long`; whole numbers by cutting."""
+    side = short
+    if max(wide, high) / min(wide, high) * side > long:
+        side = int(long * min(wide, high) / max(wide, high))
+    return (side, int(side * high / wide)) if wide < high else (int(side * wide / high), side)
+
+
 def slow_pixels(sample: Sample) -> Tensor:
     picture = sample.pictures[0]
     assert picture.pixels is not None
     image = np.asarray(picture.pixels())
-    scale = min(64 / min(image.shape[:2]), 96 / max(image.shape[:2]))
-    high, wide = (int(x * scale + 0.5) for x in image.shape[:2])
-    bgr = np.asarray(Image.fromarray(image[:, :, ::-1].copy()).resize((wide, high), Image.Resampling.BILINEAR))
+    size = slow_size(image.shape[1], image.shape[0])
+    bgr = np.asarray(Image.fromarray(image[:, :, ::-1].copy()).resize(size, Image.Resampling.BILINEAR))
     return torch.from_numpy((bgr.astype(np.float32) - MEAN).transpose(2, 0, 1))
+
+
+def slow_boxes(picture: Picture, wide: int, high: int) -> Tensor:
+    """(R + 1, 4) pixels of the resized picture, the whole one last: scaled as the picture was, then moved into it."""
+    whole = [[0, 0, picture.width - 1, picture.height - 1]]
+    boxes = np.concatenate([picture.boxes * ([picture.width, picture.height] * 2), whole])
+    boxes = boxes * ([wide / picture.width, high / picture.height] * 2)
+    return torch.from_numpy(boxes.clip(0, [wide - 1, high - 1] * 2).astype(np.float32))
 
 
 def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -82,8 +104,8 @@ def block(x: Tensor, state: dict[str, Tensor], name: str, stride: int, dilation:
     return (x + y).relu()
 
 
-def slow_features(pixels: Tensor, boxes: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """Boxes in pixels, one image; reads in the middle of each of 14 x 14 bins."""
+def slow_features(pixels: Tensor, boxes: Tensor, state: dict[str, Tensor], covers: Any = None) -> Tensor:
+    """Boxes in pixels, one image; reads in the middle of each of 14 x 14 bins; of the last map only cells that are covered."""
     x = F.conv2d(pixels[None], state["backbone.conv1.weight"], stride=2, padding=3)
     x = F.max_pool2d(norm(x, state, "backbone.bn1").relu(), 3, 2, 1)
     x = block(x, state, "backbone.layer1.0", 1, 1)
@@ -106,7 +128,12 @@ def slow_features(pixels: Tensor, boxes: Tensor, state: dict[str, Tensor]) -> Te
                 top = x[:, t, s] * (1 - a) + x[:, t, right] * a
                 cells[:, i, j] = top * (1 - b) + (x[:, below, s] * (1 - a) + x[:, below, right] * a) * b
         y = block(block(cells[None], state, "head.0", 1, 2), state, "head.1", 1, 2)
-        out.append(y.mean((2, 3))[0])
+        if covers is not None:
+            y = torch.stack(
+                [torch.stack([y[0, :, i, j] * bool(covers[len(out)][i][j]) for j in range(14)], -1) for i in range(14)],
+                1,
+            )[None]
+        out.append(y.sum((2, 3))[0] / 196)
     return torch.stack(out)
 
 
@@ -120,12 +147,10 @@ def test_features_are_those_of_the_slow_reading() -> None:
     found, first = trunk(batch.images, batch.regions), 0
     state = dict(trunk.state_dict())
     for sample, image in zip(samples, batch.images.pixels, strict=True):
-        pixels, picture = slow_pixels(sample), sample.pictures[0]
+        pixels = slow_pixels(sample)
         torch.testing.assert_close(image[:, : pixels.shape[1], : pixels.shape[2]], pixels, atol=1e-4, rtol=0)
-        whole = [0, 0, (picture.width - 1) / picture.width, (picture.height - 1) / picture.height]
-        boxes = torch.from_numpy(np.concatenate([picture.boxes, [whole]]).astype(np.float32))
-        sides = torch.tensor([pixels.shape[2], pixels.shape[1]] * 2)
-        theirs = slow_features(image, boxes * sides, state)  # filled up to the larger picture, as in their batches
+        boxes = slow_boxes(sample.pictures[0], pixels.shape[2], pixels.shape[1])
+        theirs = slow_features(image, boxes, state)  # filled up to the larger picture, as in their batches
         ours = found[first : first + len(boxes)]
         torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
         first += len(boxes)
@@ -149,6 +174,18 @@ def test_a_hidden_region_is_black_and_so_are_parts_of_the_others() -> None:
         assert isinstance(example.targets["mvrc"], Pick)
         seen += int(example.regions.masked.sum())
     assert 25 < seen <= 36
+
+
+def test_a_turned_picture_is_read_and_hidden_turned() -> None:
+    system, sample = build(flip_rate=1.0, mvrc_rate=0.5), made(1)
+    plain = system.lay_out(sample)
+    example = system.hide(sample, "mvrc", np.random.default_rng(1), lambda: made(2))
+    assert example.regions is not None and plain.regions is not None and example.regions.masked.any()
+    pixels, wide = example.images[0].read(), plain.images[0].width
+    seen = pixels != 0
+    assert (pixels == plain.images[0].read()[:, :, ::-1])[seen].all() and 0.1 < seen.mean() < 1
+    columns = (wide - 1) / wide - plain.regions.boxes[:, [2, 0]]
+    np.testing.assert_allclose(example.regions.boxes[:, [0, 2]], columns, atol=1e-6)
 
 
 def test_what_trains_and_what_stays() -> None:

@@ -188,6 +188,35 @@ def test_a_reference_of_both_tests_is_in_both(tmp_path: Path) -> None:
     assert source[0].meant[0].boxes.tolist() == [[0.5, 0, 1, 1]]
 
 
+class Photos(Boxes):
+    """Pictures without regions."""
+
+    provenance = None
+
+    def __getitem__(self, index: int) -> Sample:
+        none = np.zeros((0, 0), np.float32)
+        return Sample("", (), (Picture(self.names[index], none, none.reshape(0, 4), path="a.jpg"),))
+
+
+def test_where_pictures_have_no_features_the_annotated_boxes_are_the_candidates(tmp_path: Path) -> None:
+    refs = [
+        {"ref_id": 1, "ann_id": 6, "image_id": 1, "file_name": "COCO_train2014_000000000001_6.jpg", "split": "val"}
+        | {"sentences": [{"sent": "the dog", "sent_id": 3}]}
+    ]
+    put(tmp_path / "refs(unc).json", refs)
+    boxes = {5: [0, 0, 50, 50], 6: [50, 0, 50, 50]}
+    annotations = [{"id": i, "image_id": 1, "bbox": x} for i, x in boxes.items()]
+    put(
+        tmp_path / "instances.json",
+        {"annotations": annotations, "images": [{"id": 1, "width": 100, "height": 50, "file_name": "1.jpg"}]},
+    )
+    source = Annotated(find("refcoco").read(tmp_path, "val"), Pictures(Photos("COCO_train2014_000000000001.jpg")))
+    (picture,) = source[0].pictures
+    assert picture.boxes.tolist() == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    assert (picture.features.shape, picture.width, picture.height) == ((2, 0), 100, 50)
+    assert source[0].meant[0].boxes.tolist() == [[0.5, 0, 1, 1]]
+
+
 class Bad:
     def __reduce__(self) -> Any:
         return print, ("run",)

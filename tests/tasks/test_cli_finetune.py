@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,10 @@ def test_tables_of_answers(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"no": 1, "yes": 0}')
     (tmp_path / "b.json").write_text('["yes", "no"]')
     (tmp_path / "c.txt").write_text("yes\nno\n")
-    assert {read_answers(tmp_path / x) for x in ("a.json", "b.json", "c.txt")} == {("yes", "no")}
+    (tmp_path / "all_ans.json").write_text('[{"ans": "yes", "dsets": ["vqa"]}, {"ans": "no", "dsets": []}]')
+    (tmp_path / "trainval_ans2label.pkl").write_bytes(pickle.dumps({"no": 1, "yes": 0}))
+    names = ("a.json", "b.json", "c.txt", "all_ans.json", "trainval_ans2label.pkl")
+    assert {read_answers(tmp_path / x) for x in names} == {("yes", "no")}
     (tmp_path / "a.json").write_text('{"no": 2, "yes": 0}')
     with pytest.raises(Exception, match=r"numbers of its 2 answers are not 0 \.\. 1"):
         read_answers(tmp_path / "a.json")

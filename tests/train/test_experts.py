@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import two_processes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from intarsia.parts.experts import Mixture
+from intarsia.errors import BadInput
+from intarsia.parts.experts import Mixture, Ranks
 
 H, INNER, E = 6, 10, 4
 CASES = [
@@ -106,14 +108,17 @@ def step(mixture: Mixture, x: Tensor) -> dict[str, Tensor]:
     out, dropped = mixture(x, route.expert, route.gate)
     out.square().sum().backward()
     grads = {name: p.grad for name, p in mixture.named_parameters() if p.grad is not None}
+    grads = {name: grad.to_local() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
     return {"out": out.detach(), "dropped": dropped, "x": x.grad, **grads}
 
 
 def _rank(rank: int, folder: Path) -> None:
+    with pytest.raises(BadInput, match="3 experts cannot be shared out over 2 processes"):
+        Mixture(H, INNER, 3).spread(Ranks(init_device_mesh("cpu", (2,))))
     for number, case in enumerate(CASES):
         mixture = made(*case)
-        mixture.spread(dist.group.WORLD)
-        assert len(mixture.up) == E // 2
+        mixture.spread(Ranks(init_device_mesh("cpu", (2,))))
+        assert isinstance(mixture.up, DTensor) and len(mixture.up.to_local()) == E // 2
         found = step(mixture, rows(13 + 6 * rank, 5 + rank))  # the second process has more rows
         save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{number}-{rank}.safetensors")
 

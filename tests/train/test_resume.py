@@ -155,6 +155,17 @@ def test_another_recipe_or_other_data_is_refused(tmp_path: Path) -> None:
         run(tmp_path, plan=recipe(2), resume=False)
 
 
+def test_a_run_from_before_a_number_was_there_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, plan=recipe(2))
+    path = tmp_path / "checkpoints" / latest(tmp_path) / "state.json"
+    state = json.loads(path.read_text())
+    assert state["recipe"]["batching"].pop("block") == 0
+    path.write_text(json.dumps(state))
+    assert run(tmp_path, plan=recipe(2)).finished
+    with pytest.raises(BadInput, match=r"recipe\.batching\.block was None and is now 4"):
+        run(tmp_path, plan=recipe(2, block=4))
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_told(tmp_path: Path, name: str) -> None:
     run(tmp_path, plan=recipe(2))

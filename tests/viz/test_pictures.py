@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from intarsia.cli import main
-from intarsia.systems import SYSTEMS, find
+from intarsia.systems import SYSTEMS
 from intarsia.viz.match import draw_match
 
 
@@ -43,7 +43,7 @@ def test_the_report_shows_twelve_pictures_with_verdicts(page: str) -> None:
     assert "✗" in page
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if "clips" not in find(name).needs])
+@pytest.mark.parametrize("name", list(SYSTEMS))
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None:
     out = tmp_path / f"figure.{kind}"
@@ -56,12 +56,26 @@ def test_every_system_draws_itself(tmp_path: Path, name: str, kind: str) -> None
         assert "<svg" in out.read_text(encoding="utf-8")
 
 
-def test_systems_that_read_clips_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["show", "system", "cbt", "--out", str(tmp_path / "x.svg")])
-    assert stopped.value.code == 2
-    assert "cbt reads clips of video" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_a_target_that_is_written_is_not_called_exchanged(tmp_path: Path) -> None:
+    for name, said, unsaid in (("m6", "names the next piece", "exchanged"), ("vlp", "exchanged", "names the next")):
+        main(["show", "system", name, "--out", str(tmp_path / "figure.svg")])
+        drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+        assert said in drawn and unsaid not in drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("videobert", ["one encoder over words and clips", "mlm_joint", "another text", "clips"]),
+        ("cbt", ["attention over words and clips together", "nce", "mi", "clips"]),
+    ],
+)
+def test_systems_that_read_clips_show_clips_and_what_is_trained(tmp_path: Path, name: str, said: list[str]) -> None:
+    main(["show", "system", name, "--out", str(tmp_path / "x.svg")])
+    drawn = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert all(x in drawn for x in said)
+    assert "regions" not in drawn and "nce_found" not in drawn
+    assert drawn.count("<image") > 10  # frames of its clips
 
 
 def test_a_match_is_drawn(tmp_path: Path) -> None:

@@ -245,3 +245,23 @@ def test_folders_that_cannot_be_written_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="file"):
         write_folder(WorldSource(count=3), tmp_path / "file")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(("density", "extra"), [(2 / 3, 2), (1 / 3, 8)])
+def test_words_that_no_picture_shows_follow_the_phrases(language: str, density: float, extra: int) -> None:
+    config = WorldConfig(level=0, objects=(3, 5), languages=(language,))
+    plain, source = (WorldSource(replace(config, density=x), count=30) for x in (1.0, density))
+    for i in range(30):
+        caption = source.caption(i)
+        assert caption == plain.caption(i) and source[i].links == plain[i].links
+        sizes = sum(x.size is not None for x in caption.phrases)
+        assert len(caption.unseen) == (extra if not sizes else round((4 + sizes) * (1 / density - 1)))
+        text = source[i].texts[0]
+        assert text.startswith(plain[i].texts[0]) and len(text) > len(plain[i].texts[0])
+        back = parse(text, language)
+        assert back == caption and back.unseen == caption.unseen
+        tail = text[len(plain[i].texts[0]) :]
+        assert source[i].false_texts and all(x.endswith(tail) for x in source[i].false_texts)
+    with pytest.raises(BadInput, match="density"):
+        WorldConfig(density=0.0)

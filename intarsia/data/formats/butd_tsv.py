@@ -1,6 +1,6 @@
 """TSV of bottom-up attention (width before height) and of LXMERT (height before width), base64 columns, no header.
 
-bottom-up attention: image_id, image_w, image_h, num_boxes, boxes, features [, classes (n, 1601), attributes (n, 401)]
+bottom-up attention: image_id, image_w, image_h, num_boxes, boxes, features [, classes (n, 1601), attributes (n, 401)], of which the likeliest is kept
 LXMERT, volta: img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features
 [, cls_prob (n, 1601), attrs, classes]. Its ids leave background out: 0 .. 1599 become labels 1 .. 1600.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from intarsia.batch import Picture
-from intarsia.data.formats.line_index import IndexedLines
-from intarsia.data.formats.store import Array, RegionStore, decode_array, in_pixels, make_picture, said, whole_number
+from intarsia.data.formats.line_index import open_lines
+from intarsia.data.formats.store import Array, RegionStore, decode_array, in_pixels, make_picture, needed, whole_number
 from intarsia.errors import BadInput
 
 
@@ -23,7 +23,7 @@ class ButdTsv(RegionStore):
     """A TSV of bottom-up attention or LXMERT as a store; which of them the number of columns says.
 
     Args:
-        path: the file.
+        path: the file, also as .tsv.gz (read forward), or X.tsv of parts X.tsv.0, X.tsv.1, ..
 
     Raises:
         BadInput: no such file, a first line of neither layout, or a picture twice.
@@ -33,7 +33,7 @@ class ButdTsv(RegionStore):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.lines = IndexedLines(self.path)
+        self.lines = open_lines(self.path)
         columns = self.lines[0].count(b"\t") + 1
         if columns not in (6, 8, 10, 13):
             raise BadInput(
@@ -73,6 +73,11 @@ class ButdTsv(RegionStore):
             }
         if self.columns in (8, 13):
             extras["probs"] = column(10 if lxmert else 6, "class probabilities")
+        if self.columns == 13:
+            self.leave(("attrs", "classes"))
+        if self.columns == 8 and rows:
+            attributes = column(7, "attribute probabilities")[:, 1:]  # background is column 0
+            extras |= {"attributes": attributes.argmax(1) + 1, "attribute_scores": attributes.max(1)}
         boxes, features = column(at + 1, "boxes"), column(at + 2, "features")
         return make_picture(self.names[number], where, features, boxes if rows else boxes.reshape(0, 4), size, **extras)
 
@@ -102,14 +107,19 @@ def lxmert_line(picture: Picture) -> bytes:
         BadInput: no size, labels, scores, attributes or their scores; or a label that is background.
     """
     boxes = in_pixels(picture)
-    labels, attributes = said(picture, "labels"), said(picture, "attributes")
+    labels, attributes = needed(picture, "labels"), needed(picture, "attributes")
     for field, ids in (("label", labels), ("attribute", attributes)):
         if len(ids) and ids.min() < 1:
             raise BadInput(
                 f"picture {picture.name}: {field} 0 of region {int(ids.argmin())} says nothing; LXMERT's files cannot say that"
             )
-    cells = [_b64(labels - 1, np.int64), _b64(said(picture, "scores")), _b64(attributes - 1, np.int64)]
-    tail: list[str | int] = [_b64(said(picture, "attribute_scores")), len(labels), _b64(boxes), _b64(picture.features)]
+    cells = [_b64(labels - 1, np.int64), _b64(needed(picture, "scores")), _b64(attributes - 1, np.int64)]
+    tail: list[str | int] = [
+        _b64(needed(picture, "attribute_scores")),
+        len(labels),
+        _b64(boxes),
+        _b64(picture.features),
+    ]
     return _join([_name(picture), picture.height, picture.width, *cells, *tail])
 
 

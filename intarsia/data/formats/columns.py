@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intarsia.data.formats.files import is_remote, open_file
+from intarsia.data.formats.files import is_remote, open_file, told
 from intarsia.errors import BadInput, needs_extra
 
 BLOCK = 1024
@@ -37,6 +38,10 @@ class Columns:
         self._lock = threading.Lock()
         self._block: tuple[tuple[str, ...], int, list[dict[str, Any]]] = ((), -1, [])
         self._parquet: Any = None
+        with told(path, "read") if is_remote(path) else nullcontext():
+            self._open(path, pa, pq)
+
+    def _open(self, path: str, pa: Any, pq: Any) -> None:
         try:
             if path.endswith(".parquet"):
                 self._parquet = pq.ParquetFile(open_file(path) if is_remote(path) else path)
@@ -80,6 +85,10 @@ class Columns:
         return self._slice(block * BLOCK, min((block + 1) * BLOCK, len(self)), names)
 
     def _slice(self, low: int, high: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        with told(self.path, "read") if is_remote(self.path) else nullcontext():
+            return self._rows(low, high, names)
+
+    def _rows(self, low: int, high: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
         import pyarrow as pa
 
         rows: list[dict[str, Any]] = []

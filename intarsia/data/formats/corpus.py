@@ -7,35 +7,46 @@ from typing import Any
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size
-from intarsia.data.formats.corpus_lines import Record, recognise
+from intarsia.data.formats.corpus_lines import Corpus
+from intarsia.data.formats.files import is_file, is_remote, join, parent_of
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import empty_picture
+from intarsia.data.formats.recognise import recognise
+from intarsia.data.formats.records import HeldRecords, Records
 from intarsia.errors import BadInput
 
 
 class CorpusSource(LineSource):
-    """Captions of a known corpus; its records are kept in memory.
+    """Captions of a known corpus.
 
     A picture's pixels are looked for beside the file, as named and in `images`; where they are not there, the picture has a name
-    only, which `intarsia data convert --pairs` finds the regions by.
+    only, which `intarsia data convert --pairs` finds the regions by. Pictures named by an address on the web have a name only.
 
     Args:
-        path: the corpus's file.
+        path: the corpus's file; a remote one with `corpus`.
         split: "train", "val" or "test"; None = all records.
         on_error: "stop" raises at the first record that cannot be used, "skip" leaves it out and keeps the message.
+        corpus: what `recognise` says of the file, if it was asked before.
 
     Raises:
         BadInput: no file of a known corpus, or a record that cannot be used.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None, on_error: OnError = "stop") -> None:
-        self.path = Path(path)
-        found = recognise(self.path)
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        on_error: OnError = "stop",
+        corpus: Corpus | None = None,
+    ) -> None:
+        self.path = join(path)
+        found = corpus or recognise(Path(path))
         if found is None:
             raise BadInput(f"{path}: not a file of a known corpus")
         self.kind, make = found
-        self._records: list[Record] = list(make(self.path))
+        made = make(self.path)
+        self._records = made if isinstance(made, Records) else HeldRecords(made)
         self.index, _ = build_index(len(self._records), self.parse, split, on_error)
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
@@ -46,14 +57,13 @@ class CorpusSource(LineSource):
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """A picture of a record, with its boxes if the corpus gives them."""
         entry = line.entries[slot]
-        file = next(
-            (x for x in (self.path.parent / entry.name, self.path.parent / "images" / entry.name) if x.is_file()), None
-        )
+        beside = () if is_remote(entry.name) else ((entry.name,), ("images", entry.name))
+        file = next((x for x in (join(parent_of(self.path), *names) for names in beside) if is_file(x)), None)
         size = entry.size
         if entry.boxes is not None and not all(size):
             if file is None:
                 raise BadInput(
                     f"{line.where}: has boxes, but picture {entry.name}, whose size they need, is not beside the file"
                 )
-            size = image_size(file)
+            size = image_size(str(file))
         return empty_picture(line, slot, size, str(file) if file else "")

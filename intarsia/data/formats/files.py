@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,15 +44,69 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
+@contextmanager
+def told(path: Path | str, what: str) -> Iterator[None]:
+    """Tells what a remote file system raises in one line, whatever its kind: back ends have errors of their own.
+
+    Args:
+        path: what is fetched.
+        what: is done with it, such as "read".
+
+    Raises:
+        BadInput: names the path and why it cannot be.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(f"{path}: cannot be {what}: no such file") from None
+    except Exception as error:
+        raise BadInput(f"{path}: cannot be {what}: {error or type(error).__name__}") from None
+
+
+def sha256_of(path: Path | str) -> str:
+    """The sha256 of the bytes of a file, local or remote, in hexadecimal.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    with told(path, "read"), open_file(str(path)) if is_remote(path) else open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is an address for fsspec: "s3://bucket/x.tar", "https://..", "memory://..". What it needs is installed by hand (s3fs, gcsfs)."""
     return "://" in str(path)
+
+
+def join(folder: Path | str, *names: str) -> Path | str:
+    """A path below a folder, local or remote. A name that is an address itself begins anew, as an absolute path does."""
+    folder = folder if is_remote(folder) else Path(folder)
+    for name in names:
+        if is_remote(name) or not is_remote(folder):
+            folder = name if is_remote(name) else Path(folder, name)
+        else:
+            protocol, _, inside = str(folder).partition("://")
+            folder = f"{protocol}://{posixpath.normpath(posixpath.join(inside, name))}"
+    return folder
+
+
+def parent_of(path: Path | str) -> Path | str:
+    """The folder of a path, local or remote."""
+    return str(path).rstrip("/").rpartition("/")[0] if is_remote(path) else Path(path).parent
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is such a file, local or remote.
+
+    Raises:
+        BadInput: an unknown protocol, or its package is missing.
+    """
+    if not is_remote(path):
+        return Path(path).is_file()
+    system, inside = file_system(str(path))
+    return bool(system.isfile(inside))
 
 
 def file_system(path: str) -> tuple[Any, str]:
@@ -76,10 +131,8 @@ def open_file(path: str) -> Any:
         BadInput: it cannot be opened.
     """
     system, inside = file_system(path)
-    try:
+    with told(path, "opened"):
         return system.open(inside, "rb")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be opened: {error}") from None
 
 
 def read_remote(path: str, offset: int, size: int) -> bytes:
@@ -89,10 +142,8 @@ def read_remote(path: str, offset: int, size: int) -> bytes:
         BadInput: it cannot be read or ends before them.
     """
     system, inside = file_system(path)
-    try:
+    with told(path, "read"):
         data = bytes(system.cat_file(inside, start=offset, end=offset + size)) if size else b""
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
     if len(data) != size:
         raise BadInput(
             f"{path}: ends after {offset + len(data)} bytes, {offset + size} expected (changed since it was indexed?)"
@@ -107,10 +158,8 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[str]:
         BadInput: a remote folder that cannot be listed.
     """
     system, inside = file_system(path)
-    try:
+    with told(path, "listed"):
         found = system.glob(inside) if "*" in inside else system.find(inside)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be listed: {error}") from None
     whole = (system.unstrip_protocol(x) if is_remote(path) else x for x in map(str, found))
     return sorted(x for x in whole if x.endswith(suffixes))
 

@@ -1,4 +1,4 @@
-"""HDF5 stores: volta's (a group a picture), VLP's (features, classes and boxes in files of their own) and GQA's objects."""
+"""HDF5 stores: volta's (a group a picture), VLP's (features, classes and boxes in files of their own), GQA's objects and grid."""
 
 from __future__ import annotations
 
@@ -162,19 +162,9 @@ class GqaH5(RegionStore):
 
     def __init__(self, path: str | Path, boxes: str = "xyxy") -> None:
         self.path, self.xywh = Path(path), boxes == "xywh"
-        info = self.path / "gqa_objects_info.json"
-        try:
-            tree = json.loads(info.read_bytes())
-            self._places = [
-                (int(x["file"]), int(x["idx"]), int(x["objectsNum"]), int(x["width"]), int(x["height"]))
-                for x in tree.values()
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{info}: not a list of pictures: {error!r}") from None
-        self.names = list(tree)
-        self.files = {
-            x: Hdf5File(self.path / f"gqa_objects_{x}.h5") for x in sorted({place[0] for place in self._places})
-        }
+        fields = ("file", "idx", "objectsNum", "width", "height")
+        self.names, self._places = _gqa_places(self.path / "gqa_objects_info.json", fields)
+        self.files = _gqa_files(self.path, "objects", self._places)
 
     def picture(self, number: int) -> Picture:
         """A row of the datasets as a picture."""
@@ -185,3 +175,45 @@ class GqaH5(RegionStore):
         return make_picture(
             self.names[number], where, self.files[file].array("features", where, row)[:count], boxes, (width, height)
         )
+
+
+class GqaGridH5(RegionStore):
+    """GQA's grid features as a store: `gqa_spatial_{i}.h5`, (N, F, rows, columns), and `gqa_spatial_info.json`.
+
+    The cells are the regions, row by row from the top left; sizes are not said.
+
+    Raises:
+        BadInput: no such files, or the list of pictures cannot be used.
+    """
+
+    kind = "GQA grid HDF5"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.names, self._places = _gqa_places(self.path / "gqa_spatial_info.json", ("file", "idx"))
+        self.files = _gqa_files(self.path, "spatial", self._places)
+
+    def picture(self, number: int) -> Picture:
+        """A row of the datasets as a picture."""
+        (file, row), name, where = self._places[number], self.names[number], self.where(number)
+        grid = self.files[file].array("features", where, row)
+        if grid.ndim != 3:
+            raise BadInput(f"{where}: features of shape {grid.shape}, expected (F, rows, columns)")
+        high, wide = grid.shape[1:]
+        y, x = np.divmod(np.arange(high * wide), wide)
+        cells = np.stack([x / wide, y / high, (x + 1) / wide, (y + 1) / high], 1)
+        features = np.ascontiguousarray(grid.reshape(len(grid), -1).T)
+        return make_picture(name, where, features, cells, self.size_of(name), pixels=False)
+
+
+def _gqa_places(path: Path, fields: tuple[str, ...]) -> tuple[list[str], list[tuple[int, ...]]]:
+    """The pictures of a list of GQA's, and these numbers of each."""
+    try:
+        tree = json.loads(path.read_bytes())
+        return list(tree), [tuple(int(x[name]) for name in fields) for x in tree.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: not a list of pictures: {error!r}") from None
+
+
+def _gqa_files(folder: Path, kind: str, places: list[tuple[int, ...]]) -> dict[int, Hdf5File]:
+    return {x: Hdf5File(folder / f"gqa_{kind}_{x}.h5") for x in sorted({place[0] for place in places})}

@@ -23,20 +23,20 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class LineIndex:
-    """Where everything is, as arrays: L usable lines, N texts, P different pictures."""
+    """Where everything is, as arrays of the smallest unsigned integers that hold it: L usable lines, N texts, P different pictures."""
 
     lines: Array
-    """(L) int64, the number of each usable line in its file or files."""
+    """(L) the number of each usable line in its file or files."""
     texts: Array
-    """(L + 1) int64, cumulative number of texts."""
+    """(L + 1) cumulative number of texts."""
     first_line: Array
-    """(P) int64, the first usable line (0 .. L - 1) that names each picture."""
+    """(P) the first usable line (0 .. L - 1) that names each picture."""
     first_slot: Array
-    """(P) int64, which picture of that line it is."""
+    """(P) which picture of that line it is."""
     pictures: Array
     """Picture numbers of all lines, one line behind another."""
     slots: Array
-    """(L + 1) int64, cumulative number of pictures of the lines."""
+    """(L + 1) cumulative number of pictures of the lines."""
     splits: dict[str, int]
     """Lines of each split, those of other splits than the one opened included."""
     ignored: dict[str, int]
@@ -46,14 +46,34 @@ class LineIndex:
 
     def place(self, text: int) -> tuple[int, int]:
         """The usable line of a text, and which text of the line it is."""
-        line = int(self.texts.searchsorted(text, "right")) - 1
+        line = int(self.texts.searchsorted(self.texts.dtype.type(text), "right")) - 1
         return line, text - int(self.texts[line])
+
+
+class _Table:
+    """What is kept of every usable line while the lines are read: numbers, and 64-bit hashes of its key and its pictures' names."""
+
+    def __init__(self) -> None:
+        self.numbers, self.texts, self.slots = array("I"), array("I"), array("I")
+        self.splits = array("B")
+        self.keys, self.names = array("q"), array("q")
+
+    def add(self, number: int, line: Line) -> None:
+        self.numbers.append(number)
+        self.texts.append(len(line.texts))
+        self.slots.append(len(line.entries))
+        self.splits.append(SPLITS.index(line.split))
+        self.keys.append(hash(line.key))
+        self.names.extend(hash(entry.name) for entry in line.entries)
 
 
 def build_index(
     total: int, read: Callable[[int], Line], split: str | None, on_error: OnError
-) -> tuple[LineIndex, tuple[str, ...]]:
-    """Reads every line once and keeps only numbers.
+) -> tuple[LineIndex, Array]:
+    """Reads every line once and keeps only numbers, some 60 bytes a line meanwhile and 30 at the end.
+
+    Keys that come twice are found by hashes and then compared; pictures are told apart by the hashes of their names alone (of ten million names two different
+    ones fall together with a chance of 3 in a million).
 
     Args:
         total: how many lines there are.
@@ -62,7 +82,7 @@ def build_index(
         on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps its message.
 
     Returns:
-        The index, and the names of its P pictures.
+        The index, and (P) int64 the hashes of the pictures' names.
 
     Raises:
         BadInput: a line cannot be used or its key was given before ("stop"); or an unknown split, or no usable line.
@@ -71,50 +91,89 @@ def build_index(
         raise BadInput(f"split {split!r} is not one of train, val, test")
     if on_error not in ("stop", "skip"):
         raise BadInput(f"on_error {on_error!r} is not one of stop, skip")
-    lines, texts, slots, pictures, first_line, first_slot = (array("q") for _ in range(6))
-    texts.append(0)
-    slots.append(0)
-    keys: dict[str, str] = {}
-    names: dict[str, int] = {}
-    splits: Counter[str] = Counter()
+    table = _Table()
     ignored: Counter[str] = Counter()
-    skipped: list[str] = []
+    skipped: dict[int, str] = {}
     for number in range(total):
         try:
             line = read(number)
-            if line.key in keys:
-                raise BadInput(f"{line.where}: key {line.key!r} was already given by {keys[line.key]}")
         except BadInput as error:
             if on_error == "stop":
                 raise
-            skipped.append(str(error))
+            skipped[number] = str(error)
             continue
-        keys[line.key] = line.where
-        splits[line.split] += 1
-        if split is not None and line.split != split:
-            continue
-        ignored.update(line.ignored)
-        for slot, entry in enumerate(line.entries):
-            picture = names.setdefault(entry.name, len(names))
-            if picture == len(first_line):
-                first_line.append(len(lines))
-                first_slot.append(slot)
-            pictures.append(picture)
-        lines.append(number)
-        texts.append(texts[-1] + len(line.texts))
-        slots.append(len(pictures))
+        table.add(number, line)
+        if split is None or line.split == split:
+            ignored.update(line.ignored)
+    again = _given_again(table, read)
+    for place, (line, message) in again.items():
+        if on_error == "stop":
+            raise BadInput(message)
+        skipped[table.numbers[place]] = message
+        if split is None or line.split == split:
+            ignored.subtract(line.ignored)
+    told = tuple(skipped[number] for number in sorted(skipped))
+    table.keys = array("q")
+    return _arrays(table, list(again), split, dict(+ignored), told)
+
+
+def _given_again(table: _Table, read: Callable[[int], Line]) -> dict[int, tuple[Line, str]]:
+    """The lines whose key a line before them gave: by their places in the table, with a message each."""
+    keys = np.sort(table.keys)
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    known: dict[str, str] = {}
+    again: dict[int, tuple[Line, str]] = {}
+    for place in np.flatnonzero(np.isin(table.keys, twice)).tolist() if len(twice) else ():
+        line = read(table.numbers[place])
+        if line.key in known:
+            again[place] = line, f"{line.where}: key {line.key!r} was already given by {known[line.key]}"
+        else:
+            known[line.key] = line.where
+    return again
+
+
+def _arrays(
+    table: _Table, left_out: list[int], split: str | None, ignored: dict[str, int], skipped: tuple[str, ...]
+) -> tuple[LineIndex, Array]:
+    splits = np.asarray(table.splits)
+    usable = np.ones(len(splits), bool)
+    usable[left_out] = False
+    chosen = usable if split is None else usable & (splits == SPLITS.index(split))
+    slots = np.asarray(table.slots)
+    hashes, first, pictures = _as_first_named(np.asarray(table.names)[np.repeat(chosen, slots)])
+    ends = _ends(slots[chosen])
+    first_line = ends.searchsorted(first, "right") - 1
+    counts = np.bincount(splits[usable], minlength=len(SPLITS)).tolist()
     index = LineIndex(
-        lines=np.array(lines, dtype=np.int64),
-        texts=np.array(texts, dtype=np.int64),
-        first_line=np.array(first_line, dtype=np.int64),
-        first_slot=np.array(first_slot, dtype=np.int64),
-        pictures=np.array(pictures, dtype=np.int64),
-        slots=np.array(slots, dtype=np.int64),
-        splits=dict(splits),
-        ignored=dict(ignored),
-        skipped=tuple(skipped),
+        lines=_small(np.asarray(table.numbers)[chosen]),
+        texts=_small(_ends(np.asarray(table.texts)[chosen])),
+        first_line=_small(first_line),
+        first_slot=_small(first - ends[first_line]),
+        pictures=pictures,
+        slots=_small(ends),
+        splits={name: count for name, count in zip(SPLITS, counts, strict=True) if count},
+        ignored=ignored,
+        skipped=skipped,
     )
-    return index, tuple(names)
+    return index, hashes
+
+
+def _as_first_named(names: Array) -> tuple[Array, Array, Array]:
+    """Numbers pictures in the order in which they are first named: (P) hashes, (P) where each is first named, and the number of each name."""
+    hashes, first, pictures = np.unique(names, return_index=True, return_inverse=True)
+    order = first.argsort()
+    rank = np.empty(len(order), np.min_scalar_type(len(order)))
+    rank[order] = np.arange(len(order))
+    return hashes[order], first[order], rank[pictures]
+
+
+def _ends(counts: Array) -> Array:
+    """(n + 1) int64, cumulative sums of (n) counts, from 0."""
+    return np.concatenate([np.zeros(1, np.int64), counts.cumsum(dtype=np.int64)])
+
+
+def _small(numbers: Array) -> Array:
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 class LineSource(ABC):

@@ -9,7 +9,9 @@ from pathlib import PurePosixPath
 from intarsia.errors import BadInput
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".npz", ".npy", ".gif", ".bmp", ".json"}
-NUMBERED = re.compile(r"(?:(?:coco|vg|cc|flickr30k)_(?:[a-z]+\d*_)?)?0*(\d+)", re.IGNORECASE)
+NUMBERED = re.compile(
+    r"(?:(?:visual_grounding_(?:det_)?)?(?:coco|vg|cc|flickr30k)_(?:[a-z]+\d*_)?)?0*(\d+)", re.IGNORECASE
+)
 
 
 def picture_key(name: str) -> str:

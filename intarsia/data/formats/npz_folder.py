@@ -11,6 +11,8 @@ from intarsia.errors import BadInput
 
 FEATURES, BOXES, SCORES = ("features", "x"), ("boxes", "bbox"), ("scores", "conf", "box_conf")
 PROBS, WIDTH, HEIGHT = ("probs", "soft_labels", "cls_prob"), ("image_w", "image_width"), ("image_h", "image_height")
+KEPT = {*FEATURES, *BOXES, *SCORES, *PROBS, *WIDTH, *HEIGHT, "norm_bb", "labels", "attributes", "attribute_scores"}
+KEPT |= {"num_bbox", "num_boxes"}
 
 
 class NpzFolder(RegionStore):
@@ -42,12 +44,13 @@ class NpzFolder(RegionStore):
                 f"{where}: has arrays {', '.join(sorted(arrays)) or 'none'}; features and boxes or norm_bb are needed"
             )
         wide, high, scores, probs = first(WIDTH), first(HEIGHT), first(SCORES), first(PROBS)
-        size = (0, 0)
+        size = self.size_of(name)
         if wide and high:
             size = (
                 whole_number(arrays[wide].item(), f"{where}: {wide}"),
                 whole_number(arrays[high].item(), f"{where}: {high}"),
             )
+        self.leave(arrays.keys() - KEPT)
         table = arrays["norm_bb"][:, :4] if fractions else arrays[boxes or ""]
         return make_picture(
             name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from intarsia.batch import Picture
+from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.line_index import IndexedLines
 from intarsia.data.formats.lines import parse_json
-from intarsia.data.formats.store import Array, RegionStore, decode_array, make_picture, whole_number
+from intarsia.data.formats.store import Array, RegionStore, decode_array, in_pixels, make_picture, whole_number
 from intarsia.errors import BadInput, needs_extra
 
 GEOMETRY = 6
@@ -30,6 +32,7 @@ class OscarTsv(RegionStore):
     Args:
         path: the .feature.tsv, a features.tsv, or a .yaml.
         width: F, numbers a region without the geometry.
+        labels: the file of labels; None = the one beside, or that of the .yaml.
 
     Raises:
         BadInput: no such file, a .yaml without feature, or label lines that are of other pictures.
@@ -37,24 +40,30 @@ class OscarTsv(RegionStore):
 
     kind = "Oscar / VinVL TSV"
 
-    def __init__(self, path: str | Path, width: int = 2048) -> None:
+    def __init__(self, path: str | Path, width: int = 2048, labels: Path | None = None) -> None:
         self.path, self.width = Path(path), width
-        features, labels, captions, sizes = self.path, _beside(self.path), None, None
+        labels = labels or _beside(self.path)
+        features, captions, sizes = self.path, None, _other_kind(self.path, "hw")
         if self.path.suffix in (".yaml", ".yml"):
-            said = _yaml(self.path)
-            features, labels, captions, sizes = (said.get(x) for x in ("feature", "label", "caption", "hw"))  # type: ignore[assignment]
+            named = {x: self.path.parent / y for x, y in read_yaml(self.path).items() if isinstance(y, str)}
+            features, labels, captions, sizes = (named.get(x) for x in ("feature", "label", "caption", "hw"))  # type: ignore[assignment]
             if features is None:
                 raise BadInput(f"{path}: names no feature file")
         self.lines = IndexedLines(features)
         self.names = [self.lines.first_column(i) for i in range(len(self.lines))]
         places = {name: i for i, name in enumerate(self.names)}
         self.labels, self._label_at = _other(labels, places)
-        self.sizes, self._size_at = _other(sizes, places)
+        self.size_lines, self._size_at = _other(sizes, places)
         self._captions = _captions(captions) if captions else {}
 
-    def captions(self, number: int) -> tuple[str, ...]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The captions of a .yaml's caption file."""
-        return self._captions.get(self.names[number], ())
+        found = self._captions.get(self.names[number], ())
+        return [{"captions": list(found)}] if found else []
+
+    def tags(self, number: int) -> tuple[str, ...]:
+        """The classes of a picture's labels."""
+        return _classes(self._labelled(number, self.where(number))[1])
 
     def picture(self, number: int) -> Picture:
         """A line as a picture."""
@@ -80,7 +89,7 @@ class OscarTsv(RegionStore):
                     f"{where}: an object of {self.labels.path if self.labels else ''} has no usable conf"
                 ) from None
         picture = make_picture(name, where, features, boxes, size, pixels=False, **extras)
-        tags = tuple(str(x["class"]) for x in objects if isinstance(x, dict) and x.get("class"))
+        tags = _classes(objects)
         return replace(picture, tags=tags) if tags else picture
 
     def _rows(self, text: Any, count: int, where: str) -> tuple[Array, Array]:
@@ -96,9 +105,9 @@ class OscarTsv(RegionStore):
         return table[:, : self.width], table[:, self.width : self.width + 4]
 
     def _labelled(self, number: int, where: str) -> tuple[tuple[int, int], list[Any]]:
-        size, objects = (0, 0), []
+        size, objects = self.size_of(self.names[number]), []
         if self.labels and number in self._label_at:
-            found = _json(self.labels, self._label_at[number])
+            found = read_json_cell(self.labels, self._label_at[number])
             if isinstance(found, dict):
                 size = (
                     whole_number(found.get("image_w", 0), f"{where}: image_w"),
@@ -106,8 +115,8 @@ class OscarTsv(RegionStore):
                 )
                 found = found.get("objects", [])
             objects = found
-        if self.sizes and number in self._size_at:
-            found = _json(self.sizes, self._size_at[number])
+        if self.size_lines and number in self._size_at:
+            found = read_json_cell(self.size_lines, self._size_at[number])
             found = found[0] if isinstance(found, list) and len(found) == 1 else found
             high, wide = (found.get("height"), found.get("width")) if isinstance(found, dict) else found
             size = whole_number(wide, f"{where}: width"), whole_number(high, f"{where}: height")
@@ -116,12 +125,19 @@ class OscarTsv(RegionStore):
         return size, objects
 
 
+def _classes(objects: list[Any]) -> tuple[str, ...]:
+    return tuple(str(x["class"]) for x in objects if isinstance(x, dict) and x.get("class"))
+
+
 def _beside(path: Path) -> Path | None:
-    for name in (path.name.replace("feature", "label"), "predictions.tsv"):
-        other = path.with_name(name)
-        if other != path and other.is_file():
-            return other
-    return None
+    """The labels of a feature file."""
+    other = path.with_name("predictions.tsv")
+    return _other_kind(path, "label") or (other if other != path and other.is_file() else None)
+
+
+def _other_kind(path: Path, kind: str) -> Path | None:
+    other = path.with_name(path.name.replace("feature", kind))
+    return other if other != path and other.is_file() else None
 
 
 def _other(path: Path | None, places: dict[str, int]) -> tuple[IndexedLines | None, dict[int, int]]:
@@ -135,14 +151,24 @@ def _other(path: Path | None, places: dict[str, int]) -> tuple[IndexedLines | No
     return lines, found
 
 
-def _json(lines: IndexedLines, number: int) -> Any:
+def read_json_cell(lines: IndexedLines, number: int) -> Any:
+    """The JSON in the second column of a line.
+
+    Raises:
+        BadInput: there is none.
+    """
     try:
         return json.loads(lines[number].split(b"\t", 1)[1])
     except (ValueError, IndexError):
         raise BadInput(f"{lines.path}, line {number + 1}: its second column is not JSON") from None
 
 
-def _yaml(path: Path) -> dict[str, Path]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A .yaml that is a map, read without making anything but plain values.
+
+    Raises:
+        BadInput: cannot be read, or no map.
+    """
     try:
         import yaml
     except ImportError:
@@ -153,7 +179,7 @@ def _yaml(path: Path) -> dict[str, Path]:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: not a map of file names")
-    return {name: path.parent / value for name, value in tree.items() if isinstance(value, str)}
+    return tree
 
 
 def _captions(path: Path) -> dict[str, tuple[str, ...]]:
@@ -166,24 +192,61 @@ def _captions(path: Path) -> dict[str, tuple[str, ...]]:
         raise BadInput(f"{path}: not a list of image_id and caption: {error}") from None
 
 
-def oscar_lines(picture: Picture) -> tuple[bytes, bytes]:
-    """A picture as a line of a feature file and one of a label file.
+def oscar_lines(picture: Picture) -> tuple[bytes, bytes, bytes]:
+    """A picture as a line of a feature file, one of a label file and one of a file of sizes.
 
     Raises:
-        BadInput: its name cannot stand in a TSV.
+        BadInput: its name cannot stand in a TSV, or its size is not known.
     """
     if not picture.name or "\t" in picture.name or "\n" in picture.name:
         raise BadInput(f"picture {picture.name!r}: such a name cannot stand in a TSV")
-    boxes = picture.boxes
+    boxes, pixels = picture.boxes, in_pixels(picture)
     table = np.concatenate([picture.features, boxes, boxes[:, 2:] - boxes[:, :2]], 1, dtype=np.float32)
     record = {"num_boxes": len(boxes), "features": b64encode(table.tobytes()).decode()}
-    pixels = boxes * np.array([picture.width, picture.height] * 2, np.float32)
     named = picture.tags if len(picture.tags) == len(boxes) else [""] * len(boxes)
     conf = np.ones(len(boxes)) if picture.scores is None else picture.scores
-    objects = [
+    labels = [
         {"class": tag, "rect": box, "conf": float(score)}
         for tag, box, score in zip(named, pixels.tolist(), conf, strict=True)
     ]
-    labels = {"image_h": picture.height, "image_w": picture.width, "objects": objects}
-    head = picture.name.encode() + b"\t"
-    return head + json.dumps(record).encode() + b"\n", head + json.dumps(labels, ensure_ascii=False).encode() + b"\n"
+    size = [{"height": picture.height, "width": picture.width}]
+    head, cells = picture.name.encode() + b"\t", (record, labels, size)
+    first, second, third = (head + json.dumps(x, ensure_ascii=False).encode() + b"\n" for x in cells)
+    return first, second, third
+
+
+def write_oscar_texts(features: Path, records: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """Writes what Oscar's captioning reads beside a feature file: `X.caption.json`, `X.caption_coco_format.json` and, last, `X.yaml`.
+
+    Args:
+        features: `X.feature.tsv`, which is there, with its label file.
+        records: lines of `pairs.jsonl`; only captions of one picture that the file has can be written.
+
+    Returns:
+        How many captions were written, and how many lines were left out.
+    """
+    stem = features.name.removesuffix(".feature.tsv")
+    lines = IndexedLines(features)
+    names = {lines.first_column(i) for i in range(len(lines))}
+    texts: list[dict[str, Any]] = []
+    left_out = 0
+    for record in records:
+        said = record.get("captions", [record["caption"]] if "caption" in record else [])
+        if not isinstance(record["image"], str) or record["image"] not in names or not said:
+            left_out += 1
+            continue
+        for caption in said:
+            text = caption if isinstance(caption, str) else caption["text"]
+            texts.append({"image_id": record["image"], "id": len(texts), "caption": text})
+    images = [{"id": x, "file_name": x} for x in sorted(names)]
+    whole = {"annotations": texts, "images": images, "type": "captions", "info": "", "licenses": ""}
+    parts = {"feature": features.name, "label": f"{stem}.label.tsv", "hw": f"{stem}.hw.tsv"}
+    if texts:
+        parts["caption"] = f"{stem}.caption.json"
+        plain = [{name: text[name] for name in ("image_id", "caption")} for text in texts]
+        for name, content in ((parts["caption"], plain), (f"{stem}.caption_coco_format.json", whole)):
+            with write_whole(features.with_name(name)) as temporary:
+                temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    with write_whole(features.with_name(f"{stem}.yaml")) as temporary:
+        temporary.write_text("".join(f"{name}: {json.dumps(file)}\n" for name, file in parts.items()))
+    return len(texts), left_out

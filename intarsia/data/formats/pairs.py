@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import image_size, read_bytes
-from intarsia.data.formats.files import RandomAccess, write_whole
+from intarsia.data.formats.copies import at_hand
+from intarsia.data.formats.files import RandomAccess, is_file, is_remote, join, parent_of, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line, parse_json, parse_line
 from intarsia.data.formats.regions import read_picture, to_fractions
@@ -29,27 +30,40 @@ BOM = b"\xef\xbb\xbf"
 
 
 class LineFile:
-    """A text file read line by line number, by byte offsets found once. Blank lines are no lines."""
+    """A text file read line by line number, by byte offsets found once. Blank lines are no lines. Of a remote file the local copy is read.
 
-    def __init__(self, path: Path) -> None:
-        offsets, sizes, numbers = array("q"), array("q"), array("q")
+    Args:
+        path: the file, local or remote.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        file = at_hand(path)
+        starts, before = array("q"), array("q")
         at = 0
         try:
-            with open(path, "rb") as handle:
-                for number, raw in enumerate(handle, start=1):
+            with open(file, "rb") as handle:
+                for raw in handle:
                     if raw.strip(b" \t\r\n" + BOM):
-                        offsets.append(at)
-                        sizes.append(len(raw))
-                        numbers.append(number)
+                        starts.append(at)
+                    else:
+                        before.append(len(starts))
                     at += len(raw)
         except OSError as error:
             raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-        self.path = path
-        self._offsets, self._sizes, self._numbers = (np.array(x, dtype=np.int64) for x in (offsets, sizes, numbers))
-        self._file = RandomAccess(path)
+        starts.append(at)
+        self._starts, self._before = np.array(starts, dtype=np.int64), np.array(before, dtype=np.int64)
+        self._file = RandomAccess(file)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._starts) - 1
+
+    def place(self, number: int) -> int:
+        """The number of a line in the file, from 1, blank ones counted."""
+        return number + 1 + int(self._before.searchsorted(number, "right"))
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """The JSON object of a line, its name in errors, and its 1-based number in the file as a key.
@@ -57,18 +71,30 @@ class LineFile:
         Raises:
             BadInput: the line is not a JSON object.
         """
-        key = str(self._numbers.item(number))
+        key = str(self.place(number))
         where = f"{self.path}, line {key}"
         return parse_json(self.raw(number), where), where, key
 
     def raw(self, number: int) -> bytes:
         """The bytes of a line that is not blank, without its end."""
-        raw = self._file.read(self._offsets.item(number), self._sizes.item(number))
-        return raw.removeprefix(BOM).rstrip(b"\r\n")
+        start = self._starts.item(number)
+        raw = self._file.read(start, self._starts.item(number + 1) - start)
+        return raw.partition(b"\n")[0].removeprefix(BOM).rstrip(b"\r")
+
+    def text(self, number: int) -> str:
+        """A line that is not blank, without its end.
+
+        Raises:
+            BadInput: it is not UTF-8.
+        """
+        try:
+            return self.raw(number).decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{self.path}, line {self.place(number)}: not UTF-8 at byte {error.start + 1}") from None
 
 
 class PairsFolder(LineSource):
-    """A folder with `pairs.jsonl`, or a file of such lines whose pictures lie beside it.
+    """A folder with `pairs.jsonl`, or a file of such lines whose pictures lie beside it; local, or remote, then pictures are fetched one by one.
 
     Samples carry features only if their line names a regions file; else features has shape (0, 0), and boxes is what
     the line gives.
@@ -84,9 +110,9 @@ class PairsFolder(LineSource):
     """
 
     def __init__(self, root: str | Path, split: str | None = None, on_error: OnError = "stop") -> None:
-        path = Path(root)
-        self.lines = LineFile(path / LINES if path.is_dir() else path)
-        self.root = self.lines.path.parent
+        whole = not str(root).endswith(".jsonl") if is_remote(root) else Path(root).is_dir()
+        self.lines = LineFile(join(root, LINES) if whole else root)
+        self.root = parent_of(self.lines.path)
         self.index, _ = build_index(
             len(self.lines), self.parse if on_error == "stop" else self._parse_present, split, on_error
         )
@@ -98,8 +124,8 @@ class PairsFolder(LineSource):
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """A picture of a line, with its boxes or its regions."""
         entry = line.entries[slot]
-        file = self.root / entry.name
-        path = str(file) if file.is_file() else ""
+        file = join(self.root, entry.name)
+        path = str(file) if is_remote(file) or is_file(file) else ""
         if not path and not entry.regions:
             raise BadInput(f"{line.where}: picture {file} does not exist")
         width, height = entry.size
@@ -108,12 +134,11 @@ class PairsFolder(LineSource):
                 raise BadInput(f"{line.where}: width and height are not given and picture {file} does not exist")
             width, height = image_size(path)
         if entry.regions:
-            file = self.root / entry.regions
-            if not file.is_file():
+            file = join(self.root, entry.regions)
+            if not is_remote(file) and not is_file(file):
                 raise BadInput(f"{line.where}: regions file {file} does not exist")
-            found = read_picture(
-                read_bytes(file), file.suffix[1:], (width, height), entry.name, path, f"{line.where}: {file}"
-            )
+            kind = entry.regions.rpartition(".")[2]
+            found = read_picture(read_bytes(file), kind, (width, height), entry.name, path, f"{line.where}: {file}")
             if entry.labels and len(entry.labels) != len(found.boxes):
                 raise BadInput(f"{line.where}: {len(entry.labels)} labels for {len(found.boxes)} regions of {file}")
             return found
@@ -122,8 +147,8 @@ class PairsFolder(LineSource):
     def _parse_present(self, number: int) -> Line:
         line = self.parse(number)
         for entry in line.entries:
-            file = self.root / (entry.regions or entry.name)
-            if not file.is_file():
+            file = join(self.root, entry.regions or entry.name)
+            if not is_file(file):
                 what = "regions file" if entry.regions else "picture"
                 raise BadInput(f"{line.where}: {what} {file} does not exist")
         return line

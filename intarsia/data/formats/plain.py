@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from intarsia.batch import Sample
 from intarsia.data.formats.pairs import LineFile
@@ -14,7 +14,7 @@ class TextLines:
     """Passages of a text file: sample i begins at line i and takes in the following lines until it has enough words.
 
     Args:
-        path: UTF-8, blank lines are no lines.
+        path: UTF-8, local or remote; blank lines are no lines.
         words: enough, counted by white space. Source: the code of VL-BERT, which then cuts at as many pieces.
 
     Raises:
@@ -24,7 +24,7 @@ class TextLines:
     provenance: Provenance | None = None
 
     def __init__(self, path: Path | str, words: int = 64) -> None:
-        self.lines, self.words = LineFile(Path(path)), words
+        self.lines, self.words = LineFile(path), words
         if not len(self.lines):
             raise BadInput(f"{path}: holds no line of text")
 
@@ -36,10 +36,7 @@ class TextLines:
             raise IndexError(f"line {index} of {len(self)}")
         taken: list[str] = []
         for number in range(index, len(self)):
-            try:
-                taken += self.lines.raw(number).decode("utf-8").split()
-            except UnicodeDecodeError:
-                raise BadInput(f"{self.lines.path}, text {number + 1}: not UTF-8") from None
+            taken += self.lines.text(number).split()
             if len(taken) >= self.words:
                 break
-        return Sample(key=f"{self.lines.path.name}:{index}", texts=(" ".join(taken),))
+        return Sample(key=f"{PurePath(self.lines.path).name}:{index}", texts=(" ".join(taken),))

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
 
-from intarsia.data.formats.files import sha256_of
+from intarsia.data.formats.copies import at_hand
+from intarsia.data.formats.files import is_file, is_remote, join, sha256_of
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 
 Array = NDArray[Any]
 INDEX = "shards.json"
 VERSION = 1
+MADE = "provenance"
+"""Name of the metadata of a shard that says what made its features."""
 DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64, "U8": np.uint8}
 
 
@@ -70,17 +74,19 @@ class ShardIndex:
     """Whether `pairs.jsonl` was written."""
     left_out: int = 0
     """Lines that were not written because a picture of theirs has no regions."""
+    regions: str = ""
+    """How the boxes were chosen: "found" by the extractor, "given" by the data; "" = not known."""
 
     @classmethod
-    def read(cls, root: Path) -> ShardIndex:
-        """The index of a folder.
+    def read(cls, root: Path | str) -> ShardIndex:
+        """The index of a folder, local or remote.
 
         Raises:
             BadInput: no such file, or not an index of this version.
         """
-        path = root / INDEX
+        path = join(root, INDEX)
         try:
-            tree = json.loads(path.read_bytes())
+            tree = json.loads(at_hand(path).read_bytes())
             if tree.pop("format") != "intarsia region shards" or tree.pop("version") != VERSION:
                 raise ValueError(f"not region shards of version {VERSION}")
             provenance = tree.pop("provenance")
@@ -92,6 +98,10 @@ class ShardIndex:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path}: not an index of region shards: {error}") from None
 
+    def provenance_text(self) -> str:
+        """What made the features, as the shards say it."""
+        return json.dumps(asdict(self.provenance), ensure_ascii=False)
+
     def text(self) -> str:
         """The file's text."""
         return (
@@ -102,11 +112,11 @@ class ShardIndex:
         )
 
 
-def read_names(root: Path, shard: Shard) -> list[str]:
+def read_names(root: Path | str, shard: Shard) -> list[str]:
     """Names of the pictures of a shard, in order."""
-    path = root / f"{shard.name}.json"
+    path = join(root, f"{shard.name}.json")
     try:
-        names = json.loads(path.read_bytes())["names"]
+        names = json.loads(at_hand(path, shard.names_sha256).read_bytes())["names"]
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -155,18 +165,43 @@ class Mapped:
     """(n + 1) cumulative region counts, as plain numbers."""
 
 
-def check_shard(root: Path, shard: Listed, verify: bool, index: str = INDEX) -> None:
+def map_shard(root: Path | str, shard: Shard, index: ShardIndex) -> Mapped:
+    """Opens a shard; one of a remote folder is fetched first, and its sha256 compared.
+
+    Raises:
+        BadInput: it cannot be fetched, its bytes have changed, it is not a whole safetensors file, or it says that other than the index's extractor made it.
+    """
+    path = join(root, f"{shard.name}.safetensors")
+    file = at_hand(path, shard.sha256, passing=True)
+    try:
+        arrays = map_arrays(file)
+        with safetensors.safe_open(file, "numpy") as opened:
+            made = (opened.metadata() or {}).get(MADE, "")
+    except (BadInput, FileNotFoundError):
+        if not is_remote(path) or file.exists():
+            raise
+        return map_shard(root, shard, index)  # another process has just made room
+    if made and made != index.provenance_text():
+        raise BadInput(f"{path}: says its features were made by {made[:160]}.., {INDEX} says something else")
+    return Mapped(arrays, arrays["cu_regions"].tolist())
+
+
+def check_shard(root: Path | str, shard: Listed, verify: bool, index: str = INDEX) -> None:
     """Checks the files of a shard against the index: their size, and with `verify` their sha256.
+
+    A remote shard is looked at with `verify` only: whoever fetches it compares its sha256.
 
     Raises:
         BadInput: a file is missing, has another size or other bytes.
     """
-    path = root / f"{shard.name}.safetensors"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file, but {index} lists it")
-    if path.stat().st_size != shard.size:
-        raise BadInput(f"{path}: {path.stat().st_size} bytes, {index} says {shard.size}")
-    for file, expected in ((path, shard.sha256), (root / f"{shard.name}.json", shard.names_sha256)) if verify else ():
-        found = sha256_of(file) if file.is_file() else "absent"
+    path = join(root, f"{shard.name}.safetensors")
+    if isinstance(path, Path):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file, but {index} lists it")
+        if path.stat().st_size != shard.size:
+            raise BadInput(f"{path}: {path.stat().st_size} bytes, {index} says {shard.size}")
+    names = join(root, f"{shard.name}.json")
+    for file, expected in ((path, shard.sha256), (names, shard.names_sha256)) if verify else ():
+        found = sha256_of(file) if is_file(file) else "absent"
         if found != expected:
             raise BadInput(f"{file}: its bytes have changed: sha256 {found[:16]}.., {index} says {expected[:16]}..")

@@ -3,7 +3,7 @@
 A folder with
 
     shards.json                what made the features, and every shard with its counts and sha256
-    shard-00000.safetensors    features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64,
+    shard-00000.safetensors    what made the features, once more, as metadata; features (R, F) float16, boxes (R, 4) float32 fractions, cu_regions (n + 1) int64,
                                sizes (n, 2) int64 (wide, high); scores (R) float16, probs (R, C) float16, labels (R)
                                int64, attributes (R) int64, attribute_scores (R) float16 where the extractor gives them
     shard-00000.json           the names of its n pictures
@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,17 +30,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from intarsia.batch import Picture, Regions, Sample
-from intarsia.data.formats.files import sha256_of, write_whole
+from intarsia.data.formats.files import is_remote, join, sha256_of, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
 from intarsia.data.formats.pairs import LINES, LineFile, write_pairs
 from intarsia.data.formats.regions import EXTRAS, INTEGERS, check_shapes
-from intarsia.data.formats.shard_files import INDEX, Mapped, Shard, ShardIndex, check_shard, map_arrays, read_names
+from intarsia.data.formats.shard_files import INDEX, MADE, Mapped, Shard, ShardIndex, check_shard, map_shard, read_names
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
 
 Array = NDArray[Any]
+MAPPED = 16
+"""Shards of a remote folder that a process keeps open, as their copies take room until they are closed."""
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -56,23 +59,29 @@ class ShardWriter:
         images: folder that picture names are relative to, relative to `root`; "" when the pixels are not to be found
             later.
         pictures_per_shard: how many pictures go into one file; at most so many are lost when the writer is killed.
+        regions: "found" by the extractor or "given" by the data; "" = not known.
 
     Raises:
-        BadInput: the folder was begun by another extractor or with other settings.
+        BadInput: the folder was begun by another extractor, with other settings, or with regions chosen in the other way.
     """
 
     def __init__(
-        self, root: str | Path, provenance: Provenance, images: str = "", pictures_per_shard: int = 1024
+        self,
+        root: str | Path,
+        provenance: Provenance,
+        images: str = "",
+        pictures_per_shard: int = 1024,
+        regions: str = "",
     ) -> None:
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._per_shard = pictures_per_shard
-        self._index = ShardIndex(provenance, images=images)
+        self._index = ShardIndex(provenance, images=images, regions=regions)
         self._written = b""
         if (self.root / INDEX).exists():
             self._index = ShardIndex.read(self.root)
             self._written = (self.root / INDEX).read_bytes()
-        _must_equal(self.root, self._index.provenance, provenance)
+        _must_equal(self.root, self._index, provenance, regions)
         listed = {x.name for x in self._index.shards}
         for path in [*self.root.glob("shard-*.*"), *self.root.glob(".*.tmp")]:
             if path.stem not in listed:
@@ -83,6 +92,14 @@ class ShardWriter:
     def done(self) -> frozenset[str]:
         """Names of the pictures that are safely on disk."""
         return frozenset(self._done) - {x.name for x in self._held}
+
+    def ready(self, picture: Picture) -> Picture:
+        """A picture as it is stored.
+
+        Raises:
+            BadInput: its features or boxes cannot be, see `add`.
+        """
+        return _stored(picture, self._index.provenance)
 
     def add(self, picture: Picture) -> None:
         """Takes a picture; every `pictures_per_shard` of them one shard is written.
@@ -101,7 +118,7 @@ class ShardWriter:
             raise BadInput(
                 f"picture {picture.name}: has {_list(extras)}, the pictures before it have {_list(self._index.extras)}"
             )
-        self._held.append(_stored(picture, self._index.provenance))
+        self._held.append(self.ready(picture))
         self._done.add(picture.name)
         if len(self._held) == self._per_shard:
             self._flush()
@@ -158,7 +175,7 @@ class ShardWriter:
         """
         index = ShardIndex.read(part) if (part / INDEX).exists() else None
         if index is not None:
-            _must_equal(part, index.provenance, self._index.provenance)
+            _must_equal(part, index, self._index.provenance, self._index.regions)
             known = {x.names_sha256 for x in self._index.shards}
             for shard in index.shards:
                 if shard.names_sha256 not in known:
@@ -193,7 +210,7 @@ class ShardWriter:
         columns["sizes"] = np.array([(x.width, x.height) for x in self._held], dtype=np.int64).reshape(-1, 2)
         arrays, names = self.root / f"{name}.safetensors", self.root / f"{name}.json"
         with write_whole(arrays) as temporary:
-            save_file(columns, temporary)
+            save_file(columns, temporary, metadata={MADE: self._index.provenance_text()})
         with write_whole(names) as temporary:
             temporary.write_text(
                 json.dumps({"names": [x.name for x in self._held]}, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -214,9 +231,11 @@ class ShardWriter:
         self._index = index
 
 
-def _must_equal(folder: Path, before: Provenance, now: Provenance) -> None:
+def _must_equal(folder: Path, before: ShardIndex, now: Provenance, regions: str) -> None:
+    if before.regions != regions and before.regions and regions:
+        raise BadInput(f"{folder}: begun with boxes {before.regions}, now {regions}; use another folder")
     for field in fields(Provenance):
-        then, today = getattr(before, field.name), getattr(now, field.name)
+        then, today = getattr(before.provenance, field.name), getattr(now, field.name)
         if then != today:
             raise BadInput(f"{folder}: begun with {field.name} {_brief(then)}, now {_brief(today)}; use another folder")
 
@@ -287,7 +306,7 @@ class ShardSource(LineSource):
     background (class 0) left out.
 
     Args:
-        root: the folder.
+        root: the folder, local or remote; remote shards are fetched when they are first needed (see `copies.at_hand`).
         split: "train", "val" or "test"; None = all lines.
         verify: compares the sha256 of every file first (reads all of it).
         on_error: "stop" raises at the first line that cannot be used, "skip" leaves it out and keeps the message in
@@ -300,7 +319,26 @@ class ShardSource(LineSource):
     def __init__(
         self, root: str | Path, split: str | None = None, verify: bool = False, on_error: OnError = "stop"
     ) -> None:
-        self.root = Path(root)
+        self._open(root, verify)
+        names = (name for shard in self.shards.shards for name in read_names(self.root, shard))
+        hashes = np.fromiter(map(hash, names), np.int64)
+        order = hashes.argsort(kind="stable")
+        ordered = hashes[order]
+
+        def parse_stored(number: int) -> Line:
+            line = self.parse(number)
+            for entry in line.entries:
+                place = int(ordered.searchsorted(hash(entry.name)))
+                if place == len(ordered) or ordered[place] != hash(entry.name):
+                    raise BadInput(f"{line.where}: picture {entry.name} is in none of the shards")
+            return line
+
+        self.lines = LineFile(join(self.root, LINES))
+        self.index, named = build_index(len(self.lines), parse_stored, split, on_error)
+        self._stored = order[ordered.searchsorted(named)]
+
+    def _open(self, root: str | Path, verify: bool) -> None:
+        self.root: Path | str = join(root)
         self.shards = ShardIndex.read(self.root)
         self.provenance = self.shards.provenance
         if not self.shards.finished:
@@ -310,26 +348,13 @@ class ShardSource(LineSource):
             )
         for shard in self.shards.shards:
             check_shard(self.root, shard, verify)
+        self._images = join(self.root, self.shards.images)
         self._starts = np.cumsum([0] + [x.pictures for x in self.shards.shards]).tolist()
         self._mapped: list[Mapped | None] = [None] * len(self.shards.shards)
-        stored = {
-            name: number
-            for number, name in enumerate(name for shard in self.shards.shards for name in read_names(self.root, shard))
-        }
-
-        def parse_stored(number: int) -> Line:
-            line = self.parse(number)
-            for entry in line.entries:
-                if entry.name not in stored:
-                    raise BadInput(f"{line.where}: picture {entry.name} is in none of the shards")
-            return line
-
-        self.lines = LineFile(self.root / LINES)
-        self.index, names = build_index(len(self.lines), parse_stored, split, on_error)
-        self._stored = np.array([stored[name] for name in names], dtype=np.int64)
+        self._opened: deque[int] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": [None] * len(self._mapped)}
+        return {**self.__dict__, "_mapped": [None] * len(self._mapped), "_opened": deque()}
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -386,8 +411,10 @@ class ShardSource(LineSource):
         at = bisect_right(self._starts, number) - 1
         shard = self._mapped[at]
         if shard is None:
-            arrays = map_arrays(self.root / f"{self.shards.shards[at].name}.safetensors")
-            shard = self._mapped[at] = Mapped(arrays, arrays["cu_regions"].tolist())
+            shard = self._mapped[at] = map_shard(self.root, self.shards.shards[at], self.shards)
+            self._opened.append(at)
+            if is_remote(self.root) and len(self._opened) > MAPPED:
+                self._mapped[self._opened.popleft()] = None
         return shard, number - self._starts[at]
 
     def _view(self, number: int, name: str) -> Picture:
@@ -402,6 +429,6 @@ class ShardSource(LineSource):
             boxes=arrays["boxes"][start:end],
             width=width,
             height=height,
-            path=str(self.root / self.shards.images / name) if self.shards.images else "",
+            path=str(join(self._images, name)) if self.shards.images else "",
             **said,
         )

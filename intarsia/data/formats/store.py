@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import binascii
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from intarsia.batch import Picture
+from intarsia.data.formats.names import picture_key
 from intarsia.data.formats.regions import INTEGERS, to_fractions
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
@@ -39,6 +42,8 @@ class RegionStore(ABC):
     """Names of the pictures, in the order stored."""
     provenance: Provenance | None = None
     """Only our own shards say it."""
+    sizes: Mapping[str, tuple[int, int]] = {}
+    """Pixels wide and high by `picture_key`, of pictures whose layout does not say it."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,9 +59,26 @@ class RegionStore(ABC):
             BadInput: its record cannot be used; names file, picture and value.
         """
 
-    def captions(self, number: int) -> tuple[str, ...]:
-        """The captions stored with a picture; none in most layouts."""
+    def said(self, number: int) -> list[dict[str, Any]]:
+        """What is said of a picture, as lines of `pairs.jsonl` without key and image; nothing in most layouts."""
+        return []
+
+    def tags(self, number: int) -> tuple[str, ...]:
+        """The names of a picture's objects, where the layout keeps them."""
         return ()
+
+    @cached_property
+    def left(self) -> Counter[str]:
+        """Fields that were read past and are not kept: in how many of the pictures looked at."""
+        return Counter()
+
+    def leave(self, fields: Iterable[str]) -> None:
+        """Counts fields of a record that are not kept."""
+        self.left.update(fields)
+
+    def size_of(self, name: str) -> tuple[int, int]:
+        """Pixels wide and high of a picture whose layout does not say it; 0, 0 where nobody does."""
+        return self.sizes.get(picture_key(name), (0, 0))
 
     def where(self, number: int) -> str:
         """Names a picture in errors."""
@@ -141,7 +163,9 @@ def make_picture(
         )
     if pixels:
         if not (size[0] > 0 and size[1] > 0):
-            raise BadInput(f"{where}: the picture is {size[0]}x{size[1]} pixels; boxes in pixels need its size")
+            raise BadInput(
+                f"{where}: the picture is {size[0]}x{size[1]} pixels; boxes in pixels need its size (give --sizes)"
+            )
         boxes = to_fractions(boxes, *size, where)
     else:
         boxes = boxes.astype(np.float32)
@@ -168,6 +192,12 @@ def make_picture(
     return Picture(name=name, features=features, boxes=boxes, width=size[0], height=size[1], path=path, **kept)
 
 
+def whole_picture(name: str, where: str, features: Any, size: tuple[int, int]) -> Picture:
+    """A picture whose regions have no boxes: each counts as the whole of it."""
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(features), 1))
+    return make_picture(name, where, features, boxes, size, pixels=False)
+
+
 def in_pixels(picture: Picture) -> Array:
     """The boxes of a picture (R, 4) float32 in pixels.
 
@@ -179,7 +209,7 @@ def in_pixels(picture: Picture) -> Array:
     return picture.boxes * np.array([picture.width, picture.height] * 2, np.float32)
 
 
-def said(picture: Picture, field: str) -> Array:
+def needed(picture: Picture, field: str) -> Array:
     """An array that a layout cannot do without.
 
     Raises:

@@ -1,7 +1,8 @@
 """Tables of pictures and texts as a data set: Parquet and Arrow as Hugging Face, img2dataset and ViLT write them.
 
 Pictures are binary, or structs of `bytes` and `path` of which either may be null. Rows that img2dataset could
-not download (`status` other than "success") are left out and counted. Other columns are counted as unused fields, with a dot
+not download (`status` other than "success") are left out and counted. ViLT's tables of VQA, lists of questions, answers and their scores in a row, give a
+line a question. Other columns are counted as unused fields, with a dot
 before their names; so are width and height, which are rarely those of the stored picture.
 """
 
@@ -28,8 +29,21 @@ from intarsia.errors import BadInput
 
 Array = NDArray[Any]
 IMAGES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes")
-CAPTIONS = ("captions", "caption", "sentences_raw", "sentences", "raw", "sentence", "texts", "text", "TEXT", "alt_text")
+CAPTIONS = (
+    "captions",
+    "caption",
+    "sentences_raw",
+    "sentences",
+    "raw",
+    "sentence",
+    "texts",
+    "text",
+    "TEXT",
+    "alt_text",
+    "questions",
+)
 NAMES = ("file_name", "filename", "image_id", "cocoid", "key")
+QUESTIONS, ANSWERS = "questions", ("answers", "answer_scores")
 WORDS = re.compile(r"[a-z]+")
 
 
@@ -90,6 +104,11 @@ class TableSource(LineSource):
             if _roles(table) != self._roles:
                 raise BadInput(f"{file}: has other columns than {self._files[0]}")
         self._rows, failed = self._wanted()
+        self._asked = np.zeros(len(self._rows), np.int64)
+        if self._roles.captions == QUESTIONS:
+            counts = [len(self._row(row)[0][QUESTIONS] or ()) for row in self._rows.tolist()]
+            self._asked = np.concatenate([np.arange(x) for x in counts]) if counts else self._asked
+            self._rows = np.repeat(self._rows, counts)
         index, _ = build_index(len(self._rows), self.parse, split, on_error)
         told = (f"{path}: {count} rows with status {status!r} left out" for status, count in sorted(failed.items()))
         self.index = replace(index, skipped=(*told, *index.skipped))
@@ -99,9 +118,13 @@ class TableSource(LineSource):
         every = np.arange(self._starts[-1])
         failed: Counter[str] = Counter()
         if "status" in self._roles.fields:
-            states = [str(self._row(number)[0]["status"]) for number in range(len(every))]
-            failed.update(x for x in states if x != "success")
-            every = every[np.array([x == "success" for x in states], bool)]
+            good = np.ones(len(every), bool)
+            for number in range(len(every)):
+                state = str(self._row(number)[0]["status"])
+                if state != "success":
+                    good[number] = False
+                    failed[state] += 1
+            every = every[good]
         return every, failed
 
     def _row(self, number: int) -> tuple[dict[str, Any], str, int]:
@@ -118,12 +141,27 @@ class TableSource(LineSource):
         named = (values.get(x) for x in (*NAMES, f"{self._roles.image}.path"))
         record = {
             "image": next((str(x) for x in named if x not in (None, "")), key),
-            "captions": _captions(values[self._roles.captions]),
+            **self._texts(values, int(self._asked[number]), where),
             "split": _split(values.get("split"), inside),
         }
+        if self._roles.captions == QUESTIONS:
+            key = f"{key}.{self._asked[number]}"
         if values.get("language") is not None:
             record["language"] = values["language"]
         return record | dict.fromkeys((f".{x}" for x in self._roles.unused), ""), where, key
+
+    def _texts(self, values: dict[str, Any], place: int, where: str) -> dict[str, Any]:
+        """The captions of a row, or one of its questions with its answers."""
+        if self._roles.captions != QUESTIONS:
+            return {"captions": _captions(values[self._roles.captions])}
+        record = {"question": values[QUESTIONS][place]}
+        answers, scores = (values.get(x) or () for x in ANSWERS)
+        if not answers:  # the test's
+            return record
+        if len(answers) <= place or len(scores) <= place or len(answers[place]) != len(scores[place]):
+            raise BadInput(f"{where}: question {place} has not as many scores as answers")
+        pairs = zip(answers[place], scores[place], strict=True)
+        return record | {"answers": [[str(x), float(y)] for x, y in pairs]}
 
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """A picture of a row; its path is an address that `intarsia.data.decode.decode_image` reads."""
@@ -165,7 +203,8 @@ def _roles(table: Columns) -> Roles:
             "pictures (binary, or structs of bytes and path)" if image is None else f"captions ({', '.join(CAPTIONS)})"
         )
         raise BadInput(f"{table.path}: no column of {what} among {', '.join(names)}")
-    used = [x for x in (captions, *NAMES, "split", "language", "status") if x in names]
+    answers = ANSWERS if captions == QUESTIONS else ()
+    used = [x for x in (captions, *answers, *NAMES, "split", "language", "status") if x in names]
     path = [f"{image}.path"] if pa.types.is_struct(table.schema.field(image).type) else []
     return Roles(image, captions, (*used, *path), tuple(x for x in names if x not in used and x != image))
 

@@ -6,7 +6,8 @@ The members of one sample lie behind one another and share a key, the path up to
 `key.regions.safetensors` (`key.0.regions.npz`, .. for several pictures). Other members are counted as unused fields.
 
 Headers are walked once per tar; what was found is kept beside it as `NAME.tar.index.npz` where the folder can be
-written, else in memory.
+written, else in memory. Of a remote tar, which is read through once for this, the index and the texts are kept in the cache; pictures and regions are fetched
+one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size, tar_address
-from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, write_whole
+from intarsia.data.formats.copies import beside
+from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, told, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line, parse_json, parse_line
 from intarsia.data.formats.pairs import empty_picture
@@ -34,7 +36,8 @@ from intarsia.errors import BadInput
 
 Array = NDArray[Any]
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-INDEX_VERSION = 1
+TEXTS = ("json", "txt")
+INDEX_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Members:
     """(M) int64, how many bytes."""
     kinds: Array
     """(M) UTF-8 bytes, what follows the key and its dot, in lower case."""
+    texts: Array
+    """(M) int64, where the bytes of a text member begin in the file of texts of a remote tar; -1 = they are in the tar only."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -65,23 +70,31 @@ def _order(name: str) -> tuple[int, str]:
     return len(number) if number.isdigit() else 0, name
 
 
-def walk_tar(path: Path | str) -> Members:
+def walk_tar(path: Path | str, texts: BinaryIO | None = None) -> Members:
     """Reads the headers of a tar.
+
+    Args:
+        path: of the tar.
+        texts: gets the bytes of all text members, one behind another.
 
     Raises:
         BadInput: not an uncompressed tar, cut short, or a key that comes back after other samples.
     """
-    with open_file(path) if isinstance(path, str) else open(path, "rb") as handle:
-        return _walk(path, handle)
+    if isinstance(path, str):
+        with told(path, "read"), open_file(path) as handle:
+            return _walk(path, handle, texts)
+    with open(path, "rb") as handle:
+        return _walk(path, handle, texts)
 
 
-def _walk(path: Path | str, handle: BinaryIO) -> Members:
+def _walk(path: Path | str, handle: BinaryIO, texts: BinaryIO | None) -> Members:
     keys: list[bytes] = []
     seen: set[str] = set()
     kinds: list[bytes] = []
     starts: list[int] = []
     offsets: list[int] = []
     sizes: list[int] = []
+    said: list[int] = []
     last = ""
     length = handle.seek(0, 2)
     handle.seek(0)
@@ -107,6 +120,10 @@ def _walk(path: Path | str, handle: BinaryIO) -> Members:
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
                 kinds.append(kind.encode())
+                said.append(-1 if texts is None or kind not in TEXTS else texts.tell())
+                if texts is not None and kind in TEXTS:
+                    handle.seek(member.offset_data)
+                    texts.write(handle.read(member.size))
             # the walk ends at an empty block, or where a header is cut or broken
             handle.seek(archive.offset)
             if handle.read(512) != bytes(512):
@@ -119,35 +136,84 @@ def _walk(path: Path | str, handle: BinaryIO) -> Members:
         offsets=np.array(offsets, dtype=np.int64),
         sizes=np.array(sizes, dtype=np.int64),
         kinds=np.array(kinds, dtype=np.bytes_),
+        texts=np.array(said, dtype=np.int64),
     )
 
 
-def members_of(path: Path | str) -> Members:
-    """The members of a tar.
+def members_of(path: Path | str) -> tuple[Members, Path | None]:
+    """The members of a tar, and of a remote one, named by text, the file of its texts.
 
-    From the index beside it if that was made for this very file, else by walking it (and leaving an index). A remote tar, named by
-    text, is always walked.
+    From the index beside it (of a remote one: in the cache) if that was made for this very file, else by walking it (and leaving an index).
 
     Raises:
         BadInput: as `walk_tar`, or the file is missing.
     """
     if isinstance(path, str):
-        return walk_tar(path)
+        return _remote_members(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
-    beside = path.with_name(path.name + ".index.npz")
-    stamp = np.array([INDEX_VERSION, path.stat().st_size, path.stat().st_mtime_ns], dtype=np.int64)
-    names = ("keys", "samples", "offsets", "sizes", "kinds")
-    # an index that is absent, broken or of another version is made anew
-    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with suppress(*broken), np.load(beside, allow_pickle=False) as kept:
-        if np.array_equal(kept["stamp"], stamp):
-            return Members(*(kept[name] for name in names))
+    index = path.with_name(path.name + ".index.npz")
+    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+    if (known := _read_members(index, stamp)) is not None:
+        return known, None
     members = walk_tar(path)
-    # in a folder that cannot be written the index lives in memory only
-    with suppress(OSError), write_whole(beside) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, stamp=stamp, **{name: getattr(members, name) for name in names})
-    return members
+    with suppress(OSError):  # in a folder that cannot be written the index lives in memory only
+        _write_members(index, members, stamp)
+    return members, None
+
+
+def _remote_members(path: str) -> tuple[Members, Path]:
+    index, texts = (beside(path, suffix) for suffix in (".index.npz", ".texts"))
+    if texts.is_file() and (known := _read_members(index, [texts.stat().st_size])) is not None:
+        return known, texts
+    try:
+        with write_whole(texts) as temporary, open(temporary, "wb") as handle:
+            members = walk_tar(path, handle)
+        _write_members(index, members, [texts.stat().st_size])
+    except OSError as error:
+        raise BadInput(f"{path}: its index cannot be kept in {index.parent}: {error}") from None
+    return members, texts
+
+
+def _read_members(index: Path, stamp: Sequence[int]) -> Members | None:
+    """The index that was kept for a file of this stamp; None if it is absent, broken or of another file or version."""
+    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with suppress(*broken), np.load(index, allow_pickle=False) as kept:
+        if kept["stamp"].tolist() == [INDEX_VERSION, *stamp]:
+            return Members(*(kept[field.name] for field in fields(Members)))
+    return None
+
+
+def _write_members(index: Path, members: Members, stamp: Sequence[int]) -> None:
+    with write_whole(index) as temporary, open(temporary, "wb") as handle:
+        arrays = {field.name: getattr(members, field.name) for field in fields(Members)}
+        np.savez(handle, stamp=np.array([INDEX_VERSION, *stamp], np.int64), **arrays)
+
+
+class _Tar:
+    """One tar, open for reading."""
+
+    def __init__(self, path: Path | str, members: Members, texts: Path | None) -> None:
+        self.path, self.members = path, members
+        self._file, self._texts = RandomAccess(path), None if texts is None else RandomAccess(texts)
+
+    def __len__(self) -> int:
+        return len(self.members.keys)
+
+    def sample(self, number: int) -> tuple[str, dict[str, int]]:
+        """The key of a sample, and the number of its member of each kind."""
+        numbers = range(int(self.members.samples[number]), int(self.members.samples[number + 1]))
+        return self.members.keys[number].decode(), {self.members.kinds[i].decode(): i for i in numbers}
+
+    def place(self, member: int) -> tuple[int, int]:
+        """Where the bytes of a member begin in the tar, and how many there are."""
+        return int(self.members.offsets[member]), int(self.members.sizes[member])
+
+    def read(self, member: int) -> bytes:
+        """The bytes of a member."""
+        offset, size = self.place(member)
+        said = int(self.members.texts[member])
+        return self._file.read(offset, size) if self._texts is None or said < 0 else self._texts.read(said, size)
 
 
 def _tars(path: str | Path) -> Sequence[Path | str]:
@@ -177,30 +243,28 @@ class TarSource(LineSource):
         tars = [tar for path in given for tar in _tars(path)]
         if not tars:
             raise BadInput(f"{', '.join(map(str, given))}: no .tar file")
-        whole: list[tuple[Path | str, Members]] = []
+        self._tars: list[_Tar] = []
         broken: list[str] = []
         for tar in tars:
             try:
-                whole.append((tar, members_of(tar)))
+                self._tars.append(_Tar(tar, *members_of(tar)))
             except BadInput as error:
                 if on_error == "stop":
                     raise
                 broken.append(str(error))
-        self._members = [members for _, members in whole]
-        self._files = [RandomAccess(tar) for tar, _ in whole]
-        self._starts = np.cumsum([0] + [len(x.keys) for x in self._members])
+        self._starts = np.cumsum([0] + [len(x) for x in self._tars])
         index, _ = build_index(int(self._starts[-1]), self.parse, split, on_error)
         self.index = replace(index, skipped=(*broken, *index.skipped))
 
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A sample as a line: its .json, the caption in its .txt, and its pictures and region files by member name."""
-        file, key, members = self._sample(number)
-        where = f"{file.path}, sample {key}"
+        tar, key, members = self._sample(number)
+        where = f"{tar.path}, sample {key}"
         record: dict[str, Any] = {}
         images, regions, unused = [], [], []
-        for kind, (offset, size) in members.items():
+        for kind, member in members.items():
             if kind == "json":
-                record = parse_json(file.read(offset, size), where)
+                record = parse_json(tar.read(member), where)
             elif kind.rsplit(".", 1)[-1] in IMAGES:
                 images.append(f"{key}.{kind}")
             elif kind.removesuffix(".npz").removesuffix(".safetensors").split(".")[-1] == "regions" and kind.endswith(
@@ -221,7 +285,7 @@ class TarSource(LineSource):
         }
         if "txt" in members and not record.keys() & {"caption", "captions", "question"}:
             try:
-                record["caption"] = file.read(*members["txt"]).decode().strip()
+                record["caption"] = tar.read(members["txt"]).decode().strip()
             except UnicodeDecodeError as error:
                 raise BadInput(f"{where}: its .txt is not UTF-8 at byte {error.start + 1}") from None
         if regions and len(regions) != len(images):
@@ -240,27 +304,27 @@ class TarSource(LineSource):
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """A picture of a sample, with its boxes or its regions."""
         entry = line.entries[slot]
-        file, key, members = self._sample(int(self.index.lines[number]))
-        offset, size = members[entry.name[len(key) + 1 :]]
-        path = tar_address(file.path, offset, size)
+        tar, key, members = self._sample(int(self.index.lines[number]))
+        member = members[entry.name[len(key) + 1 :]]
+        path = self._address(tar, member)
         width, height = entry.size
         if not (width and height) and (entry.regions or entry.boxes is not None):
-            width, height = image_size(file.read(offset, size), f"{line.where}: {entry.name}")
+            width, height = image_size(tar.read(member), f"{line.where}: {entry.name}")
         if entry.regions:
             kind = entry.regions[len(key) + 1 :]
-            data = file.read(*members[kind])
+            data = tar.read(members[kind])
             return read_picture(
                 data, kind.rsplit(".", 1)[-1], (width, height), entry.name, path, f"{line.where}: {entry.regions}"
             )
         return empty_picture(line, slot, (width, height), path)
 
-    def _sample(self, number: int) -> tuple[RandomAccess, str, dict[str, tuple[int, int]]]:
-        tar = int(np.searchsorted(self._starts, number, side="right")) - 1
-        table, local = self._members[tar], number - int(self._starts[tar])
-        span = slice(int(table.samples[local]), int(table.samples[local + 1]))
-        places = zip(table.offsets[span].tolist(), table.sizes[span].tolist(), strict=True)
-        members = dict(zip((kind.decode() for kind in table.kinds[span].tolist()), places, strict=True))
-        return self._files[tar], table.keys[local].decode(), members
+    def _address(self, tar: Any, member: Any) -> str:
+        """What a picture's path says."""
+        return tar_address(tar.path, *tar.place(member))
+
+    def _sample(self, number: int) -> tuple[Any, str, dict[str, Any]]:
+        at = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._tars[at], *self._tars[at].sample(number - int(self._starts[at]))
 
 
 def write_tar(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from intarsia.batch import Picture
+from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.lmdb_file import LmdbFile
 from intarsia.data.formats.npz import read_npz
 from intarsia.data.formats.store import Array, RegionStore, make_picture
@@ -100,6 +101,17 @@ class UniterLmdb(RegionStore):
         return count
 
 
+def write_counts(path: Path) -> None:
+    """Writes `nbb_*.json`, how many regions of each picture count, beside an environment whose folder says the rule: UNITER's code reads no such one without."""
+    rule = RULE.fullmatch(path.name)
+    beside = path.parent / f"nbb_{rule['rule']}.json" if rule else None
+    if beside is not None and not beside.exists():
+        store = UniterLmdb(path)
+        counts = {name: len(store.picture(i).boxes) for i, name in enumerate(store.names)}
+        with write_whole(beside) as temporary:
+            temporary.write_text(json.dumps(counts))
+
+
 def _counts(path: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
@@ -118,22 +130,45 @@ def unpack_arrays(data: bytes, where: str) -> dict[str, Array]:
     Raises:
         BadInput: not such a map, or an array of objects.
     """
+    tree = unpack(data, where)
+    if not isinstance(tree, dict):
+        raise BadInput(f"{where}: not a msgpack map of arrays")
+    return {
+        name: unpack_array(entry, f"{where}: {name}")
+        for name, entry in tree.items()
+        if isinstance(entry, dict) and entry.get(b"nd") is not None
+    }
+
+
+def unpack(data: bytes, where: str) -> Any:
+    """What msgpack bytes hold.
+
+    Raises:
+        BadInput: not msgpack, or the package is missing.
+    """
     try:
         import msgpack
     except ImportError:
         raise needs_extra("formats", "msgpack") from None
     try:
-        tree = msgpack.unpackb(data, raw=False)
-        arrays = {}
-        for name, entry in tree.items():
-            if isinstance(entry, dict) and (entry.get(b"nd") is not None):
-                dtype = np.dtype(entry[b"type"])
-                if entry.get(b"kind") == b"O" or dtype.hasobject:
-                    raise ValueError(f"{name} is an array of objects, which would have to be unpickled")
-                arrays[name] = np.frombuffer(entry[b"data"], dtype).reshape(entry[b"shape"])
-        return arrays
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
-        raise BadInput(f"{where}: not a msgpack map of arrays: {error}") from None
+        return msgpack.unpackb(data, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise BadInput(f"{where}: not msgpack: {error}") from None
+
+
+def unpack_array(entry: Any, where: str) -> Array:
+    """One array, as msgpack-numpy writes it.
+
+    Raises:
+        BadInput: not such a map, or an array of objects.
+    """
+    try:
+        dtype = np.dtype(entry[b"type"])
+        if entry.get(b"kind") == b"O" or dtype.hasobject:
+            raise ValueError("an array of objects, which would have to be unpickled")
+        return np.frombuffer(entry[b"data"], dtype).reshape(entry[b"shape"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{where}: not an array in msgpack: {error}") from None
 
 
 def pack_record(picture: Picture, compressed: bool) -> bytes:

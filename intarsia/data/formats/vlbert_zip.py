@@ -19,6 +19,7 @@ from intarsia.data.formats.store import RegionStore, decode_array, make_picture,
 from intarsia.errors import BadInput
 
 MEMBER = ".zip@/"
+KEPT = frozenset({"image_w", "image_h", "num_boxes", "boxes", "features", "classes", "image_id"})
 
 
 class Zips:
@@ -51,7 +52,33 @@ class Zips:
         return {"root": self.root, "_pid": -1, "_open": {}}
 
 
-class VLBERTLines(RegionStore):
+class _Regions(RegionStore):
+    """Stores of such JSON files."""
+
+    def of_json(self, raw: bytes, name: str, where: str) -> Picture:
+        """A picture from such a file.
+
+        Raises:
+            BadInput: a field is missing or does not fit.
+        """
+        regions = parse_json(raw, where)
+        for field in ("image_w", "image_h", "num_boxes", "boxes"):
+            if field not in regions:
+                raise BadInput(f"{where}: has no {field}")
+        if "features" not in regions:
+            raise BadInput(f"{where}: has boxes but no features (VL-BERT reads pixels there)")
+        width, height, rows = (whole_number(regions[x], f"{where}: {x}") for x in ("image_w", "image_h", "num_boxes"))
+
+        def array(field: str, count: int) -> Any:
+            return decode_array(regions[field], np.float32, f"{where}: {field}", count)
+
+        features, boxes = array("features", rows), array("boxes", rows).reshape(-1, 4)
+        probs = array("classes", rows) if "classes" in regions else None
+        self.leave(x for x in regions if x not in KEPT)
+        return make_picture(name, where, features, boxes, (width, height), probs=probs)
+
+
+class VLBERTLines(_Regions):
     """VL-BERT's `train_frcnn.json` (a JSON object a line) as a store with captions.
 
     Raises:
@@ -71,7 +98,7 @@ class VLBERTLines(RegionStore):
                     raise BadInput(f"{where}: {field} is {record.get(field)!r}, expected text")
             self.names.append(record["image"])
 
-    def captions(self, number: int) -> tuple[str, ...]:
+    def said(self, number: int) -> list[dict[str, Any]]:
         """The caption of a line, its words joined by spaces."""
         record, where, _ = self.lines.read(number)
         caption = record.get("caption")
@@ -80,24 +107,53 @@ class VLBERTLines(RegionStore):
         )
         if not isinstance(caption, str) or not caption.strip():
             raise BadInput(f"{where}: caption is {caption!r}, expected text or a list of words")
-        return (caption,)
+        return [{"captions": [caption]}]
 
     def picture(self, number: int) -> Picture:
         """The picture of a line."""
         record, where, _ = self.lines.read(number)
-        regions = parse_json(self.zips.read(record["frcnn"], where), f"{where}: {record['frcnn']}")
-        for field in ("image_w", "image_h", "num_boxes", "boxes"):
-            if field not in regions:
-                raise BadInput(f"{where}: {record['frcnn']} has no {field}")
-        if "features" not in regions:
-            raise BadInput(f"{where}: {record['frcnn']} has boxes but no features (VL-BERT reads pixels there)")
-        size = (
-            whole_number(regions["image_w"], f"{where}: image_w"),
-            whole_number(regions["image_h"], f"{where}: image_h"),
-        )
-        rows = whole_number(regions["num_boxes"], f"{where}: num_boxes")
-        boxes, features = (decode_array(regions[x], np.float32, f"{where}: {x}", rows) for x in ("boxes", "features"))
-        probs = (
-            decode_array(regions["classes"], np.float32, f"{where}: classes", rows) if "classes" in regions else None
-        )
-        return make_picture(record["image"], where, features, boxes.reshape(-1, 4), size, probs=probs)
+        return self.of_json(self.zips.read(record["frcnn"], where), record["image"], f"{where}: {record['frcnn']}")
+
+
+class VLBERTRegions(_Regions):
+    """VL-BERT's boxes and features of VQA as a store: a folder, or an uncompressed zip, of JSON files, one a picture.
+
+    A picture is called as its file. `image_box_feature`, the feature of the whole picture, is not kept: systems make their own of the regions.
+
+    Raises:
+        BadInput: no such folder or zip, or no .json in it.
+    """
+
+    kind = "VL-BERT regions"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.is_dir():
+            found = [x.relative_to(self.path).as_posix() for x in self.path.rglob("*.json")]
+        else:
+            found = zip_members(self.path)
+        self._files = sorted(x for x in found if x.endswith(".json"))
+        self.names = [x.removesuffix(".json") for x in self._files]
+        if not self.names:
+            raise BadInput(f"{path}: no .json file of regions")
+        self.zips = Zips(self.path.parent)
+
+    def picture(self, number: int) -> Picture:
+        """A file as a picture."""
+        where, inside = self.where(number), self._files[number]
+        stem = self.path.name.removesuffix(".zip")
+        address = f"{self.path.name}/{inside}" if self.path.is_dir() else f"{stem}{MEMBER}{inside}"
+        return self.of_json(self.zips.read(address, where), self.names[number], where)
+
+
+def zip_members(path: Path) -> list[str]:
+    """The names in a zip.
+
+    Raises:
+        BadInput: not a zip.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: not a readable zip: {error}") from None

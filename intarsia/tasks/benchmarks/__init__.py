@@ -6,13 +6,16 @@ A benchmark knows no system. Which one a system's task is trained on by default 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import (
     captions,
     chinese,
+    classes,
     entail,
     entities,
+    fashion,
     genome,
     gqa,
     guesswhat,
@@ -20,6 +23,7 @@ from intarsia.tasks.benchmarks import (
     nlvr2,
     refer,
     vcr,
+    video,
     visual7w,
     vqa,
 )
@@ -143,7 +147,67 @@ BENCHMARKS = {
         ),
         Benchmark("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn, _CAPTIONS),
         Benchmark("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc, _CAPTIONS),
-        Benchmark("muge", "MUGE", ("train", "val"), chinese.muge, _CAPTIONS),
+        Benchmark(
+            "muge",
+            "MUGE",
+            tuple(chinese.MUGE),
+            chinese.muge,
+            "mean recall",
+            measure_lists=chinese.measure_muge,
+            submit_lists=chinese.submit_muge,
+        ),
+        Benchmark(
+            "fashiongen",
+            "FashionGen, 101 candidates",
+            tuple(fashion.SPLITS),
+            fashion.pairs,
+            "image rank@1",
+            groups=lambda annotations: annotations.gold,
+            candidates=fashion.candidates,
+        ),
+        *(
+            Benchmark(
+                f"fashiongen-{name}",
+                title,
+                tuple(fashion.SPLITS),
+                read,
+                "accuracy",
+                classes.measure,
+                labels=classes.labels_of(read),
+                chance=classes.chance,
+            )
+            for name, title, read in (
+                ("category", "FashionGen categories", fashion.categories),
+                ("subcategory", "FashionGen sub-categories", fashion.subcategories),
+            )
+        ),
+        Benchmark("youcook2", "YouCook2", tuple(video.YOUCOOK2), partial(video.youcook2, "youcook2"), _CAPTIONS),
+        Benchmark("msr-vtt", "MSR-VTT, 1k-A", tuple(video.MSR_VTT), video.msr_vtt, _CAPTIONS),
+        *(
+            Benchmark(name, title, tuple(splits), read, "CIDEr", measure_captions=captions.measure)
+            for name, title, splits, read in (
+                (
+                    "youcook2-captions",
+                    "YouCook2, written",
+                    video.YOUCOOK2,
+                    partial(video.youcook2, "youcook2-captions"),
+                ),
+                ("msr-vtt-captions", "MSR-VTT, written", video.MSR_VTT, video.msr_vtt_captions),
+            )
+        ),
+        *(
+            Benchmark(
+                name,
+                title,
+                splits,
+                read,
+                "accuracy",
+                classes.measure,
+                labels=classes.labels_of(read, splits[0]),
+                chance=classes.chance,
+            )
+            for name, (title, splits, read) in video.CLASSES.items()
+        ),
         Benchmark("flickr30k-cn", "Flickr30k-CN", ("train", "val", "test"), chinese.flickr30k_cn, _CAPTIONS),
     )
 }
@@ -167,8 +231,19 @@ _BY_TASK = {
     "visual7w": "visual7w",
     "guesswhat": "guesswhat",
     "retrieval": "flickr30k",
+    "retrieval_hard": "flickr30k",
     "retrieval_triplet": "flickr30k",
     "retrieval_coco": "coco",
+    "retrieval_fashion": "fashiongen",
+    "category": "fashiongen-category",
+    "sub_category": "fashiongen-subcategory",
+    "retrieval_youcook2": "youcook2",
+    "retrieval_msrvtt": "msr-vtt",
+    "action": "ucf101",
+    "action_hmdb51": "hmdb51",
+    "anticipation": "breakfast",
+    "anticipation_50salads": "50salads",
+    "anticipation_activitynet": "activitynet",
     "caption": "coco-captions",
 }
 
@@ -184,17 +259,20 @@ def find(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def benchmark_of(task: str, tasks: Collection[str]) -> Benchmark:
+def benchmark_of(task: str, tasks: Collection[str], films: bool = False) -> Benchmark:
     """What a system's task is trained on unless another is named.
 
     Args:
         task: its name.
         tasks: all of the system: one that trains rationales apart trains "vcr" on answers alone.
+        films: the system reads videos: it writes captions of YouCook2's.
 
     Raises:
         BadInput: the name says nothing.
     """
     plain = task.removeprefix("beta_")
+    if films and plain == "caption":
+        return BENCHMARKS["youcook2-captions"]
     if plain not in _BY_TASK:
         raise BadInput(f"task {task}: say which --benchmark (there are {', '.join(BENCHMARKS)})")
     apart = plain == "vcr" and ("vcr_qar" in tasks or task != plain)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json, read_lines
+from intarsia.tasks.benchmarks.table import Lists
+from intarsia.tasks.metrics import ranking, submissions
 
+MUGE = {"train": "train", "val": "valid", "test": "test"}
 _FLICKR = re.compile(r"(\d+)(?:\.jpg)?#(\w+)?#?(\d+)\s+(.*)")
 
 
@@ -58,19 +61,65 @@ def aic_icc(root: Path, split: str) -> Annotations:
 
 
 def muge(root: Path, split: str) -> Annotations:
-    """`SPLIT_texts.jsonl`: a text and the pictures that fit it; an item each of them. Lines without pictures are the test's."""
-    part = of_split({"train": "train", "val": "valid"}, split, "muge")
+    """`SPLIT_texts.jsonl`: a text and the pictures that fit it, an item each of them; the test's lines name none, and are an item each.
+
+    Gold is by text, its pictures. Candidates are the pictures of `SPLIT_imgs.tsv` (id, tab, base64), where it is there.
+    """
+    part = of_split(MUGE, split, "muge")
     path = find_file(root, f"{part}_texts.jsonl", f"MR_{part}_queries.jsonl")
-    items, gold = [], {}
+    items, gold = [], dict[str, tuple[str, ...]]()
     for where, x in read_lines(path):
         key, text = str(x.get("text_id", x.get("query_id"))), str(x.get("text", x.get("query_text")))
-        ids = [str(i) for i in (x.get("image_ids") or x.get("item_ids") or ())]
-        if not ids:
+        ids = tuple(str(i) for i in (x.get("image_ids") or x.get("item_ids") or ()))
+        if not ids and split != "test":
             raise BadInput(f"{where}: has no image_ids")
-        for i in ids:
-            items.append(Item(f"{key}#{i}", (text,), (i,), language="zh"))
-            gold[f"{key}#{i}"] = i
-    return Annotations("muge", split, tuple(items), gold)
+        gold |= {key: ids} if ids else {}
+        items += [Item(f"{key}#{i}", (text,), (i,), language="zh") for i in ids]
+        items += [] if ids else [Item(key, (text,), (), language="zh")]
+    if gold and len(gold) < len({text_of(x.key) for x in items}):
+        raise BadInput(f"{path}: some texts have image_ids, others have none")
+    return Annotations("muge", split, tuple(items), gold, candidates=_pool(root, part))
+
+
+def _pool(root: Path, part: str) -> tuple[str, ...]:
+    """The ids of the pictures of a split; none if their file is not there."""
+    found = sorted(x for name in (f"{part}_imgs.tsv", f"MR_{part}_imgs.tsv") for x in root.rglob(name))
+    if not found:
+        return ()
+    ids = []
+    with found[0].open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            key, tab, _ = line.partition("\t")
+            if not tab or not key:
+                raise BadInput(f"{found[0]}: line {number}: {line[:40]!r} is not id TAB picture")
+            ids.append(key)
+    return tuple(dict.fromkeys(ids))
+
+
+def text_of(key: str) -> str:
+    """The text of an item, by the number that MUGE knows it by."""
+    return key.partition("#")[0]
+
+
+def measure_muge(annotations: Annotations, lists: Lists) -> dict[str, float]:
+    """R@1, R@5, R@10 and their mean."""
+    found = ranking.muge(
+        {int(key): [int(i) for i in ids] for key, ids in lists.items()},
+        {int(key): [int(i) for i in annotations.gold[key]] for key in lists},
+    )
+    return {"mean recall": found.pop("mean"), **{f"image R@{k}": found[f"R{k}"] for k in ranking.CUTS}}
+
+
+def submit_muge(path: Path, annotations: Annotations, lists: Lists) -> None:
+    """The ten best pictures of each text, a line each.
+
+    Raises:
+        BadInput: a text has none.
+    """
+    wanted = dict.fromkeys(text_of(x.key) for x in annotations.items)
+    if lacking := [x for x in wanted if x not in lists]:
+        raise BadInput(f"{path}: the server wants every text of {annotations.split}: {len(lacking)} have no pictures")
+    submissions.write_muge(path, {int(key): [int(i) for i in lists[key]] for key in wanted})
 
 
 def flickr30k_cn(root: Path, split: str) -> Annotations:

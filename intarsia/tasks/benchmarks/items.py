@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array, Link, Meant, Picture, Sample
+from intarsia.batch import Array, Film, Link, Meant, Picture, Sample
 from intarsia.data.source import Provenance, Source
+from intarsia.data.video import clips_within
 from intarsia.errors import BadInput
 from intarsia.tasks import overlaps
 
@@ -53,10 +54,16 @@ class Item:
     language: str = "en"
     objects: tuple[Box, ...] = ()
     """Boxes in pixels of the objects that mentions name; empty = region i is object i."""
+    names: tuple[str, ...] = ()
+    """What each of them is; empty where nobody says."""
+    covers: Callable[[], Array] | None = None
+    """Gives (objects, n, n) bool, the cells of each box that its object covers; must pickle for loaders with workers."""
     mentions: tuple[Mention, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     size: tuple[int, int] = (0, 0)
     """Wide, high in pixels; 0 = the region store says."""
+    span: tuple[float, float] | None = None
+    """Of a video, which is named in place of a picture: seconds it is shown from and to."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Annotations:
     """By item or as the metric takes it; empty where answers are not published."""
     labels: tuple[str, ...] = ()
     """The list of answers that are chosen from, where there is one."""
+    candidates: tuple[str, ...] = ()
+    """Pictures that are ranked for each text, where they are not just those of the items."""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -83,16 +92,20 @@ class Annotations:
 # ------------------------------------------------------------------------------------------------------------------ files
 
 
+class Missing(BadInput):
+    """A file is not there."""
+
+
 def find_file(root: Path, *names: str) -> Path:
     """The file of one of these names under a folder; the first name that is there, the first place by its path.
 
     Raises:
-        BadInput: none is there.
+        Missing: none is there.
     """
     for name in names:
         if found := sorted(root.rglob(name)):
             return found[0]
-    raise BadInput(f"{root}: holds no {' nor '.join(names)}")
+    raise Missing(f"{root}: holds no {' nor '.join(names)}")
 
 
 def read_json(path: Path) -> Any:
@@ -161,10 +174,10 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 class Pictures:
-    """The pictures of a source by name, each sample read once. A short spelling that fits several pictures finds none.
+    """The pictures, or videos, of a source by name, each sample read once. A short spelling that fits several of them finds none.
 
     Args:
-        source: any data set with pictures; its captions do not count.
+        source: any data set with pictures, or of whole videos; its captions do not count.
     """
 
     def __init__(self, source: Source) -> None:
@@ -172,8 +185,10 @@ class Pictures:
         self.places: dict[str, tuple[int, int]] = {}
         names: dict[str, tuple[int, int]] = {}
         for i in range(len(source)):
-            for slot, picture in enumerate(source[i].pictures):
-                names.setdefault(picture.name, (i, slot))
+            sample = source[i]
+            shown = (x.name for x in sample.pictures) if sample.film is None else (sample.film.name,)
+            for slot, name in enumerate(shown):
+                names.setdefault(name, (i, slot))
         short: dict[str, tuple[int, int] | None] = {}
         for name, place in names.items():
             for x in spellings(name)[1:]:
@@ -187,6 +202,12 @@ class Pictures:
     def get(self, place: tuple[int, int]) -> Picture:
         """The picture at a place that `find` gave."""
         return self.source[place[0]].pictures[place[1]]
+
+    def film(self, place: tuple[int, int]) -> Film:
+        """The video there."""
+        found = self.source[place[0]].film
+        assert found is not None, "videos and pictures are not in one source"
+        return found
 
 
 class Annotated:
@@ -205,12 +226,13 @@ class Annotated:
         self.provenance: Provenance | None = pictures.provenance
         self.kept: list[tuple[Item, list[tuple[int, int]]]] = []
         self.missing: dict[str, None] = {}
-        """Names of the pictures that are not there."""
+        """Names of the pictures that are not there, and passages of videos without clips."""
         for item in annotations.items:
             places = [pictures.find(x) for x in item.pictures]
             self.missing.update(dict.fromkeys(x for x, y in zip(item.pictures, places, strict=True) if y is None))
-            if None not in places:
-                self.kept.append((item, [x for x in places if x is not None]))
+            there = [x for x in places if x is not None]
+            if len(there) == len(places) and (item.span is None or self._clips(item, there[0])):
+                self.kept.append((item, there))
         if not self.kept:
             some = ", ".join(list(self.missing)[:3])
             raise BadInput(
@@ -232,17 +254,50 @@ class Annotated:
 
     def __getitem__(self, index: int) -> Sample:
         item, places = self.kept[index]
-        shown = tuple(self.pictures.get(x) for x in places)
+        if item.span is not None:
+            return Sample(
+                item.key,
+                item.texts,
+                also=item.also,
+                answers=item.answers,
+                language=item.language,
+                film=self._film(item, places),
+            )
+        shown, links = tuple(self.pictures.get(x) for x in places), tuple[Link, ...]()
+        if shown and item.objects and not shown[0].features.shape[1]:
+            shown = (_objects(item, shown[0]), *shown[1:])
+            links = tuple(Link(x.start, x.end, x.object, x.text) for x in item.mentions)
+        elif shown and (item.mentions or item.names):
+            region = _regions(item, shown[0])
+            shown = (_named(item, shown[0], region), *shown[1:])
+            links = tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
         return Sample(
             key=item.key,
             texts=item.texts,
             pictures=shown,
-            links=_links(item, shown[0]) if shown else (),
+            links=links,
             also=item.also,
             answers=item.answers,
             language=item.language,
             meant=tuple(Meant(x.start, x.end, fractions(x.boxes, item, shown[0])) for x in item.phrases),
         )
+
+    def _clips(self, item: Item, place: tuple[int, int]) -> tuple[int, ...]:
+        """The first clip of the item's span and the one behind its last; () = its video has no clip then, which is remembered."""
+        film = self.pictures.film(place)
+        first, last = clips_within(np.array([item.span], np.float64), film.seconds, film.length)[0].tolist()
+        if first < last:
+            return first, last
+        start, end = item.span or (0.0, 0.0)
+        self.missing[f"{film.name} from {start:g} s to {end:g} s"] = None
+        return ()
+
+    def _film(self, item: Item, places: list[tuple[int, int]]) -> Film:
+        """The clips of the video that the item shows."""
+        film, some = self.pictures.film(places[0]), slice(*self._clips(item, places[0]))
+        said = np.tile(np.array(item.span, np.float32), (len(item.texts), 1))
+        ids = None if film.ids is None else film.ids[some]
+        return replace(film, features=film.features[some], seconds=film.seconds[some], spans=said, ids=ids)
 
 
 def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
@@ -258,16 +313,54 @@ def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
     return found
 
 
-def _links(item: Item, picture: Picture) -> tuple[Link, ...]:
-    """Mentions whose object has a region: the one of its number, or that which overlaps its box most and by half."""
-    count = len(picture.boxes)
-    if not item.mentions or not count:
-        return ()
-    region = {i: i for i in range(count)}
-    if item.objects:
-        fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
-        region = {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
-    return tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
+def _objects(item: Item, picture: Picture) -> Picture:
+    """A picture without features with the item's objects as its regions: for systems that read pixels."""
+    width, height = item.size if all(item.size) else (picture.width, picture.height)
+    return replace(
+        picture,
+        boxes=fractions(item.objects, item, picture).astype(np.float32),
+        features=np.zeros((len(item.objects), 0), np.float32),
+        width=width,
+        height=height,
+        names=item.names,
+        covers=item.covers() if item.covers else None,
+    )
+
+
+def _regions(item: Item, picture: Picture) -> dict[int, int]:
+    """The region of each object that has one: that of its number, where there are no boxes to go by or the regions have them; else what overlaps it most and by half."""
+    count, objects = len(picture.boxes), len(item.objects)
+    if not count or not objects:
+        return {i: i for i in range(count)}
+    if count >= objects and np.allclose(picture.boxes[:objects], fractions(item.objects, item, picture), atol=1e-3):
+        return {i: i for i in range(objects)}
+    fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
+    return {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
+
+
+def _named(item: Item, picture: Picture, region: Mapping[int, int]) -> Picture:
+    """A picture with the names of the objects that its regions show; of several objects, the first."""
+    if not item.names:
+        return picture
+    names = [""] * len(picture.boxes)
+    for number, row in sorted(region.items(), reverse=True):
+        names[row] = item.names[number]
+    return replace(picture, names=tuple(names))
+
+
+def object_lines(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    """The annotated objects of the first pictures of items as lines of `pairs.jsonl`, a picture once, its objects' names as caption; the others are passed over."""
+    seen: set[str] = set()
+    for item in items:
+        name = item.pictures[0] if item.pictures else ""
+        if name in seen or not (name and item.objects and all(item.size)):
+            continue
+        seen.add(name)
+        names = item.names or ("object",) * len(item.objects)
+        boxes = np.clip(item.objects, 0, [*item.size, *item.size]).tolist()
+        width, height = item.size
+        line = {"key": name, "image": name, "captions": [" ".join(names)], "boxes": boxes, "labels": list(names)}
+        yield line | {"width": width, "height": height}
 
 
 def xyxy(box: Sequence[float]) -> Box:

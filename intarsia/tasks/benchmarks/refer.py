@@ -35,7 +35,7 @@ def _read(name: str, root: Path, split: str) -> Annotations:
     folder = root / name if (root / name).is_dir() else root
     path = find_file(folder, f"refs({who}).p", f"refs({who}).json")
     refs = read_pickle(path) if path.suffix == ".p" else read_json(path)
-    boxes, sizes = _instances(find_file(folder, "instances.json"))
+    boxes, around, sizes = _instances(find_file(folder, "instances.json"))
     items, gold = [], {}
     for ref in refs:
         where = f"{path}: reference {ref.get('ref_id') if isinstance(ref, dict) else ref}"
@@ -49,15 +49,20 @@ def _read(name: str, root: Path, split: str) -> Annotations:
         for sentence in at(ref, "sentences", where):
             text, key = str(at(sentence, "sent", where)), str(at(sentence, "sent_id", where))
             meant = (Phrase(0, len(text), (boxes[number],)),)
-            items.append(Item(key, (text,), (picture,), phrases=meant, size=sizes[image]))
+            items.append(Item(key, (text,), (picture,), objects=around[image], phrases=meant, size=sizes[image]))
             gold[key] = boxes[number]
     return Annotations(name, split, tuple(items), gold)
 
 
-def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[int, int]]]:
+def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[Box, ...]], dict[int, tuple[int, int]]]:
+    """Boxes by annotation, all of a picture, sizes of pictures."""
     content = read_json(path)
-    boxes = {int(x["id"]): xyxy(x["bbox"]) for x in at(content, "annotations", str(path))}
-    return boxes, {int(x["id"]): (int(x["width"]), int(x["height"])) for x in at(content, "images", str(path))}
+    boxes, around = dict[int, Box](), dict[int, tuple[Box, ...]]()
+    for x in at(content, "annotations", str(path)):
+        boxes[int(x["id"])] = box = xyxy(x["bbox"])
+        around[int(x["image_id"])] = (*around.get(int(x["image_id"]), ()), box)
+    sizes = {int(x["id"]): (int(x["width"]), int(x["height"])) for x in at(content, "images", str(path))}
+    return boxes, around, sizes
 
 
 READERS = {name: partial(_read, name) for name in SPLITS}

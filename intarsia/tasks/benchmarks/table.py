@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from intarsia.tasks.metrics.folding import complete
 
 Predictions = Mapping[str, Array]
 """By item, what its choices score: (C); of each phrase, (M, C)."""
+Lists = Mapping[str, Sequence[str]]
+"""By text, the pictures that fit it best, the best first."""
+Kind = Literal["answers", "regions", "captions", "pairs"]
+LONG = 10
+"""Pictures of a list."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is ranked where a query has candidates of its own."""
+
+    asked: Sequence[tuple[int, Sequence[int]]]
+    """Item, and the items whose texts or pictures are its candidates, itself among them; by number."""
+    told: str
+    """The protocol in words: scores depend on what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Benchmark:
     measure_regions: Callable[[Annotations, Predictions, Mapping[str, Array]], dict[str, float]] | None = None
     """The same where predictions are scores of regions: by item, (R, 4) boxes in pixels."""
     measure_captions: Callable[[Annotations, Mapping[str, str]], dict[str, float]] | None = None
-    """The same where a caption is written for each picture. None of the three = pairs that are ranked both ways."""
+    """The same where a caption is written for each picture. None of the three = pairs are ranked, both ways unless there are `measure_lists`."""
     labels: Callable[[Path], tuple[str, ...]] | None = None
     """The list of answers of the training files."""
     chance: Callable[[Annotations], float] | None = None
@@ -42,14 +58,30 @@ class Benchmark:
     """Writes the server's file."""
     submit_captions: Callable[[Path, Annotations, Mapping[str, str]], None] | None = None
     """The same of captions by picture."""
-
+    groups: Callable[[Annotations], Mapping[str, tuple[str, str]]] | None = None
+    """By item, the thing it shows and its group, where hard negatives are other things of the group."""
+    candidates: Callable[[Annotations], Candidates] | None = None
+    """Where pairs are ranked, each among candidates of its own instead of all."""
+    measure_lists: Callable[[Annotations, Lists], dict[str, float]] | None = None
+    """The official numbers where each text is given the pictures that fit it best, out of `Annotations.candidates`; never the other way round."""
+    submit_lists: Callable[[Path, Annotations, Lists], None] | None = None
+    """Writes the server's file of them."""
     fold: int = 0
     """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
 
     @property
+    def kind(self) -> Kind:
+        """What is asked for."""
+        if self.measure_captions is not None:
+            return "captions"
+        if self.measure_regions is not None:
+            return "regions"
+        return "pairs" if self.measure is None else "answers"
+
+    @property
     def ranks(self) -> bool:
         """Whether texts and pictures are ranked by each other, instead of an item at a time."""
-        return self.measure is None and self.measure_regions is None and self.measure_captions is None
+        return self.kind == "pairs"
 
 
 def chosen(annotations: Annotations, predictions: Predictions) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from intarsia.batch import Array
 from intarsia.errors import BadInput
+from intarsia.features.fast_rcnn import covered
 from intarsia.tasks.benchmarks.items import (
     Annotations,
     Box,
@@ -89,18 +92,18 @@ def _read(root: Path, split: str, parts: tuple[str, ...]) -> Annotations:
     for where, x in read_lines(path):
         key = str(at(x, "annot_id", where))
         shown = str(at(x, "img_fn", where))
-        boxes, size = _boxes(folders, x)
+        known = _about(folders, x, where)
         label, reason = x.get("answer_label"), x.get("rationale_label")
         gold[key] = (label, reason)
         if "qa" in parts:
             texts, mentions = _texts(x, [*at(x, "answer_choices", where)], None, where)
             right = () if label is None else ((str(label), 1.0),)
-            items.append(Item(f"{key}/qa", texts, (shown,), right, objects=boxes, mentions=mentions, size=size))
+            items.append(Item(f"{key}/qa", texts, (shown,), right, mentions=mentions, **known))
         for answer in (range(4) if label is None else [label]) if "qar" in parts else ():
             texts, mentions = _texts(x, [*at(x, "rationale_choices", where)], x["answer_choices"][answer], where)
             right = () if reason is None else ((str(reason), 1.0),)
             name = f"{key}/qar" if label is not None else f"{key}/qar{answer}"
-            items.append(Item(name, texts, (shown,), right, objects=boxes, mentions=mentions, size=size))
+            items.append(Item(name, texts, (shown,), right, mentions=mentions, **known))
     return Annotations("vcr", split, tuple(items), {} if None in next(iter(gold.values()), (None,)) else gold)
 
 
@@ -111,14 +114,41 @@ def _texts(x: Any, offered: list[Any], answer: Any, where: str) -> tuple[tuple[s
     return tuple(text for text, _ in said), tuple(m for _, mentions in said for m in mentions)
 
 
-def _boxes(folders: Sequence[Path], x: Any) -> tuple[tuple[Box, ...], tuple[int, int]]:
-    for folder in folders:
-        path = folder / str(x.get("metadata_fn", ""))
-        if path.is_file():
-            about = read_json(path)
-            boxes = tuple((b[0], b[1], b[2], b[3]) for b in at(about, "boxes", str(path)))
-            return boxes, (int(at(about, "width", str(path))), int(at(about, "height", str(path))))
-    return (), (0, 0)
+def _about(folders: Sequence[Path], x: Any, where: str) -> dict[str, Any]:
+    """What `metadata_fn` says of the objects, as fields of an item; nothing where it is not there."""
+    path = next((y for y in (folder / str(x.get("metadata_fn", "")) for folder in folders) if y.is_file()), None)
+    if path is None:
+        return {}
+    about, names = read_json(path), tuple(map(str, at(x, "objects", where)))
+    boxes = _boxes(about, path)
+    if len(boxes) != len(names):
+        raise BadInput(f"{where}: {len(names)} objects, {path} has {len(boxes)} boxes")
+    covers: Callable[[], Array] | None = partial(_covers, path) if boxes and "segms" in about else None
+    size = (int(at(about, "width", str(path))), int(at(about, "height", str(path))))
+    return {"objects": boxes, "names": names, "covers": covers, "size": size}
+
+
+def _boxes(about: Any, path: Path) -> tuple[Box, ...]:
+    return tuple((b[0], b[1], b[2], b[3]) for b in at(about, "boxes", str(path)))
+
+
+def _covers(path: Path) -> Array:
+    """(objects, cells, cells) bool: what of each box its outlines cover; nothing of an object that has none.
+
+    Raises:
+        BadInput: outlines are missing, or one is no list of points.
+    """
+    about = read_json(path)
+    boxes, outlines = _boxes(about, path), at(about, "segms", str(path))
+    if len(outlines) != len(boxes):
+        raise BadInput(f"{path}: {len(boxes)} boxes, segms of {len(outlines)} objects")
+    found = []
+    for number, (box, each) in enumerate(zip(boxes, outlines, strict=True)):
+        try:
+            found.append(covered([np.array(x, np.float64).reshape(len(x), 2) for x in each], box))
+        except (TypeError, ValueError):
+            raise BadInput(f"{path}: segms of object {number}: {str(each)[:60]} is not a list of [x, y]") from None
+    return np.stack(found)
 
 
 def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from intarsia.errors import BadInput
 from intarsia.tasks.metrics.folding import complete, mean
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Ties = Literal["pessimistic", "optimistic", "mean"]
 CUTS = (1, 5, 10)
 
@@ -56,14 +57,18 @@ def ranks(scores: npt.ArrayLike, right: npt.ArrayLike, ties: Ties = "pessimistic
     Raises:
         BadInput: a score is no number, or a query has no right candidate.
     """
-    given, gold = np.asarray(scores, np.float64), np.asarray(right, bool)
+    return _ranks(np.asarray(scores, np.float64), np.asarray(right, bool), ties)
+
+
+def _ranks(given: Floats, gold: npt.NDArray[np.bool_], ties: Ties, first: int = 0) -> Floats:
+    """`ranks` of queries from number `first` on."""
     if given.ndim != 2 or not given.size or given.shape != gold.shape:
         raise BadInput(f"ranking: scores {given.shape}, right ones {gold.shape}")
     bad, without = np.argwhere(np.isnan(given)), np.flatnonzero(~gold.any(1))
     if len(bad):
-        raise BadInput(f"ranking: candidate {bad[0][1]} of query {bad[0][0]} has a score that is no number")
+        raise BadInput(f"ranking: candidate {bad[0][1]} of query {first + bad[0][0]} has a score that is no number")
     if len(without):
-        raise BadInput(f"ranking: query {without[0]} has no right candidate")
+        raise BadInput(f"ranking: query {first + without[0]} has no right candidate")
     best = np.where(gold, given, -np.inf).max(1, keepdims=True)
     above, beside = ((given > best) & ~gold).sum(1), ((given == best) & ~gold).sum(1)
     return above + beside * {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}[ties]  # type: ignore[no-any-return]
@@ -100,14 +105,32 @@ def retrieval(scores: npt.ArrayLike, owner: npt.ArrayLike, ties: Ties = "pessimi
     Raises:
         BadInput: see `ranks`; or an owner is no image.
     """
-    given, images = np.asarray(scores, np.float64), np.asarray(owner, np.int64)
+    given, images = np.asarray(scores), np.asarray(owner, np.int64)
     if given.ndim != 2 or images.shape != given.shape[1:]:
         raise BadInput(f"retrieval: scores {given.shape}, owners {images.shape}")
     strange = np.flatnonzero((images < 0) | (images >= len(given)))
     if len(strange):
         raise BadInput(f"retrieval: caption {strange[0]} belongs to image {images[strange[0]]} of {len(given)}")
-    own = images[None] == np.arange(len(given))[:, None]
-    return Retrieval(Recall.of(ranks(given, own, ties)), Recall.of(ranks(given.T, own.T, ties)))
+    text = _in_parts(given, np.arange(len(given)), images, ties)
+    return Retrieval(Recall.of(text), Recall.of(_in_parts(given.T, images, np.arange(len(given)), ties)))
+
+
+def _in_parts(scores: npt.NDArray[Any], queries: Ints, candidates: Ints, ties: Ties, size: int = 256) -> Floats:
+    """`ranks` where a candidate is right for queries of its own number; some queries at a time, so that a table on disk stays there.
+
+    Args:
+        scores: (Q, C).
+        queries: (Q) numbers.
+        candidates: (C) numbers.
+        ties: see `ranks`.
+        size: queries at a time.
+    """
+    found = []
+    for start in range(0, len(queries), size):
+        some = slice(start, start + size)
+        own = queries[some, None] == candidates[None]
+        found.append(_ranks(np.asarray(scores[some], np.float64), own, ties, start))
+    return np.concatenate(found)
 
 
 def folds(parts: Sequence[Retrieval]) -> dict[str, float]:
@@ -168,7 +191,11 @@ def muge(predictions: Mapping[int, Sequence[int]], right: Mapping[int, Iterable[
 
 
 def fashion_candidates(
-    categories: Sequence[str], queries: int = 1000, wrong: int = 100, seed: int = 0
+    categories: Sequence[str],
+    queries: int = 1000,
+    wrong: int = 100,
+    seed: int = 0,
+    products: Sequence[str] | None = None,
 ) -> list[tuple[int, list[int]]]:
     """Queries of the FashionGen protocol, with the candidates of each: its own number and others of its category, in random order.
 
@@ -179,14 +206,17 @@ def fashion_candidates(
         queries: how many different ones.
         wrong: wrong candidates of each.
         seed: the same draws everywhere.
+        products: of each pair, where several show one product: only the first of each takes part, so that no candidate is right by accident.
 
     Raises:
         BadInput: too few pairs have so many others in their category.
     """
     members: dict[str, list[int]] = {}
+    first = {product: number for number, product in reversed(list(enumerate(products or ())))}
     for number, category in enumerate(categories):
-        members.setdefault(category, []).append(number)
-    able = [number for number, category in enumerate(categories) if len(members[category]) > wrong]
+        if products is None or first[products[number]] == number:
+            members.setdefault(category, []).append(number)
+    able = sorted(number for mine in members.values() if len(mine) > wrong for number in mine)
     if len(able) < queries:
         raise BadInput(
             f"FashionGen: {len(able)} pairs have {wrong} others of their category, {queries} are to be asked"
