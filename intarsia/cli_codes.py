@@ -159,6 +159,7 @@ def show_picture(args: Sequence[str]) -> str:
 
     from intarsia.batch import Sample
     from intarsia.data.formats.files import write_whole
+    from intarsia.drawing import draw
     from intarsia.features.vq import read_vq
     from intarsia.model import open as open_model
     from intarsia.model import read_system
@@ -177,7 +178,7 @@ def show_picture(args: Sequence[str]) -> str:
     vq = read_vq(options.weights / FILE).to(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     samples = [Sample("text", (options.text,))] * options.count
-    drawn = system.draw(samples, vq, generator, options.top_k, options.top_p, options.temperature)
+    drawn = draw(system, samples, vq, generator, options.top_k, options.top_p, options.temperature)
     with write_whole(options.out) as temporary:
         Image.fromarray(np.concatenate(list(drawn), 1)).save(temporary, "PNG")
     return f"{options.count} pictures: {options.out}"

@@ -382,6 +382,31 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0)
     return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 
 
+def code_row(sample: Sample, codes: int, length: int) -> Array:
+    """(length) int64 codes of a sample's first picture; none without a picture.
+
+    Args:
+        sample: its picture.
+        codes: how many codes a system knows.
+        length: how many a picture has.
+
+    Raises:
+        BadInput: the picture has no codes, or others.
+    """
+    if not sample.pictures:
+        return np.zeros(0, np.int64)
+    found = sample.pictures[0].codes
+    if found is None or not codes:
+        raise BadInput(
+            f"sample {sample.key}: its picture has no codes; run `intarsia data codes` and name the file with --codes"
+        )
+    if found.shape != (length,) or found.max(initial=0) >= codes:
+        raise BadInput(
+            f"sample {sample.key}: {len(found)} codes up to {found.max(initial=0)}, the system takes {length} below {codes}"
+        )
+    return found.astype(np.int64)
+
+
 def grid_boxes(cells: int) -> Array:
     """(cells * cells, 4) the cells of a grid over the picture, from the left column to the right one, each downwards."""
     edges = np.arange(cells + 1) / cells

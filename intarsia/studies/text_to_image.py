@@ -22,6 +22,7 @@ import tyro
 
 from intarsia.batch import Array, Sample, pack
 from intarsia.data.source import Source
+from intarsia.drawing import draw
 from intarsia.errors import BadInput
 from intarsia.features.codes import WithCodes
 from intarsia.features.roi import stretched
@@ -161,7 +162,7 @@ def _draw(system: M6, vq: VQ, options: TextToImage, source: Source, count: int, 
     parts = []
     for start in range(0, count, 25):
         samples = [source[i] for i in range(start, min(start + 25, count)) for _ in range(times)]
-        parts.append(system.draw(samples, vq, generator, options.top_k))
+        parts.append(draw(system, samples, vq, generator, options.top_k))
     return np.concatenate(parts)
 
 

@@ -18,11 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia import decode
 from intarsia.batch import Array, Batch, Encoded, Example, Pick, RegionRows, Regions, Sample, Text, TextRows
 from intarsia.errors import BadInput, TooLong
-from intarsia.features.codes import PictureCodec
-from intarsia.layout import cells, picture_of, region_rows
+from intarsia.layout import cells, code_row, region_rows
 from intarsia.objectives.spans import hide_spans
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import FirstRow
@@ -196,23 +194,12 @@ class M6(System):
     def forms(self, sample: Sample) -> list[Example]:
         """The document of a sample in pre-training; of a picture in codes the longer one, that with patches or that with codes."""
         caption = self.lay_out(sample)
-        if not self.config.codes or not sample.pictures or sample.pictures[0].codes is None:
+        if not self.config.codes or not any(x.codes is not None for x in sample.pictures[:1]):
             return [caption]
-        drawn, _ = self.lay_out_next_code(sample, self._codes(sample)[:-1].tolist())
+        drawn, _ = self.lay_out_next_code(
+            sample, code_row(sample, self.config.codes, self.config.code_length)[:-1].tolist()
+        )
         return [max(caption, drawn, key=lambda x: x.rows)]
-
-    def _codes(self, sample: Sample) -> Array:
-        """The codes of a sample's picture."""
-        codes, config = picture_of(sample, 0).codes, self.config
-        if codes is None or not config.codes:
-            raise BadInput(
-                f"sample {sample.key}: its picture has no codes; run `intarsia data codes` and name the file with --codes"
-            )
-        if codes.shape != (config.code_length,) or codes.max(initial=0) >= config.codes:
-            raise BadInput(
-                f"sample {sample.key}: {len(codes)} codes up to {codes.max(initial=0)}, the system takes {config.code_length} below {config.codes}"
-            )
-        return codes.astype(np.int64)
 
     def _pieces(self, sample: Sample, text: str) -> Pieces:
         pieces = self.vocab.encode(text)
@@ -291,7 +278,7 @@ class M6(System):
         if goal not in self.card.objectives:
             raise BadInput(f"m6 has no objective {goal!r}; it has {', '.join(self.card.objectives)}")
         if goal == "text_to_image":
-            codes = self._codes(sample) if sample.pictures else np.zeros(0, np.int64)
+            codes = code_row(sample, self.config.codes, self.config.code_length)
             example, _ = self.lay_out_next_code(sample, codes[:-1].tolist())
             example.targets[goal] = Pick("text", np.arange(len(codes)), len(self.vocab) + codes)
             return example
@@ -337,42 +324,6 @@ class M6(System):
         assert encoded.text is not None and self.codes is not None
         return F.linear(encoded.text.index_select(0, rows), self.codes.weight)
 
-    def draw(
-        self,
-        samples: Sequence[Sample],
-        codec: PictureCodec,
-        generator: torch.Generator,
-        top_k: int = 100,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-    ) -> Array:
-        """A picture of each sample's text: codes drawn one by one as in `decode.sample`, then decoded. In evaluation mode.
-
-        Args:
-            samples: B texts; one that is there several times is drawn several times.
-            codec: that the system was trained with.
-            generator: draws, on the CPU.
-            top_k: of the likeliest codes only so many; 100 in MUGE's baseline, 0 = all.
-            top_p: as in `decode.sample`.
-            temperature: the same.
-
-        Returns:
-            (B, S, S, 3) uint8.
-
-        Raises:
-            BadInput: the system was not trained with such codes.
-        """
-        config = self.config
-        if (codec.codes, codec.length) != (config.codes, config.code_length) or not config.codes:
-            raise BadInput(
-                f"m6: writes {config.code_length if config.codes else 0} codes below {config.codes}, the codec takes {codec.length} below {codec.codes}"
-            )
-        limited = config.experts and config.capacity_factor
-        way = decode.next_piece if limited else decode.cached_next_piece
-        logits = way(self, samples, decode.Writing(self.lay_out_next_code, self.code_logits))
-        said = decode.sample(logits, len(samples), codec.length, -1, generator, top_k, top_p, temperature)
-        return codec.decode(np.array([x.ids for x in said], np.int64))
-
     # 4 -- recipes ---------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
@@ -395,7 +346,4 @@ class M6(System):
         "codes": ("codes.weight", 0),
     }
     flags = {"pre_norm": "encoder.norm.weight"}  # noqa: RUF012
-    keys = KeyMap(
-        *((part, part) for part in ("words.", "patches.", "encoder.", "codes.")),
-        optional=("codes.",),
-    )
+    keys = KeyMap(*((x, x) for x in ("words.", "patches.", "encoder.", "codes.")), optional=("codes.",))

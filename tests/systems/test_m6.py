@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.drawing import draw
 from intarsia.errors import BadInput, TooLong
 from intarsia.objectives.spans import hide_spans
 from intarsia.recipe import Mix
@@ -165,14 +166,14 @@ def test_what_was_learnt_by_heart_is_drawn_from_its_text() -> None:
         model(batch)[0]["text_to_image"].backward()
         optimizer.step()
     model.eval()
-    drawn = model.draw(samples, codec, torch.Generator().manual_seed(0), top_k=1)
+    drawn = draw(model, samples, codec, torch.Generator().manual_seed(0), top_k=1)
     assert drawn.shape == (3, 3, 3, 3) and drawn.dtype == np.uint8
     assert codec.encode(drawn).tolist() == [x.pictures[0].codes.tolist() for x in samples]
-    first = model.draw(samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
-    again = model.draw(samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
+    first = draw(model, samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
+    again = draw(model, samples[:1] * 8, codec, torch.Generator().manual_seed(1), top_k=0, temperature=30.0)
     assert np.array_equal(first, again) and len({x.tobytes() for x in first}) > 1
     with pytest.raises(BadInput, match="writes 9 codes below 8, the codec takes 4 below 8"):
-        model.draw(samples, type("Small", (Tiles,), {"length": 4})(), torch.Generator())
+        draw(model, samples, type("Small", (Tiles,), {"length": 4})(), torch.Generator())
 
 
 def test_pictures_without_the_right_codes_are_refused() -> None:
