@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from intarsia.batch import Array, Sample, pack
+from intarsia.cli_codes import FILE, keep_codes
 from intarsia.data.source import Source
 from intarsia.drawing import draw
 from intarsia.errors import BadInput
@@ -106,7 +107,7 @@ def run(options: TextToImage) -> dict[str, Any]:
 
 
 def _codec(options: TextToImage, source: ProductSource, held: ProductSource) -> tuple[VQ, dict[str, Any]]:
-    path, numbers = options.out / "codes.safetensors", VQNumbers()
+    path, numbers = options.out / FILE, VQNumbers()
     pictures, others = (read_pictures(x, numbers.side, len(x)) for x in (source, held))
     if not path.is_file():
         about = f"{len(source)} products, {options.vq_steps} steps, seed {options.seed}"
@@ -121,6 +122,7 @@ def _codec(options: TextToImage, source: ProductSource, held: ProductSource) -> 
 def _trained(options: TextToImage, name: str, source: Source, held: Source) -> M6:
     """An arm's system; trained first if there is none."""
     out, recipe = options.out / name, M6.recipes["t2i_tiny"]
+    keep_codes(options.out / FILE, out)
     if not (out / "model.safetensors").is_file():
         recipe = dataclasses.replace(
             recipe,
