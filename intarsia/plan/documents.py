@@ -62,7 +62,10 @@ class Documents:
         if "clips" in self.system.needs:
             return Sample(key, (" ".join(said),) * 2, film=self._film(key, rng))
         other = (" ".join(reversed(said)),)
-        return Sample(key, (" ".join(said),), (self._picture(key, rng, said),), also=other, false_texts=other)
+        table = getattr(self.system.config, "answers", said[:1])  # of a system that chooses among answers
+        answers = ((table[0], 1.0),) if table else ()
+        shown = (self._picture(key, rng, said),)
+        return Sample(key, (" ".join(said),), shown, also=other, false_texts=other, answers=answers)
 
     def _picture(self, key: str, rng: np.random.Generator, said: list[str]) -> Picture:
         count = self.regions

@@ -219,6 +219,19 @@ def test_every_system_is_outlined(name: str) -> None:
         assert one.flops > 0 and 0 < one.kept <= one.activations <= one.together
 
 
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_every_goal_of_every_size_can_be_laid_out(name: str) -> None:
+    cls = find(name)
+    for size, recipe in cls.recipes.items():
+        few = replace(recipe, batching=replace(recipe.batching, rows=3000, samples=2))
+        with torch.device("meta"):
+            documents = Documents(cls(recipe.config, vocabulary(cls, recipe.config.vocab_size)), SIZE)
+        for goal, share in recipe.mix.share.items():
+            if share > 0:
+                batch, _ = documents.batch(goal, few)
+                assert batch.rows > 0 and batch.targets, size
+
+
 # ------------------------------------------------------------------------------------------------------------- what is sent
 
 
