@@ -78,8 +78,8 @@ def begin(
         raise BadInput("--critical: begins from a captioner; name its run with --weights")
     if critical and not how.critical:
         raise BadInput(f"--critical: the paper of {system} has no self-critical training")
-    name = how.recipes.get(size) or next(iter(how.recipes.values()))
-    recipe, plain = cls.recipes[name], cls.Config()
+    tuned_size = size if size in how.recipes else next(iter(how.recipes))
+    recipe, plain = cls.recipes[how.recipes[tuned_size]], cls.recipes[tuned_size].config
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         whole = begin_whole(cls, system, size, weights, vocab, source, seed)
