@@ -179,7 +179,9 @@ def test_recipes_say_where_they_come_from(name: str) -> None:
     assert {"tiny", "base"} <= set(cls.recipes)
     assert all(recipe.note for recipe in cls.recipes.values())
     assert all(
-        getattr(cls.card, x.name) for x in dataclasses.fields(cls.card) if x.name not in ("unverified", "weights", "features")
+        getattr(cls.card, x.name)
+        for x in dataclasses.fields(cls.card)
+        if x.name not in ("unverified", "weights", "features")
     )
 
 
