@@ -125,7 +125,7 @@ class VideoBERT(System):
         code="none published; unofficial ammesatyajit/VideoBERT 9e17940 was read as a warning",
         streams="single",
         new="clips as words; one BERT over what is said and what is shown",
-        objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint"),
+        objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint", "caption"),
         tasks=("zero-shot verbs and objects", "text to clips", "caption"),
         weights=(),
         unverified=(
