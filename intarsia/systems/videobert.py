@@ -98,7 +98,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
-    still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    still = VideoBERTConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # sizes are the weights'
     writer = Recipe(
         config=replace(still, captioner=CaptionNumbers(layers=2)),
         mix=Mix(share={"caption": 1}),
@@ -125,7 +125,7 @@ class VideoBERT(System):
         code="none published; unofficial ammesatyajit/VideoBERT 9e17940 was read as a warning",
         streams="single",
         new="clips as words; one BERT over what is said and what is shown",
-        objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint"),
+        objectives=("mlm", "mvm", "align", "mlm_joint", "mvm_joint", "caption"),
         tasks=("zero-shot verbs and objects", "text to clips", "caption"),
         weights=(),
         unverified=(
