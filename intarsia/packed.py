@@ -170,7 +170,8 @@ def restarts(packing: Packing, first: Tensor, parts: int) -> Packing:
     starts = torch.arange(packing.documents * parts + 1, device=doc.device)
     cu = torch.searchsorted(doc, starts).int()
     rows = torch.arange(packing.rows, device=doc.device)
-    longest = round_up(int(cu.diff().max())) if doc.device.type == "cpu" else packing.max_seqlen
+    known = type(doc) is Tensor and doc.device.type == "cpu"  # not a fake one, whose numbers nobody knows
+    longest = round_up(int(cu.diff().max())) if known else packing.max_seqlen
     return Packing(cu, longest, doc, rows - cu[doc])
 
 

@@ -79,6 +79,8 @@ class Documents:
             "attributes": rng.integers(0, self.attributes, count),
             "attribute_scores": np.ones(count, np.float32),
         }
+        if codes := getattr(self.system.config, "codes", 0):
+            drawn["codes"] = rng.integers(0, codes, self.system.config.code_length)
         features = np.zeros((count, self.width), np.float32)
         tags = tuple(said[i % len(said)] for i in range(count))
         return Picture(key, features, boxes, self.size.width, self.size.height, probs=probs, tags=tags, **drawn)

@@ -256,7 +256,7 @@ class UNITER(System):
         code="github.com/ChenRocks/UNITER 1dbfa62",
         streams="single",
         new="hides words or regions, never both, and aligns words with regions by optimal transport",
-        objectives=("mlm", "mrfr", "mrc", "mrc_kl", "itm", "wra"),
+        objectives=("mlm", "mrfr", "mrc", "mrc_kl", "itm", "itm_order", "wra"),
         tasks=("vqa", "ve", "nlvr2", "nlvr2_pair", "vcr", "retrieval", "retrieval_hard", "re", "re_plus"),
         weights=("ChenRocks/UNITER .pt",),
         unverified=("corpus sizes", "removal of overlapping pictures", "published scores"),
