@@ -76,8 +76,6 @@ def begin(
         raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     if critical and weights is None:
         raise BadInput("--critical: begins from a captioner; name its run with --weights")
-    if critical and not how.critical:
-        raise BadInput(f"--critical: the paper of {system} has no self-critical training")
     tuned_size = size if size in how.recipes else next(iter(how.recipes))
     recipe, plain = cls.recipes[how.recipes[tuned_size]], cls.recipes[tuned_size].config
     with torch.random.fork_rng([]):

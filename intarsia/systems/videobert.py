@@ -98,7 +98,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
-    still = VideoBERTConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # sizes are the weights'
+    still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     writer = Recipe(
         config=replace(still, captioner=CaptionNumbers(layers=2)),
         mix=Mix(share={"caption": 1}),

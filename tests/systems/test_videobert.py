@@ -295,6 +295,6 @@ def test_captions_need_a_captioner_and_are_cut_and_counted() -> None:
     assert example.text is not None and example.text.cut == 10
     with pytest.raises(BadInput, match="the caption '' is empty"):
         system.hide(dataclasses.replace(PARTS[0], texts=("",)), "caption", np.random.default_rng(0), lambda: FILMS[0])
-    recipe, plain = VideoBERT.recipes["caption"], VideoBERT.Config()
+    recipe, plain = VideoBERT.recipes["caption"], VideoBERT.recipes["large"].config
     changed = {x.name for x in dataclasses.fields(plain) if getattr(recipe.config, x.name) != getattr(plain, x.name)}
     assert changed == {"captioner", "hidden_dropout_prob", "attention_probs_dropout_prob"}  # all that tuning sets
