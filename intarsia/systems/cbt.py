@@ -135,7 +135,7 @@ class CBT(System):
         streams="dual",
         new="masked clips told apart by noise-contrastive estimation instead of clusters; speech and video matched as wholes",
         objectives=("nce", "mi", "mlm"),
-        tasks=("features for actions, anticipation and captions",),
+        tasks=("action", "anticipation", "retrieval of videos", "features for captions"),
         weights=(),
         unverified=(
             "length of clips and passages",

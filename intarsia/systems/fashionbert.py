@@ -156,7 +156,7 @@ class FashionBERT(System):
         streams="single",
         new="patches of a grid instead of detected regions; losses weighed by what they are",
         objectives=("mlm", "mpm", "tia"),
-        tasks=("retrieval",),
+        tasks=("retrieval_fashion", "retrieval", "category", "sub_category"),
         weights=("TensorFlow 1 checkpoints (.index and .data), read without TensorFlow",),
         unverified=(
             "batch and length of pre-training",
