@@ -119,7 +119,7 @@ class Curve:
 
     def __str__(self) -> str:
         if not self.printable:
-            return "no fit printed (fewer than 5 sizes, or the interval of b holds 0)"
+            return "no fit"
         return f"b {self.fit.b:.2f} [{self.b[0]:.2f}, {self.b[1]:.2f}], floor {self.fit.floor:.3f}"
 
 
