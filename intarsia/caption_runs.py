@@ -28,8 +28,8 @@ from intarsia.tasks.benchmarks.captions import picture_of
 from intarsia.tasks.benchmarks.items import spellings
 from intarsia.tasks.metrics import captions, ptb
 from intarsia.text import Vocab
-from intarsia.train.loop import Outcome, Pace, pretrain
-from intarsia.tuning_runs import About, begin_whole, bounded, write_about
+from intarsia.train.loop import Outcome, Pace
+from intarsia.tuning_runs import About, begin_whole, bounded, finetune
 from intarsia.weights.files import fill, read_weights, write_weights
 
 TASK = "caption"
@@ -226,7 +226,7 @@ def critical(
     pace: Pace | None = None,
     sharding: Literal["ddp", "fsdp"] = "ddp",
 ) -> Outcome:
-    """Self-critical training by the one loop into a run folder; goes on where an earlier run in it stopped.
+    """Self-critical training as any other fine-tuning, into a run folder that ends with the captioner alone.
 
     Raises:
         BadInput: data, folder or disk cannot be used; the folder is of another run; held-out items are given, which this loss has no use for.
@@ -234,22 +234,10 @@ def critical(
     if valid is not None:
         raise BadInput("--valid-split: self-critical training is watched by its reward, not by held-out items")
     _, how = captioning(about.system)
-    write_about(about, out)
     reward = cider_reward(source, tuned.vocab if how.paired else None)
     items = source if how.paired else first_of_each(source)
     module = Critical(tuned, how, items, reward, recipe.seed)
-    outcome = pretrain(
-        module,
-        items,
-        recipe,
-        out,
-        workers=workers,
-        device=device,
-        sharding=sharding,
-        pace=pace,
-        name=about.system,
-        size=about.size,
-    )
+    outcome = finetune(about, module, recipe, items, out, workers=workers, device=device, pace=pace, sharding=sharding)
     file = out / "model.safetensors"
     if outcome.finished and file.is_file():
         state = {name.removeprefix("system."): x for name, x in read_weights(file).items()}
