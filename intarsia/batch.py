@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from intarsia.packed import Packing
+from intarsia.packed import Packing, subset
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -312,6 +312,11 @@ class Text(Movable):
     words: Tensor
     """(T), -1 for special tokens."""
     packing: Packing
+
+    def take(self, rows: Tensor) -> Text:
+        """Some of the rows, sorted, each once; documents stay as many."""
+        ids, segments, positions, words = (x[rows] for x in (self.ids, self.segment_ids, self.position_ids, self.words))
+        return Text(ids, segments, positions, words, subset(self.packing, rows))
 
 
 @dataclass(frozen=True, slots=True)

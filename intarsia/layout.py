@@ -115,6 +115,11 @@ def picture_of(sample: Sample, number: int) -> Picture:
     return sample.pictures[number]
 
 
+def document_key(sample: Sample, task: str | None, form: int) -> str:
+    """The key of one of a sample's documents: the sample's own in pre-training."""
+    return sample.key if task is None else f"{sample.key}@{form}"
+
+
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
     """The regions of a picture, all at position 0, none hidden.
 
@@ -314,11 +319,14 @@ def with_whole_picture(
     return RegionRows(**{name: column(name) for name in RegionRows.__slots__})
 
 
-def one_row(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
-    """A whole picture as one row, the mean of its regions, without labels; else as `region_rows`."""
-    rows, one = region_rows(key, picture, width, segment, image), np.ones(1, np.int64)
-    feature = whole_feature(rows.feats, rows.masked)[None]
-    return RegionRows(feature, np.array([[0, 0, 1, 1]], np.float32), one * segment, 0 * one, one * image, one == 0)
+def picture_rows(sample: Sample, width: int, segment: int) -> RegionRows:
+    """Whole pictures, each as one row, the mean of its regions, without labels; else as `region_rows`."""
+    found, one = [], np.ones(1, np.int64)
+    for i in range(max(1, len(sample.pictures))):
+        rows = region_rows(sample.key, picture_of(sample, i), width, segment, i)
+        feature, box = whole_feature(rows.feats, rows.masked)[None], np.array([[0, 0, 1, 1]], np.float32)
+        found.append(RegionRows(feature, box, one * segment, 0 * one, one * i, one == 0))
+    return side_by_side(found)
 
 
 def whole_feature(feats: Array, hidden: Array) -> Array:

@@ -271,10 +271,6 @@ class VisualBERT(System):
             found["itm"] = itm.score(self.match_head(encoded.pooled), batch.labels("itm"))
         return found
 
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that the (second) caption belongs to the picture."""
-        return itm.log_odds(self.match_head(encoded.pooled))
-
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()

@@ -22,7 +22,7 @@ from intarsia import layout
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Pixels, RegionRows, Sample, TextRows
 from intarsia.features.fast_rcnn import RESNET101, framed
 from intarsia.features.resnet import ResNetConfig
-from intarsia.objectives import itm, mlm, mrm
+from intarsia.objectives import mlm, mrm
 from intarsia.parts.elements import Elements, Sight
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
@@ -303,10 +303,6 @@ class VLBERT(System):
     def matches(self) -> bool:
         """Only with the optional sentence-image head."""
         return bool(self.config.relation)
-
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that caption and picture belong together."""
-        return itm.log_odds(self.match_head(encoded.pooled)) if self.matches else super().match_scores(encoded)
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
