@@ -22,7 +22,7 @@ from intarsia.evaluate import match
 from intarsia.evaluate.grounding import overlap_shares
 from intarsia.evaluate.running import Inference
 from intarsia.features.resnet import ResNet, ResNetConfig
-from intarsia.layout import bounded_pixels
+from intarsia.pixels import bounded_pixels
 from intarsia.recipe import SGD, Batching, Mix, Optim, Recipe, Schedule
 from intarsia.studies.family import blind
 from intarsia.system import Crossing, begin
