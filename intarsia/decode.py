@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.attend import Memory, remember
-from intarsia.batch import Encoded, Example, Sample, pack
+from intarsia.batch import Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.objectives import scst
+from intarsia.pack import pack
 from intarsia.parts.experts import Mixture
 from intarsia.system import System
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intarsia.batch import Array, ClipRows, Example, Pick, RegionRows, Sample, pack
+from intarsia.batch import Array, ClipRows, Example, Pick, RegionRows, Sample
+from intarsia.pack import pack
 from intarsia.recipe import Mix
 from intarsia.system import System
 from intarsia.viz.curves import NAMES

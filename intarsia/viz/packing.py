@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from intarsia.attend import watch
-from intarsia.batch import Array, Batch, Picture, Sample, pack
+from intarsia.batch import Array, Batch, Picture, Sample
 from intarsia.data.source import Source
 from intarsia.evaluate.grounding import streams_of
+from intarsia.pack import pack
 from intarsia.packed import Packing, join, visible
 from intarsia.system import System, fit_config
 from intarsia.text import Vocab
