@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.batch import Array, Batch, Encoded, Example, Sample, pack
+from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.evaluate.matching import rank
+from intarsia.pack import pack
 from intarsia.packed import Packing, taken
 from intarsia.parts.aligned import Aligned
 from intarsia.studies.readouts import attention_maps

@@ -142,11 +142,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     )
     tiny = replace(
         base,
-        config=OscarConfig(
-            **TINY,
-            mlm_rate=0.25,
-            **PLUS,
-        ),
+        config=OscarConfig(**TINY, **PLUS, mlm_rate=0.25),
         mix=Mix(share={"mlm": 1, "mlm+contrast": 2}, begin={"mlm+contrast": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: Oscar+ on generated scenes from scratch, in minutes on two CPU cores.",

@@ -123,12 +123,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     )
     tiny = replace(
         base,
-        config=VisualBERTConfig(
-            **TINY,
-            mlm_rate=0.25,
-            two_captions=False,
-            train_pooler=True,
-        ),
+        config=VisualBERTConfig(**TINY, mlm_rate=0.25, two_captions=False, train_pooler=True),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Batch, Sample, pack
+from intarsia.batch import Batch, Sample
 from intarsia.evaluate import evaluate
 from intarsia.features.kmeans import WithWords, fit
 from intarsia.model import Model
 from intarsia.objectives import qa
+from intarsia.pack import pack
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find, parity
 from intarsia.text import Vocab

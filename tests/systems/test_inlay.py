@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from intarsia.batch import Batch, Picture, pack
+from intarsia.batch import Batch, Picture
+from intarsia.pack import pack
 from intarsia.packed import Packing, restarts, taken
 from intarsia.systems.inlay import EVERY, GOALS, WARM, Inlay
 from intarsia.train.start import captions, fresh
