@@ -53,7 +53,7 @@ class Family:
     seeds: tuple[int, ...] = (42,)
     """A run each; the table names their numbers in this order."""
     device: str = "cpu"
-    """What trains; retrieval runs on the CPU."""
+    """What trains and ranks, as for `intarsia pretrain`."""
     candidates: int = 100
     """Held-out pairs that retrieval ranks."""
     workers: int = 1
