@@ -179,6 +179,11 @@ TINY_RUN: dict[str, Any] = {
     "precision": "fp32",
 }
 """How every system's `tiny` size is trained, unless it says otherwise."""
+TINY_DUAL_RUN = TINY_RUN | {
+    "schedule": Schedule(steps=1200, warmup=60, floor=0.02),
+    "batching": Batching(rows=1600, window=2048),
+}
+"""The same of two streams: as many rows in half as many steps."""
 
 
 def adam(lr: float, max_norm: float = 1.0, eps: float = 1e-8, decay: float = 0.01) -> Optim:

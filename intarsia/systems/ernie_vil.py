@@ -25,7 +25,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
+from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks import HeadConfig, linear
 from intarsia.tasks.among import Among
@@ -84,7 +84,7 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
             base,
             config=ERNIEViLConfig(**TINY_TWO_STREAMS, asks_broken=False),
             mix=Mix(share=dict.fromkeys(apart, 1.0) | dict.fromkeys(both, 2.0), begin=dict.fromkeys(both, 0.3)),
-            **TINY_RUN,
+            **TINY_DUAL_RUN,
             note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
         ),
         "base": base,

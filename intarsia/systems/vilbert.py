@@ -26,7 +26,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
+from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
 from intarsia.tasks.entail import Entailment
@@ -125,7 +125,7 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         base,
         config=ViLBERTConfig(**TINY_TWO_STREAMS, objective=1, mlm_rate=0.25),
         mix=Mix(share={"mlm+mrc_kl": 1, "mlm+mrc_kl+itm": 2}, begin={"mlm+mrc_kl+itm": 0.3}),
-        **TINY_RUN,
+        **TINY_DUAL_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
 
