@@ -8,6 +8,7 @@ from typing import Literal
 
 from intarsia.data.corpora import Joined
 from intarsia.data.formats import corpus_lines
+from intarsia.data.formats.b2t2 import B2T2Examples, b2t2_files, is_b2t2
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.corpus import CorpusSource
 from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
@@ -33,7 +34,7 @@ PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
     f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
-    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus or FashionGen's .h5; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus, FashionGen's .h5 or B2T2's records; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 REMOTE = f"a folder with {INDEX}, {LINES}, *.tar, *.parquet or *.arrow, a file of these kinds, or a caption file of a known corpus"
@@ -90,6 +91,8 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
             return TarSource(path, split, on_error)
         if is_text_db(path):
             return UniterText(path, split, on_error)
+        if b2t2_files(path):
+            return B2T2Examples(path, split, on_error)
         if is_files_layout(path):
             return FilesSource(path, split, on_error)
         if table_files(str(path)):
@@ -109,6 +112,8 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
         return TableSource(path, split, on_error)
     if FASHIONGEN.fullmatch(path.name):
         return FashionGen(path, split, on_error)
+    if is_b2t2(path):
+        return B2T2Examples(path, split, on_error)
     raise BadInput(f"{path}: not a file of a known kind; expected {ACCEPTED}")
 
 

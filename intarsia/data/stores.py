@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.batch import Picture
+from intarsia.data.formats.b2t2 import is_b2t2
 from intarsia.data.formats.butd_tsv import ButdTsv
 from intarsia.data.formats.ernie_vil import COLUMNS as ERNIE_COLUMNS
 from intarsia.data.formats.ernie_vil import ErnieTsv
@@ -27,7 +28,7 @@ from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.store import RegionStore
 from intarsia.data.formats.tensorpack import TensorpackLmdb
-from intarsia.data.formats.tfrecord import FashionBERTRecords
+from intarsia.data.formats.tfrecord import FashionBERTRecords, is_lined, is_records
 from intarsia.data.formats.torch_features import TorchFeatures, is_features, read_content
 from intarsia.data.formats.uniter_lmdb import NAMES as UNITER_NAMES
 from intarsia.data.formats.uniter_lmdb import UniterLmdb
@@ -37,7 +38,7 @@ from intarsia.data.formats.vilbert import NpyFolder, ViLBERTLmdb
 from intarsia.data.formats.vlbert_zip import VLBERTLines, VLBERTRegions
 from intarsia.errors import BadInput
 
-TSV = re.compile(r"\.(tsv|txt)(\.\d+|\.gz)?$")
+TSV = re.compile(r"\.(tsv|txt|csv)(\.\d+|\.gz)?$")
 
 
 class ShardStore(RegionStore):
@@ -102,7 +103,7 @@ def _file(path: Path, boxes: str, width: int) -> RegionStore | None:
         case ".yaml" | ".yml":
             return OscarCorpus(path, width) if "corpus_file" in read_yaml(path) else OscarTsv(path, width)
         case ".tfrecord" | ".tfrecords":
-            return FashionBERTRecords(path)
+            return None if is_b2t2(path) else FashionBERTRecords(path)
         case ".zip":
             return VLBERTRegions(path)
         case ".pt" | ".pth" | ".th":
@@ -113,7 +114,12 @@ def _file(path: Path, boxes: str, width: int) -> RegionStore | None:
             with open(path, "rb") as handle:
                 return VLBERTLines(path) if b'"frcnn"' in handle.readline(65536) else None
         case _:
-            return _tsv(path, width) if TSV.search(path.name) else None
+            return _tsv(path, width) if TSV.search(path.name) else _records(path)
+
+
+def _records(path: Path) -> RegionStore | None:
+    """Of files without a name that says it: shards of records, `NAME-00000-of-00020`."""
+    return FashionBERTRecords(path) if path.is_file() and is_records(path) and not is_b2t2(path) else None
 
 
 def _folder(path: Path, boxes: str) -> RegionStore | None:
@@ -183,6 +189,8 @@ def _tsv(path: Path, width: int) -> RegionStore | None:
             cells = handle.readline().rstrip(b"\r\n").split(b"\t")
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{head}: cannot be read: {error}") from None
+    if is_lined(cells):
+        return FashionBERTRecords(path)
     if len(cells) == ERNIE_COLUMNS and all(x.isdigit() for x in cells[1:5]):
         return ErnieTsv(path)
     if len(cells) in (6, 8, 10, 13) and cells[1].isdigit():

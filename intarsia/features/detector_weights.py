@@ -101,7 +101,7 @@ def detector_state(state: Mapping[str, Tensor], where: str = "weights") -> tuple
     layout = layout_of(state, where)
     plain = {key: value.float() for key, value in state.items() if not key.endswith(".num_batches_tracked")}
     ours = caffe_names(plain, where) if layout == "caffemodel" else rules(layout).to_ours(plain, where)
-    form: Form = "caffe" if layout in ("milvlg", "caffemodel") else layout
+    form: Form = layout if layout in ("d2", "maskrcnn") else "caffe"
     try:
         config = _config(ours, form)
     except KeyError as error:

@@ -126,7 +126,7 @@ def test_old_files_with_four_sides(tmp_path):
             lambda whole: whole + layer("fc1000", "InnerProduct", torch.ones(2, 2)),
             r"1 blobs of another network, e\.g\. fc1000\.0",
         ),
-        (lambda whole: whole.replace(b"rpn_bbox_pred", b"rpn_bbox_prex"), r"1 blobs|2 blobs of another network"),
+        (lambda whole: whole.replace(b"rpn_bbox_pred", b"rpn_bbox_prex"), "2 blobs of another network"),
     ],
 )
 def test_what_is_no_such_file_is_named(change, message, tmp_path):
