@@ -247,13 +247,13 @@ def test_b2t2s_records_are_questions_with_boxes_of_what_is_spoken_of(tmp_path: P
         ("person", 18, 1),
     ]
     np.testing.assert_allclose(picture.boxes * [40, 30, 40, 30], [[1, 2, 21, 12], [6, 4, 16, 24]], atol=1e-5)
-    assert (picture.name, picture.width, picture.height, picture.tags) == ("val-3", 40, 30, ("person", "person"))
+    assert (picture.name, picture.width, picture.height, picture.tags) == ("val-3-5", 40, 30, ("person", "person"))
     assert picture.pixels is not None and np.asarray(picture.pixels()).shape == (30, 40, 3)
     assert source.index.splits == {"val": 2}
     b2t2(tmp_path, "test", label=0)
     both = open_source(tmp_path)
     assert both.index.splits == {"val": 2, "test": 2} and [x.answers for x in open_source(tmp_path, "test")] == [(), ()]
-    assert inspect(str(path)).with_pixels == 1
+    assert inspect(str(path)).with_pixels == 2
 
 
 def test_b2t2s_records_are_checked_and_extracted(tmp_path: Path) -> None:

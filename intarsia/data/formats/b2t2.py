@@ -27,6 +27,7 @@ from intarsia.data.formats.question_lines import split_of
 from intarsia.data.formats.tfrecord import Records, is_records, parse_example
 from intarsia.errors import BadInput
 
+SHARD_OF = re.compile(r"-\d+-of-\d+$")
 OBJECT = re.compile(r"\[OBJ-(\d+)\]")
 SPECIAL = ("[CLS]", "[IMAGE]")
 FIELDS = ("img_id", "annot_id", "choice_id", "input_ids", "label", "bbox_pos", "bbox_idx", "image")
@@ -43,7 +44,7 @@ def is_b2t2(path: Path) -> bool:
 
 def b2t2_files(folder: Path) -> list[Path]:
     """The files of such records in a folder, by their names."""
-    found = sorted(x for x in folder.glob("*-of-*") if re.search(r"-\d+-of-\d+$", x.name))
+    found = sorted(x for x in folder.glob("*-of-*") if SHARD_OF.search(x.name))
     return found if found and is_b2t2(found[0]) else []
 
 
@@ -133,11 +134,7 @@ class B2T2Examples(LineSource):
             record |= {"boxes": [boxes[k] for k in order], "labels": [labels[k] for k in order]}
             record["links"] = [[0, start, end, order.index(k)] for k, start, end in spoken if k in boxes]
         right = [self._said(x, 1)[0] for x in choices if int(x["label"][0]) == 1]
-        return (
-            record | ({"answers": [[right[0], 1.0]]} if right else {}),
-            where,
-            f"{record['image']}-{int(choices[0]['annot_id'][0])}",
-        )
+        return record | ({"answers": [[right[0], 1.0]]} if right else {}), where, record["image"]
 
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """The picture of a question, decoded from the record when its pixels are asked for."""
@@ -150,7 +147,8 @@ class B2T2Examples(LineSource):
         return decode_image(self._choice(file, records[0])["image"][0], f"{file.path}, record {records[0]}")
 
     def _name(self, file: Records, choice: Example) -> str:
-        return f"{split_of(file.path)}-{int(choice['img_id'][0])}"
+        """Each question's picture has a name of its own, as each speaks of other objects."""
+        return f"{split_of(file.path)}-{int(choice['img_id'][0])}-{int(choice['annot_id'][0])}"
 
     def _size(self, choice: Example, where: str) -> tuple[int, int]:
         try:

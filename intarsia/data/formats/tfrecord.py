@@ -217,7 +217,7 @@ class FashionBERTRecords(RegionStore):
         self.names = list(self._rows)
 
     def _row(self, number: int) -> dict[str, list[bytes] | Array]:
-        return self.records.example(number, f"{self.path}, record {number}")
+        return self.records.example(number, f"{self.shown}, record {number}")
 
     def picture(self, number: int) -> Picture:
         """The patches of a picture that its mask has."""
