@@ -13,8 +13,6 @@ import numpy as np
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
-from intarsia.data.formats.copies import check_sum, stated_sums
-from intarsia.data.formats.files import is_file, is_remote, parent_of
 from intarsia.data.formats.films import FilmSource, check_passage
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import EXTRAS, check_shapes
@@ -24,6 +22,7 @@ from intarsia.data.formats.store import RegionStore
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance, Source
 from intarsia.data.stores import open_foreign
+from intarsia.data.sums import check_sums
 from intarsia.errors import BadInput
 
 
@@ -144,11 +143,16 @@ class Counts:
     """What samples are."""
     sums: int = 0
     """Files and shards whose sha256 was compared and is right."""
+    unsummed: int = 0
+    """Files of which nobody says a sha256."""
 
     def lines(self) -> list[str]:
         """The counts and every problem."""
         total = f"{self.spec}: {self.usable:,} of {self.samples:,} {self.unit} can be used"
-        seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {self.sums:,} checksums right, {len(self.problems):,} problems"
+        sums = f"{self.sums:,} checksums right, {self.unsummed:,} files without one"
+        seen = (
+            f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {sums}, {len(self.problems):,} problems"
+        )
         return [total, seen, *self.problems]
 
 
@@ -296,10 +300,14 @@ class _Findings:
     decoded: int = 0
     sums: int = 0
     """Files, and shards, whose bytes are those that their sha256 was made of."""
+    unsummed: int = 0
+    """Files of which nobody says one."""
 
     def counts(self, spec: str, samples: int, usable: int, pictures: int, unit: str = "pairs") -> Counts:
         """The report."""
-        return Counts(spec, samples, usable, pictures, self.decoded, tuple(self.problems), unit, self.sums)
+        return Counts(
+            spec, samples, usable, pictures, self.decoded, tuple(self.problems), unit, self.sums, self.unsummed
+        )
 
     def holds(self, test: Callable[[], object]) -> bool:
         """Whether a test raises nothing; what it raises is noted, or raised again if the check stops at the first."""
@@ -383,7 +391,7 @@ def check(spec: str, on_error: OnError = "stop", **reading: Any) -> Counts:
         open_source(spec, on_error=on_error)  # whether they go together
         return _together(spec, [check(part, on_error) for part in spec.split(",")])
     findings = _Findings(on_error)
-    _check_sums(spec, findings)
+    findings.sums, findings.unsummed = check_sums(spec, findings.holds)
     store = open_foreign(spec, **reading)
     if store is not None:
         usable = sum(_check_stored(store, number, findings) for number in range(len(store)))
@@ -418,18 +426,8 @@ def _together(spec: str, parts: list[Counts]) -> Counts:
         decoded=total("decoded"),
         problems=tuple(text for x in parts for text in x.problems),
         sums=total("sums"),
+        unsummed=total("unsummed"),
     )
-
-
-def _check_sums(spec: str, findings: _Findings) -> None:
-    """Compares files with a SHA256SUMS beside them: all it names of a folder, or one file."""
-    if "*" in str(spec) or (not is_remote(spec) and not Path(spec).exists()):
-        return  # a pattern, or generated
-    single = is_file(spec)
-    folder = parent_of(spec) if single else spec
-    for name, expected in stated_sums(folder).items():
-        if not single or name == str(spec).rpartition("/")[2]:
-            findings.sums += findings.holds(partial(check_sum, folder, name, expected))
 
 
 def _check_files(source: Source, findings: _Findings) -> None:
