@@ -15,7 +15,11 @@ import pytest
 from more_makers import MORE
 from pair_makers import jpeg, same_picture, same_sample
 from store_makers import MAKERS, F, butd, lxmert
+from test_boxes_given import CASES as BOXED
 from test_boxes_given import RELATED, SIZES
+from test_corpus import CASES as CORPORA
+from test_more_features import corpus
+from test_questions import CASES as ASKED
 from test_questions import OSCAR
 from test_tfrecord import b2t2
 from test_uniter_text import itm
@@ -171,6 +175,39 @@ def test_data_sets_of_others_and_films_from_afar(make: Any, tmp_path: Path) -> N
         same_sample(remote[number], here[number])
     assert check(address).usable == check(str(path)).usable == len(here)
     assert inspect(address).samples == len(here)
+
+
+FILES = {f"corpus {x}": y[:2] for x, y in CORPORA.items()} | {f"questions {x}": y[:2] for x, y in ASKED.items()}
+FILES |= {f"boxes {x}": (x, y[0]) for x, y in BOXED.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_of_captions_questions_and_boxes_reads_from_afar(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    about = {"trainval_ans2label.json": {"yes": 0, "no": 1}, FILES[name][0]: FILES[name][1]}
+    about |= {"image_data.json": SIZES} if name.startswith("boxes") else {}
+    for file, content in about.items():
+        (tmp_path / "data" / file).write_text(
+            content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+        )
+    path = tmp_path / "data" / FILES[name][0]
+    here, remote = open_source(path), open_source(there(tmp_path / "data", path))
+    assert type(here) is type(remote) and len(here) == len(remote) > 0
+    for number in range(len(here)):
+        same_sample(remote[number], here[number])
+
+
+def test_the_corpus_of_oscar_plus_brings_the_folders_it_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = corpus(tmp_path / "data")
+    (tmp_path / "data/other").mkdir()
+    (tmp_path / "data/other/large.tsv").write_text("x")
+    address = there(tmp_path / "data", path)
+    here, remote = open_store(path, width=F), open_store(address, width=F)
+    assert here is not None and remote is not None and list(here.names) == list(remote.names)
+    for number in range(len(here)):
+        same_picture(remote.picture(number), here.picture(number))
+    assert not list((tmp_path / "cache").rglob("large.tsv"))
 
 
 def test_pictures_are_found_beside_remote_boxes(tmp_path: Path) -> None:
