@@ -26,6 +26,7 @@ from intarsia.data.formats.mirror import as_remote, listing, mirrored
 from intarsia.data.formats.npz_folder import NpzFolder
 from intarsia.data.formats.oscar_corpus import OscarCorpus
 from intarsia.data.formats.oscar_tsv import OscarTsv, read_yaml
+from intarsia.data.formats.pairs import LINES
 from intarsia.data.formats.recognise import holds_objects
 from intarsia.data.formats.shard_files import INDEX
 from intarsia.data.formats.shards import ShardSource
@@ -42,8 +43,10 @@ from intarsia.data.formats.vilbert import NpyFolder, ViLBERTLmdb
 from intarsia.data.formats.vlbert_zip import VLBERTLines, VLBERTRegions
 from intarsia.errors import BadInput
 
-DATA_SETS = (".tar", ".parquet", ".arrow", "pairs.jsonl")
+DATA_SETS = (".tar", ".parquet", ".arrow", LINES)
 """Endings of what is never a store."""
+OURS = (LINES, FILMS, META)
+"""What a folder that is a data set holds."""
 ENVIRONMENT, ARRAYS = "data.mdb", (".npy", ".npz")
 INFORMED = ("gqa_objects_info.json", "gqa_spatial_info.json")
 NUMBERED = re.compile(r"[^/]*_feat\d{3}\.h5")
@@ -110,12 +113,14 @@ def _remote(spec: str, **options: Any) -> RegionStore | None:
         return _copied(spec, spec, **options)
     if is_file(f"{spec}.0"):  # in parts
         return _copied(f"{spec}.0", spec, **options)
+    if any(is_file(join(spec, name)) for name in OURS):
+        return None  # without listing it, which takes long where pictures lie in it
     return _copied(spec, spec, **options) if _is_store(listing(spec)) else None
 
 
 def _is_store(names: Sequence[str]) -> bool:
     """Whether a folder with these files is one that `_folder` opens, told by the names alone."""
-    if any(x.endswith(DATA_SETS) or x in (META, FILMS) for x in names):
+    if any(x.endswith(DATA_SETS) for x in names):
         return False
     return any(x in (ENVIRONMENT, *INFORMED) or x.endswith(ARRAYS) or NUMBERED.fullmatch(x) for x in names)
 
