@@ -42,9 +42,7 @@ class BottomUp:
             empty. Converted files may hold either, and nothing in them says which.
     """
 
-    name = "butd"
-    by_shape = True
-    """Pictures of one shape are run together."""
+    name, by_shape, adds_whole = "butd", True, False
     forms: tuple[str, ...] = ("caffe", "milvlg", "d2")
 
     def __init__(
