@@ -19,7 +19,7 @@ from intarsia.errors import BadInput
 from intarsia.features import frcnn_pixels
 from intarsia.features.detector import RULES, Detections, Proposed
 from intarsia.features.detector_weights import load_detector
-from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run, whole_floats
 from intarsia.features.select import attribute_hits
 
 DEFAULTS = {"caffe": "caffe", "milvlg": "caffe", "d2": "pillow", "maskrcnn": "vinvl"}
@@ -83,6 +83,7 @@ class BottomUp:
             | ({"regress": regress} if regress else {}),
         )
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """The regions that the rule picks, in its order; the whole picture where there is none.
@@ -92,6 +93,7 @@ class BottomUp:
         """
         return self._each(images, [None] * len(images))
 
+    @whole_floats()
     @torch.inference_mode()
     def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
         """Given boxes, described as proposals are."""
