@@ -99,6 +99,7 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
             return FilesSource(path, split, on_error)
         if table_files(str(path)):
             return TableSource(path, split, on_error)
+        _not_features(path)
         found = sorted(x.name for x in path.iterdir())
         holds = ", ".join(found[:5]) + (", .." if len(found) > 5 else "") if found else "nothing"
         raise BadInput(f"{path}: a folder that holds {holds}; expected {ACCEPTED}")
@@ -116,7 +117,22 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
         return FashionGen(path, split, on_error)
     if is_b2t2(path):
         return B2T2Examples(path, split, on_error)
+    _not_features(path)
     raise BadInput(f"{path}: not a file of a known kind; expected {ACCEPTED}")
+
+
+def _not_features(path: Path) -> None:
+    """Raises what to do with region features of another project, if these are some.
+
+    Raises:
+        BadInput: they are, or are damaged.
+    """
+    from intarsia.data.stores import open_store  # knows how to open data sets itself
+
+    store = open_store(path)
+    if store is not None:
+        command = f"intarsia data convert {path} OUT --extractor WHAT_MADE_THEM --pairs CAPTIONS"
+        raise BadInput(f"{path}: region features ({store.kind}), no data set; make it one: `{command}`")
 
 
 def _open_remote(spec: str, split: str | None, on_error: OnError) -> Source:
