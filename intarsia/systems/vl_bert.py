@@ -130,15 +130,13 @@ def _finetune() -> dict[str, Finetune]:
     vcr = tunings(_adam(4.48e-3, 10.0), falls, 4, "20 epochs, 64 samples in all", "e2e", sgd=sgd)
     re = tunings(_adam(2.56e-5, 1.0), Schedule(75_000, 3750), 8, "20 epochs of RefCOCO+, 32 samples in all", "e2e")
     long: dict[str, Any] = {"config": {"max_rows": 200, "with_pooler": True}, "fresh": ("pooler.",)}
-    second = {"words.segment.weight": (1, 0)}
-    to_ask = long | {"config": long["config"] | {"long_side": 1200}, "copies": second, "head_from": named}
-    of_vcr = KeyMap(
-        (choice, "head.choice.1."), (objects + "0.dense.", "head.objects.0."), (objects + "2.", "head.objects.2.")
-    )
+    to_ask = long | {"config": long["config"] | {"long_side": 1200}, "copies": {"words.segment.weight": (1, 0)}}
+    moves = (choice, "choice.1."), (objects + "0.dense.", "objects.0."), (objects + "2.", "objects.2.")
+    of_vcr, choose = KeyMap(*moves).under("head."), VCRAndObjects(scorer=evenly(linear), layouts=("", "vcr_qar"))
     of_re = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.2."))
     return {
         "vqa": Finetune(VQA(reads=from_end(3), scorer=evenly(transformed)), vqa, answers, head_from=words, **long),
-        "vcr": Finetune(VCRAndObjects(scorer=evenly(linear), layouts=("", "vcr_qar")), vcr, of_vcr, **to_ask),
+        "vcr": Finetune(choose, vcr, of_vcr, head_from=named, **to_ask),
         "re": Finetune(ReferEach(evenly(two_linear)), re, of_re, head_from=regions, **long),
     }
 
@@ -200,11 +198,12 @@ class VLBERT(System):
             return Example(sample.key, text, none, sample=sample.key)
         picture, asked = sample.pictures[0], {"vcr": 1, "vcr_qar": 2}.get(task or "", 0)
         if asked:
-            text, links = choice_rows(self.vocab, sample, asked, form, config.max_pieces)
+            room = config.max_position_embeddings - 5  # less [CLS], two [SEP], the regions and [END]
+            text, links = choice_rows(self.vocab, sample, asked, form, min(config.max_pieces, room), room)
             key, kept = f"{sample.key}@{form}", np.arange(len(picture.boxes))
         else:
-            text, kept = self._caption(sample, picture, task == "vqa")
             key, links = sample.key, np.zeros((0, 2), np.int64)
+            text, kept = self._caption(sample, picture, task == "vqa")
         regions = self._regions(sample.key, picture, np.append(kept, len(picture.boxes)), images)
         regions.position_ids += len(text)
         return Example(key, self._ended(text), regions, links, images=images, sample=sample.key)

@@ -104,15 +104,14 @@ def shared_cut(pieces: Sequence[Pieces], asked: int, form: int, limit: int) -> l
     return [pieces[i].part(0, kept[i]) for i in (*range(asked), asked + form)]
 
 
-def choice_rows(vocab: Vocab, sample: Sample, asked: int, form: int, limit: int) -> tuple[TextRows, Array]:
-    """[CLS] question (right answer) [SEP] choice [SEP], cut by `shared_cut`, and its links; rationales of the test, whose right answers nobody knows, are not cut.
+def choice_rows(vocab: Vocab, sample: Sample, asked: int, form: int, limit: int, room: int) -> tuple[TextRows, Array]:
+    """[CLS] question (right answer) [SEP] choice [SEP], cut by `shared_cut`, and its links.
 
-    Source: VL-BERT, vcr/data/datasets/vcr.py. Arguments as of `shared_cut`.
+    Rationales of the test, whose right answers nobody knows, may have `room` pieces. Source: VL-BERT, vcr/data/datasets/vcr.py, which does not cut them.
+    Other arguments as of `shared_cut`.
     """
     pieces = [vocab.encode(x) for x in sample.texts]
-    if asked == 2 and not sample.answers:
-        limit = sum(map(len, pieces))
-    kept = shared_cut(pieces, asked, form, limit)
+    kept = shared_cut(pieces, asked, form, room if asked == 2 and not sample.answers else limit)
     parts = [*((x, 0) for x in sample.texts[:asked]), (sample.texts[asked + form], 1)]
     text, _ = bert_rows(vocab, sample.key, parts, limit, lambda *_: kept, own_sep=True)
     return without(text, 1 + len(kept[0])) if asked == 2 else text, choice_links(sample, kept, form)

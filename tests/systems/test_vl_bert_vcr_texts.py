@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from intarsia.batch import Example, Link, Picture, Sample
+from intarsia.batch import Example, Link, Picture, Sample, pack
 from intarsia.system import fit_config
 from intarsia.systems.vl_bert import VLBERT
 from intarsia.tasks.benchmarks import Annotated, Pictures, find
@@ -97,10 +97,10 @@ def opened(root: Path, name: str, count: int = 40, **more: Any) -> tuple[list[di
     return rows, Annotated(find(name).read(root, split), Pictures(Shown()))
 
 
-def system() -> Tuned:
+def system(**changes: Any) -> Tuned:
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = fit_config(VLBERT.recipes["base"].config, len(VOCAB), 4, 5)
-    return start(VLBERT(replace(config, **small, geometry_waves=4), VOCAB), VLBERT.finetune["vcr"], "vcr")
+    return start(VLBERT(replace(config, **small, geometry_waves=4, **changes), VOCAB), VLBERT.finetune["vcr"], "vcr")
 
 
 def rows_of(example: Example) -> list[tuple[int, int, int]]:
@@ -157,6 +157,16 @@ def test_rationales_of_the_test_are_not_cut(tmp_path: Path) -> None:
             longest = max(longest, *(len(x.text) for x in found))
             assert len(found) == 4 and sample.key == f"{line['annot_id']}/qar{answer}"
     assert longest > LIMIT + 4
+
+
+def test_a_small_table_of_positions_bounds_them_too(tmp_path: Path) -> None:
+    for answers in (True, False):
+        _, source = opened(tmp_path, "vcr-rationales", 8, answers=answers)
+        tuned = system(max_position_embeddings=40)
+        for i in range(len(source)):
+            for example in tuned.forms(source[i]):
+                assert len(example.text) <= 40 and example.text.position_ids.max() <= 39
+        tuned.encode(pack(tuned.forms(source[0])))
 
 
 def test_training_begins_the_round_anywhere_and_all_regions_stay(tmp_path: Path) -> None:
