@@ -339,6 +339,8 @@ class Finetune:
     """From the authors' names of the head to ours, which begin with "head."."""
     keeps: tuple[str, ...] = ()
     """Pre-training heads that the authors' fine-tuned weights still hold."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Start of a key in the authors' fine-tuned weights -> what it is in `keys` and in `System.keys`, where it differs."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that differ from pre-training."""
     frozen: tuple[str, ...] = ()

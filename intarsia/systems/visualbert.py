@@ -144,7 +144,9 @@ def _finetune() -> dict[str, Finetune]:
         return {"base": Tuning(bert_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
 
     classifier = KeyMap(("classifier.", "head.1."))
-    return {
+    wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
+    hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
+    found = {
         "vqa": Finetune(
             VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
             tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
@@ -163,6 +165,7 @@ def _finetune() -> dict[str, Finetune]:
             keeps=("word_head", "match_head"),
         ),
     }
+    return {name: replace(each, renames=wrapped | hf) for name, each in found.items()}
 
 
 class VisualBERT(System):

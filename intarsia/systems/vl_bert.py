@@ -136,7 +136,7 @@ def _finetune() -> dict[str, Finetune]:
     of_re = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.2."))
     return {
         "vqa": Finetune(VQA(reads=from_end(3), scorer=evenly(transformed)), vqa, answers, head_from=words, **long),
-        "vcr": Finetune(choose, vcr, of_vcr, head_from=named, **to_ask),
+        "vcr": Finetune(choose, vcr, of_vcr, renames={"vlbert._module.": "vlbert."}, head_from=named, **to_ask),
         "re": Finetune(ReferEach(evenly(two_linear)), re, of_re, head_from=regions, **long),
     }
 
