@@ -34,7 +34,7 @@ from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2PairEach
 from intarsia.tasks.refer import ReferShare
 from intarsia.tasks.retrieval import RetrievalOneOf
-from intarsia.tasks.vcr import VCROneOf
+from intarsia.tasks.vcr import VCROneOf, choice_cut, pair_cut
 from intarsia.tasks.vqa import VQA, each_answer_loss
 from intarsia.text import Vocab
 from intarsia.weights import bert
@@ -50,7 +50,7 @@ class ViLBERTConfig(TwoStreamNumbers):
     classes: int = 1601
     """Classes of the detector's soft labels, background first."""
     max_pieces: int = 34
-    """Pieces of text in all; longer ones are left out (the authors cut them)."""
+    """Pieces of text in all; longer captions are left out (the authors cut them), texts of tasks are cut."""
     fusion_method: Literal["mul", "sum"] = "mul"
     """How the two pooled vectors become one."""
     objective: Literal[0, 1, 2] = 0
@@ -171,14 +171,14 @@ def _finetune() -> dict[str, Finetune]:
         "re": ("vision_logit", refer, 18, 256, 2e-5, 20, 96_221),
         "re_plus": ("vision_logit", refer, 18, 256, 2e-5, 20, 95_852),
         "re_g": ("vision_logit", refer, 18, 256, 2e-5, 20, 65_514),
-        "vcr": ("vil_logit", VCROneOf(), 57, 64, 2e-5, 10, 212_923),
-        "vcr_qar": ("vil_logit", VCROneOf(), 77, 64, 2e-5, 10, 212_923),
+        "vcr": ("vil_logit", VCROneOf(layouts=("vcr", "vcr_qar")), 57, 64, 2e-5, 10, 212_923),
+        "vcr_qar": ("vil_logit", VCROneOf(layouts=("vcr", "vcr_qar")), 77, 64, 2e-5, 10, 212_923),
         "retrieval_coco": ("vil_logit", choose, 28, 128, 2e-5, 20, 487_600),
         "retrieval": ("vil_logit", choose, 28, 128, 2e-5, 20, 140_485),
         "nlvr2": ("vil_binary_prediction", NLVR2PairEach(), 38, 64, 2e-5, 20, 86_373),
         "ve": ("vil_tri_prediction", Entailment(each_answer_loss), 54, 256, 2e-5, 20, 500_906),
         "beta_vqa": ("vil_prediction", VQA(), 14, 256, 4e-5, 20, 542_104),
-        "beta_vcr": ("vil_logit", VCROneOf(), 57, 64, 2e-5, 20, 212_923),
+        "beta_vcr": ("vil_logit", VCROneOf(layouts=("beta_vcr", "beta_vcr_qar")), 57, 64, 2e-5, 20, 212_923),
         "beta_re_plus": ("vision_logit", refer, 18, 256, 4e-5, 20, 95_852),
         "beta_retrieval": ("vil_logit", choose, 28, 64, 2e-5, 20, 140_485),
     }
@@ -188,11 +188,11 @@ def _finetune() -> dict[str, Finetune]:
         optim = _bert_adam(lr) if beta else Optim(lr, (0.9, 0.999), 1e-6, 0.01, NO_DECAY, 0.0, bias_correction=False)
         tuning = Tuning(
             optim,
-            Schedule(steps, steps // 10),
+            Schedule(steps, steps // 10, shape="milestones" if beta else "peak", milestones=(0.6, 0.8)),
             Batching(rows=batch * (pieces + 100)),
             head_lr=1e-4 / lr if head.startswith("vil_") and not beta else 1.0,
             samples=batch,
-            note=f"{epochs} epochs; there a tenth of the rate from epochs 12 and 16" if beta else f"{epochs} epochs",
+            note=f"{epochs} epochs",
         )
         found[name] = Finetune(
             Among(task, head, BETA_HEADS if beta else HEADS),
@@ -269,15 +269,19 @@ class ViLBERT(System):
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Words in segment 0, the regions and after them the whole picture.
 
-        vcr, vcr_qar: texts are the question (with the right answer, for rationales) and the choices, `form` says which, in segment 1. nlvr2: one
+        vcr, vcr_qar: texts are the question (for rationales the right answer) and four choices, `form` says which, in segment 1. nlvr2: one
         document a picture, `form` says which. With `task_specific_tokens` the task has a row after [CLS].
         """
         name, config = (task or "").removeprefix("beta_"), self.config
-        second, shown = name in ("vcr", "vcr_qar"), form if name == "nlvr2" else 0
+        asked = max(len(sample.texts) - 4, 1) if name in ("vcr", "vcr_qar") else 0
+        shown = form if name == "nlvr2" else 0
         if shown >= len(sample.pictures):
             raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {shown + 1}")
-        parts = [(sample.texts[0], 0), *([(sample.texts[1 + form], 1)] if second else [])]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, own_sep=True)
+        second = [(sample.texts[asked + form], 1)] if asked else []
+        parts = [*((x, 0) for x in sample.texts[: asked or 1]), *second]
+        earlier = [len(self.vocab.encode(x)) for x in sample.texts[asked : asked + form]] if asked else []
+        cut = (pair_cut(earlier) if task != name else choice_cut) if asked else task is not None
+        text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, cut, own_sep=True)
         token = config.task_specific_tokens and name in TASKS
         picture = sample.pictures[shown]
         regions = region_rows(sample.key, picture, config.feature_size, 0, shown)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Encoded, Example, Link, Pick, Sample, TextRows
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, without
+from intarsia.layout import Cut, bert_rows, link_rows, without
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
@@ -102,6 +102,40 @@ def shared_cut(pieces: Sequence[Pieces], asked: int, form: int, limit: int) -> l
             longer = kept[i] > sum(kept[:asked])
             kept[i if longer else 0 if kept[0] > 1 or asked == 1 else 1] -= 1
     return [pieces[i].part(0, kept[i]) for i in (*range(asked), asked + form)]
+
+
+def pair_cut(earlier: Sequence[int]) -> Cut:
+    """How a question (its right answer, behind a [SEP]) and a choice come down to a limit: from the end of the longer one, of the choice where both are alike.
+
+    What the choices before took of the question is gone. Source: the first code of ViLBERT, vcr_dataset.py; ERNIE-ViL's, reader/vcr_finetuning.py.
+
+    Args: earlier, pieces of the choices before this one.
+    """
+
+    def cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
+        said, kept = _said(pieces), 0
+        for kept in (*earlier, len(pieces[-1])):
+            while said + kept > limit:
+                said, kept = (said - 1, kept) if said > kept else (said, kept - 1)
+        return _shorter(pieces, said, kept)
+
+    return cut
+
+
+def choice_cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """The same, but of the choice alone; of what is asked only where nothing of the choice would be left. Source: the second code of ViLBERT, vcr_dataset.py."""
+    said = min(_said(pieces), limit - 1)
+    return _shorter(pieces, said, limit - said)
+
+
+def _said(pieces: Sequence[Pieces]) -> int:
+    return sum(map(len, pieces[:-1])) + len(pieces) - 2
+
+
+def _shorter(pieces: Sequence[Pieces], said: int, kept: int) -> list[Pieces]:
+    """The first `said` rows of what is asked, a [SEP] before an answer among them, and the first `kept` of the choice."""
+    asked = [min(len(pieces[0]), said), *(max(said - len(pieces[0]) - 1, 0) for _ in pieces[1:-1])]
+    return [piece.part(0, count) for piece, count in zip(pieces, (*asked, kept), strict=True)]
 
 
 def choice_rows(vocab: Vocab, sample: Sample, asked: int, form: int, limit: int, room: int) -> tuple[TextRows, Array]:
