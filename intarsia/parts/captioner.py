@@ -31,6 +31,12 @@ class CaptionNumbers:
     """Pieces of a caption; longer ones are cut."""
     max_clips: int = 128
     """Rows of the table of clips' places."""
+    features: bool = False
+    """The clips' own features are read beside the system's: S3D's, in the best published row."""
+
+    def beside(self, width: int) -> int:
+        """How many of a clip's own numbers are read. Args: width, how many it has."""
+        return width if self.features else 0
 
 
 def apart(batch: Batch) -> tuple[Batch, Tensor]:

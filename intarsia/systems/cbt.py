@@ -7,8 +7,8 @@ video as a whole, not word by word, so matching is a contest of whole sentences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample
 from intarsia.layout import bert_rows, clip_rows, cut_ends, none_said
-from intarsia.objectives import contrast, mlm, mvm
+from intarsia.objectives import caption, contrast, mlm, mvm
 from intarsia.packed import Packing, join, joined_rows, taken
+from intarsia.parts.captioner import Captioner, CaptionNumbers, apart
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks import mean_shown
 from intarsia.tasks.category import Category
 from intarsia.tasks.retrieval import RetrievalOneOf
@@ -68,6 +69,16 @@ class CBTConfig(BertNumbers):
     """Of words, where they are trained; the paper's weight of that loss is 0."""
     freeze_text: bool = True
     """The text encoder stays as it is."""
+    captioner: CaptionNumbers = field(default_factory=CaptionNumbers)
+    """What writes captions of its features; all else is then frozen."""
+
+
+@dataclass(frozen=True)
+class Met(Encoded):
+    """Also what speech meets."""
+
+    whole: Tensor | None = None
+    """(V, H) the clips among themselves with nothing hidden, where `mi` is asked for."""
 
 
 def _recipes() -> dict[str, Recipe[CBTConfig]]:
@@ -95,7 +106,22 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
-    return {"tiny": tiny, "base": base}
+    writer = replace(
+        base,
+        config=replace(
+            base.config,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            captioner=CaptionNumbers(layers=2, features=True),
+        ),
+        mix=Mix(share={"caption": 1}),
+        optim=adam(1e-3, decay=0.0),
+        schedule=Schedule(steps=40_000, warmup=0),
+        batching=Batching(rows=5120, samples=128),
+        precision="fp32",
+        note="YouCook2: VideoBERT's captioner and its numbers, on the video encoder's rows and the features. All but the captioner is frozen.",
+    )
+    return {"tiny": tiny, "base": base, "caption": writer}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -134,8 +160,8 @@ class CBT(System):
         code="none published; abstract and introduction alone could be read",
         streams="dual",
         new="masked clips told apart by noise-contrastive estimation instead of clusters; speech and video matched as wholes",
-        objectives=("nce", "mi", "mlm"),
-        tasks=("action", "anticipation", "retrieval of videos", "features for captions"),
+        objectives=("nce", "mi", "mlm", "caption"),
+        tasks=("action", "anticipation", "retrieval of videos", "caption"),
         weights=(),
         unverified=(
             "length of clips and passages",
@@ -144,7 +170,7 @@ class CBT(System):
             "rivals of both contests; temperature; normalisation",
             "weights of the losses (0, 1 and 1)",
             "the head of the mutual information",
-            "optimizer, rate, batch, steps; published scores",
+            "optimizer, rate, batch, steps; the captioner; published scores",
         ),
     )
 
@@ -168,6 +194,11 @@ class CBT(System):
         nn.init.normal_(self.hidden_clip, 0.0, config.initializer_range)
         for part in (self.words, self.encoder):
             part.requires_grad_(not config.freeze_text)
+        self.captioner = None
+        if config.captioner.layers:
+            self.requires_grad_(False)
+            seen = width + config.captioner.beside(config.feature_size)
+            self.captioner = Captioner(config.captioner, seen, config.vocab_size)
 
     def train(self, mode: bool = True) -> CBT:
         """Training mode; a text encoder that stays as it is drops nothing."""
@@ -181,23 +212,48 @@ class CBT(System):
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """All that is said and all that is shown, as far as they fit; either may be missing."""
-        said, limit = " ".join(sample.texts), self.config.max_pieces
+        return self._document(sample, " ".join(sample.texts))
+
+    def _document(self, sample: Sample, said: str) -> Example:
+        limit = self.config.max_pieces
         text = bert_rows(self.vocab, sample.key, [(said, 0)], limit, cut_ends)[0] if said else none_said(self.vocab)
         count = 0 if sample.film is None else min(len(sample.film.seconds), self.config.max_clips)
         clips = clip_rows(sample, np.arange(count), width=self.config.feature_size)
         clips.position_ids = np.arange(count)
         return Example(sample.key, text, clips=clips, sample=sample.key)
 
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """The clips, without speech, and what was said of them."""
+        return caption.lay_out(self._document(sample, ""), self.vocab, said)
+
     # 2 -- streams: text, video, then both -----------------------------------------------------------------------------------------
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Text and video apart, and both together; what is pooled is [CLS] of both. Hidden clips are seen by nobody."""
+    def encode(self, batch: Batch) -> Met:
+        """Text and video apart, and both together; what is pooled is [CLS] of both.
+
+        The other clips see nothing of hidden ones; speech meets all of them where `mi` is asked for, too.
+        """
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "CBT needs text and clips"
+        if text.packing.level is not None:
+            return self._write(batch)
         said = self.encoder(self.words(text), text.packing)
-        shown = self.look(clips)
-        pooled = self.meet(said, text.packing, shown, clips.packing)
-        return Encoded(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first))
+        shown = whole = self.look(clips)
+        if {"nce", "mi"} <= batch.targets.keys():
+            whole = self.look(replace(clips, feats=self._true(batch), masked=torch.zeros_like(clips.masked)))
+        pooled = self.meet(said, text.packing, whole, clips.packing)
+        return Met(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first), whole=whole)
+
+    def _write(self, batch: Batch) -> Met:
+        """Captions: the captioner reads the video encoder's rows, and the clips' features where they are asked for."""
+        read, written = apart(batch)
+        encoded = self.encode(read)
+        assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
+        assert read.clips is not None and encoded.visual is not None
+        seen = encoded.visual
+        if self.config.captioner.features:
+            seen = torch.cat([seen, read.clips.feats.to(seen.dtype)], 1)
+        return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
 
     def targets(self, clips: Clips) -> Tensor:
         """(V, H) features as the contest compares them: projected, seen by no Transformer."""
@@ -218,7 +274,10 @@ class CBT(System):
     # 3 -- objectives --------------------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """Some clips are hidden, with their true features as targets; words too where `mlm` is trained."""
+        """Some clips are hidden, with their true features as targets; words too where `mlm` is trained. Captions are of all that is shown."""
+        if goal == "caption":
+            read, said = self._document(sample, ""), " ".join(sample.texts)
+            return caption.hide(read, self.vocab, said, self.config.captioner.max_pieces)
         example, goals = self.lay_out(sample), goal.split("+")
         rows, text = example.clips, example.text
         assert rows is not None and text is not None
@@ -243,11 +302,18 @@ class CBT(System):
             found |= self._nce(encoded.visual, batch)
         if "mi" in batch.targets:
             found["mi"] = self._contest(encoded, batch)
-        if "mlm" in batch.targets:
-            picks = batch.picks("mlm")
-            logits = self.word_head(encoded.text.index_select(0, picks.rows), self.words.word.weight)
-            found["mlm"] = mlm.score(logits, picks.labels)
+        for goal in ("mlm", "caption"):
+            if goal in batch.targets:
+                picks = batch.picks(goal)
+                found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
         return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocab_size) of words; of a captioner's rows, of the piece that follows."""
+        if self.captioner is None:
+            return super().word_logits(encoded, rows)
+        assert encoded.text is not None
+        return self.captioner.logits(encoded.text.index_select(0, rows))
 
     def _nce(self, seen: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Each hidden clip among all clips of the batch; and how often it comes first, by kind of rival, which is told and not trained."""
@@ -265,11 +331,11 @@ class CBT(System):
     def _contest(self, encoded: Encoded, batch: Batch) -> Tensor:
         """Each video's own text among those of other documents, which are so many places further in the batch."""
         text, clips = batch.text, batch.clips
-        assert text is not None and clips is not None and encoded.text is not None
-        count, real = len(batch.keys), batch.labels("mi")
+        assert text is not None and clips is not None and encoded.text is not None and isinstance(encoded, Met)
+        count, real, shown = len(batch.keys), batch.labels("mi"), encoded.whole
+        assert shown is not None
         rivals = min(count - 1, self.config.num_cross_negatives or count - 1)
-        shown = self.look(replace(clips, feats=self._true(batch), masked=torch.zeros_like(clips.masked)))
-        scores = [self._mutual(self.meet(encoded.text, text.packing, shown, clips.packing))]
+        scores = [self._mutual(encoded.pooled)]
         for shift in range(1, rivals + 1):
             owner = (torch.arange(count, device=real.device) + shift) % count
             rows, packing = taken(text.packing, owner, text.packing.rows)
@@ -282,8 +348,6 @@ class CBT(System):
     def _true(self, batch: Batch) -> Tensor:
         """(V, F) features with nothing hidden."""
         assert batch.clips is not None
-        if "nce" not in batch.targets:
-            return batch.clips.feats
         picks = batch.picks("nce")
         return batch.clips.feats.index_copy(0, picks.rows, picks.labels.to(batch.clips.feats.dtype))
 
@@ -307,6 +371,14 @@ class CBT(System):
         *(f"word_head.transform.{x}" for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
     )
     finetune = _finetune()
+    remembers = False
+    captioning = Captioning(
+        recipes={"base": "caption"},
+        search="hypotheses",
+        length=40,
+        fresh=("captioner.",),
+        published="B@4 5.12, METEOR 12.97, ROUGE-L 30.44, CIDEr 0.64 (T)",
+    )
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------
 
@@ -325,5 +397,6 @@ class CBT(System):
         ("cross.kind.", "kind."),
         ("cross.encoder.", "cross_encoder."),
         ("mi.", "mi."),
-        optional=("word_head.",),
+        ("captioner.", "captioner."),
+        optional=("word_head.", "captioner."),
     )

@@ -100,12 +100,12 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
     still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     writer = Recipe(
-        config=replace(still, captioner=CaptionNumbers(layers=2)),
+        config=replace(still, captioner=CaptionNumbers(layers=2, features=True)),
         mix=Mix(share={"caption": 1}),
         optim=adam(1e-3, decay=0.0),
         schedule=Schedule(steps=40_000, warmup=0),
         batching=Batching(rows=5120, samples=128),
-        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen.",
+        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen; beside it reads the features, as in the best row.",
     )
     return {"tiny": tiny, "base": base, "large": large, "caption": writer}
 
@@ -151,7 +151,8 @@ class VideoBERT(System):
         self.captioner = None
         if config.captioner.layers:
             self.requires_grad_(False)
-            self.captioner = Captioner(config.captioner, 2 * width, config.vocab_size)
+            seen = 2 * width + config.captioner.beside(config.feature_size)
+            self.captioner = Captioner(config.captioner, seen, config.vocab_size)
 
     def fill_words(self, book: Codebook) -> None:
         """Visual words begin as the centroids of a codebook; where these are projected, less their mean, which says nothing and may be large."""
@@ -186,7 +187,8 @@ class VideoBERT(System):
         segments = np.append(np.zeros(begin, np.int64), int(len(shown) > 0))
         alone = np.concatenate([[-1], words, [-1] * len(between), [-1]]).astype(np.int64)
         text = TextRows(ids, segments, places, alone, cut=0 if said is None else said.cut)
-        clips = clip_rows(sample, shown, self.config.clusters)
+        config = self.config
+        clips = clip_rows(sample, shown, config.clusters, config.captioner.beside(config.feature_size))
         clips.segment_ids, clips.position_ids = np.ones(len(shown), np.int64), begin + np.arange(len(shown))
         return Example(sample.key, text, clips=clips, sample=sample.key)
 
@@ -216,13 +218,13 @@ class VideoBERT(System):
         )
 
     def _write(self, batch: Batch) -> Encoded:
-        """Captions: the captioner reads each clip's output beside the mean output of the gaps (sec. 4.6)."""
+        """Captions: the captioner reads each clip's output, the mean output of the gaps, and the clip's feature where it is asked for (sec. 4.6)."""
         read, written = apart(batch)
         encoded = self.encode(read)
         assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
         assert read.text is not None and read.clips is not None and encoded.visual is not None
         gaps = mean_of(encoded.text, read.text.packing, read.text.ids == self.vocab.mask)
-        seen = torch.cat([encoded.visual, gaps[read.clips.packing.doc]], 1)  # (V, 2 H)
+        seen = torch.cat([encoded.visual, gaps[read.clips.packing.doc], read.clips.feats.to(gaps.dtype)], 1)
         return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
 
     def _seen(self, clips: Clips) -> Tensor:
@@ -334,7 +336,13 @@ class VideoBERT(System):
     remembers = False
     heads = ("word_head", "align_head")
     finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
-    captioning = Captioning(recipes={"large": "caption"}, search="hypotheses", length=40, fresh=("captioner.",))
+    captioning = Captioning(
+        recipes={"large": "caption"},
+        search="hypotheses",
+        length=40,
+        fresh=("captioner.",),
+        published="with S3D: B@4 4.33, METEOR 11.94, ROUGE-L 28.80, CIDEr 0.55 (T)",
+    )
 
     # 6 -- checkpoint: none was published; BERT's names, visual words apart ----------------------------------------------------
 
