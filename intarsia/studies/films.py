@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,20 +146,25 @@ def _train(system: System, source: Any, recipe: Recipe[Any], out: Path, options:
 # --------------------------------------------------------------------------------------------------------------- captions
 
 
-class Told:
-    """Single sentences with the clips of their time; a `Source`.
+class Kept:
+    """Samples in memory, so that their visual words are looked up once; a `Source`."""
 
-    Args:
-        source: films.
-        blind: what the clips show is taken away; how many there are stays.
-        most: passages.
-    """
+    def __init__(self, samples: Iterable[Sample], provenance: Provenance | None) -> None:
+        self.samples, self.provenance = list(samples), provenance
 
-    def __init__(self, source: Any, blind: bool, most: int) -> None:
-        self.provenance: Provenance | None = source.provenance
-        self.samples = [x for i in range(min(most, len(source))) for x in sentences(source[i])]
+    @classmethod
+    def told(cls, source: Any, blind: bool, most: int) -> Kept:
+        """Single sentences with the clips of their time.
+
+        Args:
+            source: films.
+            blind: what the clips show is taken away; how many there are stays.
+            most: passages.
+        """
+        found = [x for i in range(min(most, len(source))) for x in sentences(source[i])]
         if blind:
-            self.samples = [dataclasses.replace(x, film=_blank(x.film)) for x in self.samples]
+            found = [dataclasses.replace(x, film=_blank(x.film)) for x in found]
+        return cls(found, source.provenance)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -178,7 +183,7 @@ def _captions(cls: Any, options: Options, world: Any, held: Any) -> Iterator[tup
     name = cls.card.name
     for blind in (False, True) if options.caption_steps else ():
         out = options.out / f"{name}-caption{'-blind' if blind else ''}"
-        samples = Told(speaking(held, "en"), blind, options.held_out).samples
+        samples = Kept.told(speaking(held, "en"), blind, options.held_out).samples
         if not (out / "model.safetensors").is_file():
             whole = open_model(name, weights=options.out / name).system
             recipe = _of(cls.recipes["caption"], options.caption_steps, options)
@@ -188,7 +193,7 @@ def _captions(cls: Any, options: Options, world: Any, held: Any) -> Iterator[tup
                 torch.manual_seed(options.seed)
                 writer = cls(config, whole.vocab)
             fill(writer, whole.state_dict(), name, cls.captioning.fresh)
-            _train(writer, Told(speaking(world, "en"), blind, len(world)), recipe, out, options)
+            _train(writer, Kept.told(speaking(world, "en"), blind, len(world)), recipe, out, options)
         said = decode.caption(open_model(name, weights=out).system, samples, cls.captioning.length)
         yield f"captions, {'blind' if blind else 'with the clips'}", _written(samples, said)
 
@@ -212,7 +217,8 @@ def _written(samples: Sequence[Sample], said: Sequence[str]) -> str:
 
 
 def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> Iterator[tuple[str, str]]:
-    source = WithWords(world, book)
+    words = WithWords(world, book)
+    source = Kept((words[i] for i in range(len(words))), world.provenance)
     system = _trained(VideoBERT, options, source, book)
     alone = _trained(VideoBERT, options, source, book, text_alone=True)
     samples = [WithWords(held, book)[i] for i in range(min(len(held), options.held_out))]
@@ -302,6 +308,7 @@ def _pictured(system: VideoBERT, samples: Sequence[Sample]) -> str:
 
 
 def _cbt(options: Options, world: Any, held: Any) -> Iterator[tuple[str, str]]:
+    world = Kept((world[i] for i in range(len(world))), world.provenance)
     system = _trained(CBT, options, world, None)
     told = speaking(held, "en")
     samples = [told[i] for i in range(min(len(told), options.held_out))]
