@@ -230,9 +230,9 @@ def test_the_joint_table_is_made_once_a_batch(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------------------------------------------------- captions
 
 
-def captioner() -> VideoBERT:
+def captioner(features: bool = False) -> VideoBERT:
     tiny = build().config
-    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20)
+    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20, features=features)
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         system = VideoBERT(dataclasses.replace(tiny, captioner=writer), VOCAB)
@@ -268,6 +268,18 @@ def test_every_piece_of_a_caption_is_told_from_those_before_and_the_clips() -> N
     assert not torch.allclose(logits, system.word_logits(system.encode(blind), picks.rows))
     step = next_piece(system, PARTS[:4])([(0, said[0][:3]), (2, [])])
     torch.testing.assert_close(step, torch.stack([logits[3], logits[first + len(said[1]) + 1]]))
+
+
+def test_a_captioner_reads_the_features_of_clips_where_it_is_asked_to() -> None:
+    for features in (False, True):
+        system = captioner(features).eval()
+        batch = caption_batch(system, PARTS[:4])
+        assert batch.clips is not None
+        assert batch.clips.feats.shape[1] == (64 if features else 0)
+        logits = system.word_logits(system.encode(batch), batch.picks("caption").rows)
+        other = dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, feats=batch.clips.feats + 1))
+        again = system.word_logits(system.encode(other), batch.picks("caption").rows)
+        assert torch.allclose(logits, again) != features
 
 
 def test_a_captioner_learns_with_all_else_frozen_and_writes_by_the_common_search() -> None:
