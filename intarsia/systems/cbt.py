@@ -20,7 +20,7 @@ from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample
 from intarsia.layout import bert_rows, clip_rows, cut_ends, none_said
 from intarsia.objectives import caption, contrast, mlm, mvm
 from intarsia.packed import Packing, join, joined_rows, taken
-from intarsia.parts.captioner import Captioner, CaptionNumbers, apart
+from intarsia.parts.captioner import Captioner, CaptionNumbers, writer
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
@@ -106,22 +106,7 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
-    writer = replace(
-        base,
-        config=replace(
-            base.config,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            captioner=CaptionNumbers(layers=2, features=True),
-        ),
-        mix=Mix(share={"caption": 1}),
-        optim=adam(1e-3, decay=0.0),
-        schedule=Schedule(steps=40_000, warmup=0),
-        batching=Batching(rows=5120, samples=128),
-        precision="fp32",
-        note="YouCook2: VideoBERT's captioner and its numbers, on the video encoder's rows and the features. All but the captioner is frozen.",
-    )
-    return {"tiny": tiny, "base": base, "caption": writer}
+    return {"tiny": tiny, "base": base, "caption": writer(base)}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -228,7 +213,7 @@ class CBT(System):
 
     # 2 -- streams: text, video, then both -----------------------------------------------------------------------------------------
 
-    def encode(self, batch: Batch) -> Met:
+    def encode(self, batch: Batch) -> Encoded:
         """Text and video apart, and both together; what is pooled is [CLS] of both.
 
         The other clips see nothing of hidden ones; speech meets all of them where `mi` is asked for, too.
@@ -236,24 +221,14 @@ class CBT(System):
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "CBT needs text and clips"
         if text.packing.level is not None:
-            return self._write(batch)
+            assert self.captioner is not None, "the config has a captioner of no layer"
+            return self.captioner.write(batch, self.encode)
         said = self.encoder(self.words(text), text.packing)
         shown = whole = self.look(clips)
         if {"nce", "mi"} <= batch.targets.keys():
             whole = self.look(replace(clips, feats=self._true(batch), masked=torch.zeros_like(clips.masked)))
         pooled = self.meet(said, text.packing, whole, clips.packing)
         return Met(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first), whole=whole)
-
-    def _write(self, batch: Batch) -> Met:
-        """Captions: the captioner reads the video encoder's rows, and the clips' features where they are asked for."""
-        read, written = apart(batch)
-        encoded = self.encode(read)
-        assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
-        assert read.clips is not None and encoded.visual is not None
-        seen = encoded.visual
-        if self.config.captioner.features:
-            seen = torch.cat([seen, read.clips.feats.to(seen.dtype)], 1)
-        return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
 
     def targets(self, clips: Clips) -> Tensor:
         """(V, H) features as the contest compares them: projected, seen by no Transformer."""
@@ -372,13 +347,7 @@ class CBT(System):
     )
     finetune = _finetune()
     remembers = False
-    captioning = Captioning(
-        recipes={"base": "caption"},
-        search="hypotheses",
-        length=40,
-        fresh=("captioner.",),
-        published="B@4 5.12, METEOR 12.97, ROUGE-L 30.44, CIDEr 0.64 (T)",
-    )
+    captioning = Captioning({"base": "caption"}, "hypotheses", 40, fresh=("captioner.",), published="CIDEr 0.64 (T)")
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from intarsia.errors import BadInput
 from intarsia.features.kmeans import Codebook
 from intarsia.layout import bare_text, clip_rows
 from intarsia.objectives import caption, itm, mlm, mvm
-from intarsia.parts.captioner import Captioner, CaptionNumbers, apart, mean_of
+from intarsia.parts.captioner import Captioner, CaptionNumbers, mean_of, writer
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
@@ -98,16 +98,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
-    still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    writer = Recipe(
-        config=replace(still, captioner=CaptionNumbers(layers=2, features=True)),
-        mix=Mix(share={"caption": 1}),
-        optim=adam(1e-3, decay=0.0),
-        schedule=Schedule(steps=40_000, warmup=0),
-        batching=Batching(rows=5120, samples=128),
-        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen; beside it reads the features, as in the best row.",
-    )
-    return {"tiny": tiny, "base": base, "large": large, "caption": writer}
+    return {"tiny": tiny, "base": base, "large": large, "caption": writer(large)}
 
 
 class VideoBERT(System):
@@ -210,22 +201,19 @@ class VideoBERT(System):
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "VideoBERT needs text and clips"
         if text.packing.level is not None:
-            return self._write(batch)
+            assert self.captioner is not None, "the config has a captioner of no layer"
+            return self.captioner.write(batch, self.encode, self._gaps)
         read = self.read(batch)
         read = None if read is None else {"text": read["text"], "regions": read["clips"]}
         return encode_joined(
             self.encoder, self.first, self.words(text), text.packing, self._seen(clips), clips.packing, read
         )
 
-    def _write(self, batch: Batch) -> Encoded:
-        """Captions: the captioner reads each clip's output, the mean output of the gaps, and the clip's feature where it is asked for (sec. 4.6)."""
-        read, written = apart(batch)
-        encoded = self.encode(read)
-        assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
-        assert read.text is not None and read.clips is not None and encoded.visual is not None
-        gaps = mean_of(encoded.text, read.text.packing, read.text.ids == self.vocab.mask)
-        seen = torch.cat([encoded.visual, gaps[read.clips.packing.doc], read.clips.feats.to(gaps.dtype)], 1)
-        return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
+    def _gaps(self, encoded: Encoded, read: Batch) -> Tensor:
+        """(V, H) the mean output of the gaps, which the captioner reads beside each clip's own (sec. 4.6)."""
+        text, clips = read.text, read.clips
+        assert text is not None and clips is not None
+        return mean_of(encoded.text, text.packing, text.ids == self.vocab.mask)[clips.packing.doc]
 
     def _seen(self, clips: Clips) -> Tensor:
         """(V, H) visual words, or [MASK], with position and segment."""
@@ -336,13 +324,7 @@ class VideoBERT(System):
     remembers = False
     heads = ("word_head", "align_head")
     finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
-    captioning = Captioning(
-        recipes={"large": "caption"},
-        search="hypotheses",
-        length=40,
-        fresh=("captioner.",),
-        published="with S3D: B@4 4.33, METEOR 11.94, ROUGE-L 28.80, CIDEr 0.55 (T)",
-    )
+    captioning = Captioning({"large": "caption"}, "hypotheses", 40, fresh=("captioner.",), published="CIDEr 0.55 (T)")
 
     # 6 -- checkpoint: none was published; BERT's names, visual words apart ----------------------------------------------------
 
