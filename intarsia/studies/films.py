@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from intarsia import decode
-from intarsia.batch import Array, Film, Sample, pack
+from intarsia.batch import Array, Film, Sample
 from intarsia.cli_video import sentences
 from intarsia.data.corpora import speaking
 from intarsia.data.opening import open_source
@@ -35,6 +35,7 @@ from intarsia.evaluate.running import piece_rows, pieces_in
 from intarsia.evaluate.words import guess_words
 from intarsia.features.kmeans import CODEBOOK, Codebook, WithWords, drawn, fit, read_codebook, write_codebook
 from intarsia.model import open as open_model
+from intarsia.pack import pack
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import System
 from intarsia.systems.cbt import CBT, FOUND
@@ -217,8 +218,8 @@ def _written(samples: Sequence[Sample], said: Sequence[str]) -> str:
 
 
 def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> Iterator[tuple[str, str]]:
-    words = WithWords(world, book)
-    source = Kept((words[i] for i in range(len(words))), world.provenance)
+    worded = WithWords(world, book)
+    source = Kept((worded[i] for i in range(len(worded))), world.provenance)
     system = _trained(VideoBERT, options, source, book)
     alone = _trained(VideoBERT, options, source, book, text_alone=True)
     samples = [WithWords(held, book)[i] for i in range(min(len(held), options.held_out))]

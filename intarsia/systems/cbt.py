@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample
@@ -78,7 +77,7 @@ class Met(Encoded):
     """Also what speech meets."""
 
     whole: Tensor | None = None
-    """(V, H) the clips among themselves with nothing hidden, where `mi` is asked for."""
+    """(V, H) clips with nothing hidden, where `mi` is asked for."""
 
 
 def _recipes() -> dict[str, Recipe[CBTConfig]]:
@@ -92,17 +91,10 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
         precision="bf16",
         note="Our recipe, not the paper's, whose numbers are not known: VideoBERT's scaled. Start the text encoder from BERT (--start).",
     )
+    small = CBTConfig(**(TINY | {"max_position_embeddings": 128}), feature_size=64, nce_rate=0.25, max_clips=32)
     tiny = replace(
         base,
-        config=CBTConfig(
-            **(TINY | {"max_position_embeddings": 128}),
-            feature_size=64,
-            nce_rate=0.25,
-            max_clips=32,
-            normalize=True,
-            temperature=0.1,
-            freeze_text=False,
-        ),
+        config=replace(small, normalize=True, temperature=0.1, freeze_text=False),
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
@@ -115,18 +107,17 @@ def _finetune() -> dict[str, Finetune]:
     def tuning(note: str) -> Tuning:
         return Tuning(adam(1e-4), Schedule(steps=10_000, warmup=1000), Batching(rows=9600), samples=64, note=note)
 
-    def classes(answers: int, frozen: bool, note: str) -> Finetune:
+    def classes(answers: int, frozen: bool = False) -> Finetune:
+        note = "the head alone, on features as they are" if frozen else "clips until one second before the action"
         task = Category(answers, reads=mean_shown)
         return Finetune(task, {"base": tuning(note)}, KeyMap(), frozen=("",) if frozen else ())
 
     found = Finetune(RetrievalOneOf(broken_by=("tpt",)), {"base": tuning("not in the paper")}, KeyMap())
-    still, ahead = "the head alone, on features as they are", "clips until one second before the action"
+    ahead = {"anticipation": 48, "anticipation_50salads": 17, "anticipation_activitynet": 200}
     return {
-        "action": classes(101, True, still),
-        "action_hmdb51": classes(51, True, still),
-        "anticipation": classes(48, False, ahead),
-        "anticipation_50salads": classes(17, False, ahead),
-        "anticipation_activitynet": classes(200, False, ahead),
+        "action": classes(101, frozen=True),
+        "action_hmdb51": classes(51, frozen=True),
+        **{task: classes(answers) for task, answers in ahead.items()},
         "retrieval_youcook2": found,
         "retrieval_msrvtt": found,
     }
@@ -149,13 +140,9 @@ class CBT(System):
         tasks=("action", "anticipation", "retrieval of videos", "caption"),
         weights=(),
         unverified=(
-            "length of clips and passages",
-            "sizes of the video and the cross-modal encoder",
-            "what stands for a hidden clip",
-            "rivals of both contests; temperature; normalisation",
-            "weights of the losses (0, 1 and 1)",
-            "the head of the mutual information",
-            "optimizer, rate, batch, steps; the captioner; published scores",
+            "length of clips and passages; sizes of the video and the cross-modal encoder; what stands for a hidden clip",
+            "rivals of both contests; temperature; normalisation; weights of the losses (0, 1 and 1)",
+            "the head of the mutual information; optimizer, rate, batch, steps; the captioner; published scores",
         ),
     )
 
@@ -197,10 +184,7 @@ class CBT(System):
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """All that is said and all that is shown, as far as they fit; either may be missing."""
-        return self._document(sample, " ".join(sample.texts))
-
-    def _document(self, sample: Sample, said: str) -> Example:
-        limit = self.config.max_pieces
+        said, limit = " ".join(sample.texts), self.config.max_pieces
         text = bert_rows(self.vocab, sample.key, [(said, 0)], limit, cut_ends)[0] if said else none_said(self.vocab)
         count = 0 if sample.film is None else min(len(sample.film.seconds), self.config.max_clips)
         clips = clip_rows(sample, np.arange(count), width=self.config.feature_size)
@@ -209,15 +193,12 @@ class CBT(System):
 
     def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
         """The clips, without speech, and what was said of them."""
-        return caption.lay_out(self._document(sample, ""), self.vocab, said)
+        return caption.lay_out(self.lay_out(replace(sample, texts=())), self.vocab, said)
 
     # 2 -- streams: text, video, then both -----------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> Encoded:
-        """Text and video apart, and both together; what is pooled is [CLS] of both.
-
-        The other clips see nothing of hidden ones; speech meets all of them where `mi` is asked for, too.
-        """
+        """Text and video apart, and both together: what is pooled is [CLS] of both. Clips see none that is hidden; speech does where `mi` is asked for."""
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "CBT needs text and clips"
         if text.packing.level is not None:
@@ -226,7 +207,7 @@ class CBT(System):
         said = self.encoder(self.words(text), text.packing)
         shown = whole = self.look(clips)
         if {"nce", "mi"} <= batch.targets.keys():
-            whole = self.look(replace(clips, feats=self._true(batch), masked=torch.zeros_like(clips.masked)))
+            whole = self.look(replace(clips, feats=self._true(batch), masked=clips.masked & False))
         pooled = self.meet(said, text.packing, whole, clips.packing)
         return Met(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first), whole=whole)
 
@@ -251,8 +232,8 @@ class CBT(System):
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Some clips are hidden, with their true features as targets; words too where `mlm` is trained. Captions are of all that is shown."""
         if goal == "caption":
-            read, said = self._document(sample, ""), " ".join(sample.texts)
-            return caption.hide(read, self.vocab, said, self.config.captioner.max_pieces)
+            read, most = self.lay_out(replace(sample, texts=())), self.config.captioner.max_pieces
+            return caption.hide(read, self.vocab, " ".join(sample.texts), most)
         example, goals = self.lay_out(sample), goal.split("+")
         rows, text = example.clips, example.text
         assert rows is not None and text is not None
@@ -274,13 +255,12 @@ class CBT(System):
         found: dict[str, Tensor] = {}
         assert encoded.visual is not None and encoded.text is not None and batch.clips is not None
         if "nce" in batch.targets:
-            found |= self._nce(encoded.visual, batch)
+            found = self._nce(encoded.visual, batch)
         if "mi" in batch.targets:
             found["mi"] = self._contest(encoded, batch)
-        for goal in ("mlm", "caption"):
-            if goal in batch.targets:
-                picks = batch.picks(goal)
-                found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
+        for goal in [x for x in ("mlm", "caption") if x in batch.targets]:
+            picks = batch.picks(goal)
+            found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
         return found
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
@@ -306,9 +286,9 @@ class CBT(System):
     def _contest(self, encoded: Encoded, batch: Batch) -> Tensor:
         """Each video's own text among those of other documents, which are so many places further in the batch."""
         text, clips = batch.text, batch.clips
-        assert text is not None and clips is not None and encoded.text is not None and isinstance(encoded, Met)
+        assert text is not None and clips is not None and encoded.text is not None
+        assert isinstance(encoded, Met) and encoded.whole is not None
         count, real, shown = len(batch.keys), batch.labels("mi"), encoded.whole
-        assert shown is not None
         rivals = min(count - 1, self.config.num_cross_negatives or count - 1)
         scores = [self._mutual(encoded.pooled)]
         for shift in range(1, rivals + 1):
@@ -316,8 +296,7 @@ class CBT(System):
             rows, packing = taken(text.packing, owner, text.packing.rows)
             score = self._mutual(self.meet(encoded.text[rows], packing, shown, clips.packing))
             scores.append(torch.where(real[owner] > 0, score, -1e4))
-        logits = torch.stack(scores, 1)  # (B, 1 + rivals), the own text first
-        each = F.cross_entropy(logits, torch.zeros(count, dtype=torch.int64, device=real.device), reduction="none")
+        each = -torch.stack(scores, 1).log_softmax(1)[:, 0]  # the own text is first of 1 + rivals
         return (each * real).sum() / real.sum().clamp(min=1)
 
     def _true(self, batch: Batch) -> Tensor:

@@ -61,9 +61,9 @@ class VideoBERTConfig(BertNumbers):
     mlm_rate: float = 0.15
     mvm_rate: float = 0.15
     join_rate: float = 0.5
-    """How often two neighbouring sentences are joined."""
+    """How often two neighbouring sentences of a joint document are joined."""
     most_skip: int = 5
-    """Of the clips of a joint document every first, second, .. up to this one is kept."""
+    """Of the clips of a joint document every first, second, .. up to this one is kept, from a random one of them on; one at least."""
     joint_cloze: bool = True
     """Words and clips are hidden in joint documents too."""
     cloze_on_broken: bool = False
@@ -86,7 +86,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         mix=Mix(share={"mlm": 1, "mvm": 1, "align+mlm_joint+mvm_joint": 1}),
         optim=adam(1e-5),
         schedule=Schedule(steps=500_000, warmup=0),
-        batching=Batching(rows=10_240, window=8192),
+        batching=Batching(rows=16_384, samples=128, window=8192),
         precision="bf16",
         note="312 K cooking videos; batch 128, 0.5 M steps, Adam, rate 1e-5 falling to 0. The paper starts from BERT-large (--start).",
     )
@@ -232,7 +232,8 @@ class VideoBERT(System):
         if goal == "caption":
             read, said = self.ask(sample, SLOTS)[0], " ".join(sample.texts)
             return caption.hide(read, self.vocab, said, config.captioner.max_pieces)
-        segment = partial(mvm.segment, rng=rng, join_rate=config.join_rate, silent=config.silent)
+        rate = config.join_rate if "align" in goals else 0.0
+        segment = partial(mvm.segment, rng=rng, join_rate=rate, silent=config.silent)
         said, shown = segment(sample)
         if "mlm" in goals:
             return self._cloze(self._document(sample, said, shown[:0]), rng, "mlm", "", True, True)
@@ -242,7 +243,8 @@ class VideoBERT(System):
         if known and rng.random() < config.broken_rate:
             said, label = mvm.said_elsewhere(sample, said, rng, config.near_rate, lambda: segment(draw())[0]), 0
         step = int(rng.integers(1, config.most_skip + 1))
-        example = self._document(sample, said, shown[int(rng.integers(step)) :: step] if len(shown) > step else shown)
+        first = int(rng.integers(max(1, min(step, len(shown)))))
+        example = self._document(sample, said, shown[first::step])
         told = config.joint_cloze and (bool(label) or config.cloze_on_broken)
         self._cloze(example, rng, "mlm_joint", "mvm_joint", told, config.joint_cloze)
         example.targets["align"] = np.array(label if known else -1)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from intarsia import decode
-from intarsia.batch import Batch, Film, Pick, Sample, pack
+from intarsia.batch import Batch, Film, Pick, Sample
 from intarsia.data.video import sentence
 from intarsia.errors import BadInput
 from intarsia.objectives import contrast
+from intarsia.pack import pack
 from intarsia.parts.captioner import CaptionNumbers
 from intarsia.systems.cbt import CBT, FOUND
 from intarsia.text import Vocab

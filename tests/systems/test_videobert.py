@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from intarsia import decode
-from intarsia.batch import Example, Pick, Sample, pack
+from intarsia.batch import Example, Pick, Sample
 from intarsia.data.video import sentence
 from intarsia.decode import next_piece
 from intarsia.errors import BadInput
 from intarsia.features.kmeans import WithWords, fit
+from intarsia.pack import pack
 from intarsia.parts.captioner import CaptionNumbers
 from intarsia.systems.videobert import BETWEEN, VideoBERT
 from intarsia.text import Vocab
@@ -117,10 +118,26 @@ def test_sentences_are_joined_and_clips_left_out_at_the_rates() -> None:
         assert len(gaps) <= 1
         if gaps:
             steps[int(gaps.pop())] += 1
+    for number in range(40):  # in documents of one kind nothing is joined
+        words, clips = hidden(number, "mlm", join_rate=1.0), hidden(number, "mvm", join_rate=1.0)
+        assert words.text is not None and clips.clips is not None
+        said = build().vocab.decode([int(x) for x in words.text.ids[1:-1]])
+        assert said.count(".") <= 1 and len(clips.clips) <= 4
     # Between a third and a sixth of the sentences are the last, which has no neighbour.
     assert 0.25 * 300 < joined < 0.5 * 300
     assert {1, 2, 3} <= set(steps)
     assert max(steps) <= 5
+
+
+def test_of_few_clips_one_is_kept_whatever_the_step() -> None:
+    counts = Counter[int]()
+    for number in range(200):
+        example = hidden(number, "align", joint_cloze=False, join_rate=0.0, broken_rate=0.0, most_skip=5)
+        assert example.clips is not None
+        counts[len(example.clips)] += 1
+    assert set(counts) == {1, 2, 3, 4}
+    one = (4 / 5 + (1 / 2 + 3) / 5 + (2 / 3 + 2) / 5) / 3  # sentences of 2, 3 and 4 clips, a third each
+    assert abs(counts[1] / 200 - one) < 5 * (one * (1 - one) / 200) ** 0.5
 
 
 def test_negatives_by_content() -> None:
