@@ -179,24 +179,30 @@ def _blank(film: Film) -> Film:
     return dataclasses.replace(film, features=np.zeros_like(film.features), ids=ids)
 
 
+WAYS = {"with the clips": (True, False), "blind": (True, True), "without the clips' own features": (False, False)}
+"""Captioners: whether they read the clips' features beside what the system makes of them, and whether both are of blank clips."""
+
+
 def _captions(cls: Any, options: Options, world: Any, held: Any) -> Iterator[tuple[str, str]]:
-    """What a captioner on the frozen system writes of held-out sentences' clips, greedily, beside one that is blind. English."""
+    """What captioners on the frozen system write of held-out sentences' clips, greedily. English."""
     name = cls.card.name
-    for blind in (False, True) if options.caption_steps else ():
-        out = options.out / f"{name}-caption{'-blind' if blind else ''}"
+    for way, (features, blind) in WAYS.items() if options.caption_steps else ():
+        out = options.out / f"{name}-caption-{way.split()[0]}"
         samples = Kept.told(speaking(held, "en"), blind, options.held_out).samples
         if not (out / "model.safetensors").is_file():
             whole = open_model(name, weights=options.out / name).system
             recipe = _of(cls.recipes["caption"], options.caption_steps, options)
-            config = dataclasses.replace(whole.config, captioner=recipe.config.captioner)
-            recipe = dataclasses.replace(recipe, config=config)
+            config = dataclasses.replace(
+                whole.config, captioner=dataclasses.replace(recipe.config.captioner, features=features)
+            )
             with torch.random.fork_rng([]):
                 torch.manual_seed(options.seed)
                 writer = cls(config, whole.vocab)
             fill(writer, whole.state_dict(), name, cls.captioning.fresh)
-            _train(writer, Kept.told(speaking(world, "en"), blind, len(world)), recipe, out, options)
+            told = Kept.told(speaking(world, "en"), blind, len(world))
+            _train(writer, told, dataclasses.replace(recipe, config=config), out, options)
         said = decode.caption(open_model(name, weights=out).system, samples, cls.captioning.length)
-        yield f"captions, {'blind' if blind else 'with the clips'}", _written(samples, said)
+        yield f"captions, {way}", _written(samples, said)
 
 
 def _written(samples: Sequence[Sample], said: Sequence[str]) -> str:
