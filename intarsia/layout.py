@@ -351,8 +351,8 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0)
     Args:
         sample: its film.
         numbers: (V) which clips.
-        clusters: how many visual words a system reads instead of features; 0 = it reads features.
-        width: F, numbers of a feature.
+        clusters: how many visual words a system reads; 0 = none.
+        width: F, numbers of a feature; 0 = it reads none.
 
     Raises:
         BadInput: features of another width; visual words are needed and the film has none, or one that is not below `clusters`.
@@ -371,8 +371,8 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0)
         ids = film.ids[numbers].astype(np.int64)
         if ids.max() >= clusters:
             raise BadInput(f"sample {sample.key}: visual word {int(ids.max())}, the system knows {clusters}")
-    feats = np.zeros((count, 0), np.float32) if clusters else film.features[numbers].astype(np.float32)
-    if not clusters and feats.shape[1] != width:
+    feats = film.features[numbers].astype(np.float32) if width else np.zeros((count, 0), np.float32)
+    if feats.shape[1] != width:
         raise BadInput(f"sample {sample.key}: clips have {feats.shape[1]} numbers, the system takes {width}")
     return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 
