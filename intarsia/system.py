@@ -422,5 +422,7 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
             rows_of = tuned.system.get_parameter(name)
             rows_of[to] = rows_of[like]
         for name, (source, row) in finetune.head_from.items():
+            if source not in state:
+                continue  # as configured, the system has no such part (B2T2's dual encoder)
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

@@ -326,7 +326,7 @@ class LXMERT(System):
 
     # 4 -- recipes and downstream: the authors', and a recipe that a laptop core learns generated scenes by ---------------------
 
-    recipes = _recipes()
+    recipes, from_bert = _recipes(), bert.FromBert(matches=True, deeper=True)
     picked_goals = ("mlm", "itm", "obj", "attr", "feat", "qa")
     untrained = ("words.segment.weight",)
     heads = tuple(name.removesuffix(".") for name in HEADS)

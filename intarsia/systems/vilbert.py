@@ -318,6 +318,7 @@ class ViLBERT(System):
     # 4 -- recipes and downstream: the shipped configs, and one that a laptop core learns from generated scenes -----------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
     picked_goals = ("mlm", "mrc_kl", "mrfr", "mrnce", "itm")
     heads = PRETRAINING_HEADS
     finetune = _finetune()
