@@ -24,7 +24,7 @@ class ExtractVideo:
     """Folder of videos (.mp4, .mkv, .webm ..), each with NAME.srt, .vtt, .json, or NAME.LANGUAGE.srt .. beside it."""
     out: Path
     extractor: str = "frames"
-    """s3d, frames, grid or motion."""
+    """s3d, frames, grid or motion; stored = .npy files of features instead of videos."""
     options: dict[str, str] = field(default_factory=dict)
     """Of the extractor, name and value in turn: such as `--options weights s3d.pth size 112`."""
     batch: int = 4
