@@ -296,7 +296,7 @@ class StoredClips:
             or found.dtype.kind not in "fiu"
         ):
             raise BadInput(f"{path}: {found.dtype} {found.shape}, expected clips of {self.provenance.width} numbers")
-        found = found.astype(np.float32)
+        found = np.asarray(found, np.float32)
         if not np.isfinite(found).all():
             raise BadInput(f"{path}: clip {int(np.argmin(np.isfinite(found).all(1)))} is not finite")
         return found
