@@ -27,7 +27,7 @@ from intarsia.data.source import Provenance
 from intarsia.data.video import Sampling, evenly
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet_lite import FEATURES, load_efficientnet, normalised
-from intarsia.features.extractor import Array, make, where_to_run
+from intarsia.features.extractor import Array, make, where_to_run, whole_floats
 from intarsia.features.grid import WIDTHS, RandomTrunk
 from intarsia.features.roi import stretched
 from intarsia.features.s3d import load_s3d, s3d_layout
@@ -141,6 +141,7 @@ class S3DClips:
         settings = {"layout": layout, "size": str(size), "fps": fps, "frames": str(frames)}
         self.provenance = Provenance(self.name, self.net.width, sha256_of(path), settings=settings)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, 1024) float32."""
@@ -196,6 +197,7 @@ class Frames:
         """The middle square, scaled."""
         return squared(pixels, self.size)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, 1280) float32."""
@@ -242,6 +244,7 @@ class ClipGrid:
         """The whole frame, stretched."""
         return stretched(pixels, self.side)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, F) float32."""
