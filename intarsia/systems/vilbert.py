@@ -119,7 +119,7 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         base,
         config=ViLBERTConfig(**TINY_TWO_STREAMS, objective=1, mlm_rate=0.25),
         mix=Mix(share={"mlm+mrc_kl": 1, "mlm+mrc_kl+itm": 2}, begin={"mlm+mrc_kl+itm": 0.3}),
-        **TINY_RUN,
+        **(TINY_RUN | {"optim": replace(TINY_RUN["optim"], lr=5e-4)}),
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
 
