@@ -128,9 +128,9 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
     beta = replace(
         base,
         config=ViLBERTConfig(),
-        optim=_bert_adam(1e-4),
+        optim=replace(_bert_adam(1e-4), lr_factors=dict.fromkeys(("words.", "encoder.layers.", "word_head."), 0.1)),
         schedule=replace(base.schedule, shape="bert"),
-        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too. There what BERT brought learns at a tenth of the rate.",
+        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too; what BERT brought (--start) learns at a tenth of the rate.",
     )
     others = {f"base_{n}": ("base", n, _meeting(n)) for n in (2, 4, 8)}
     others |= {name: ("large", n, LARGE | _meeting(n, 24)) for name, n in (("large", 6), ("large_2", 2))}
