@@ -26,7 +26,7 @@ from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import plain
-from intarsia.tasks.retrieval import RetrievalBinary, RetrievalOneOf, RetrievalTriplet
+from intarsia.tasks.retrieval import RetrievalBinary, RetrievalOneOf, RetrievalTriplet, match_row
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import KeyMap
@@ -111,7 +111,7 @@ def _finetune() -> dict[str, Finetune]:
         samples=24,
         note="130 epochs of Flickr30k at batch 24 over 4 GPUs; negatives by picture and by text; warm-up and decay are not known",
     )
-    keys, first = KeyMap(("head.", "head.")), {"weight": ("match_head.weight", 0), "bias": ("match_head.bias", 0)}
+    keys, first = KeyMap(("head.", "head.")), match_row(0)
     return {
         "retrieval": Finetune(RetrievalBinary(), {"base": tuning}, keys, head_from=first),
         "retrieval_triplet": Finetune(RetrievalTriplet(), {"base": tuning}, keys, head_from=first),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from test_single_stream import REGIONS, VOCAB, made, system
 
-from intarsia.batch import Link, pack
+from intarsia.batch import Link
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.system import begin
 from intarsia.systems.b2t2 import B2T2
 from intarsia.tuned import Tuned

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.batch import Example, Picture, Sample
 from intarsia.errors import BadInput, TooLong
+from intarsia.pack import pack
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from intarsia.batch import Example, Link, Picture, Sample, pack
+from intarsia.batch import Example, Link, Picture, Sample
+from intarsia.pack import pack
 from intarsia.system import fit_config
 from intarsia.systems.vl_bert import VLBERT
 from intarsia.tasks.benchmarks import Annotated, Pictures, find
