@@ -35,8 +35,6 @@ class Tuning:
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
-    """Factors on that of other parameters, by the start of their names in `FineTuned`."""
     sgd: SGD | None = None
     """A second optimizer, where the paper has one."""
     samples: int = 0

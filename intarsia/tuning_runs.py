@@ -342,7 +342,7 @@ def finetune(
     factors = {}
     if isinstance(tuned, Tuned):
         head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
-        factors = {"head.": head.head_lr, **head.lr_factors}
+        factors = {"head.": head.head_lr}
     return pretrain(
         tuned,
         source,

@@ -108,12 +108,13 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         batching=Batching(rows=3200, window=8192),
         note="facebookresearch/vilbert-multi-task: Conceptual Captions, 10 epochs at batch 512 (8 GPUs, 64 pairs each); text begins as BERT.",
     )
+    slow = dict.fromkeys(("words.", "encoder.layers.", "word_head."), 0.1)
     beta = replace(
         base,
         config=ViLBERTConfig(),
-        optim=replace(bert_adam(1e-4), no_decay=NO_DECAY),
+        optim=replace(bert_adam(1e-4), no_decay=NO_DECAY, lr_factors=slow),
         schedule=replace(base.schedule, shape="bert"),
-        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too. There what BERT brought learns at a tenth of the rate.",
+        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too; what BERT brought (--start) learns at a tenth of the rate.",
     )
     tiny = replace(
         base,
