@@ -92,10 +92,10 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
     vqa = replace(
         base,
         config=M6Config(reads_question=True),
-        mix=Mix(share={"answer": 1}),
+        mix=replace(base.mix, share={"answer": 1}),
         note="Answers are said; not published.",
     )
-    drawn = Mix(share={"text_to_image": 1}, scale=base.mix.scale)
+    drawn = replace(base.mix, share={"text_to_image": 1})
     t2i = replace(
         base,
         config=M6Config(codes=1024, max_pieces=40),
@@ -123,7 +123,8 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
 def _finetune() -> dict[str, Finetune]:
     """Matching is classification; captions and answers are generated, so they are pre-training with another recipe."""
     recipe = _recipes()["base"]
-    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, note="not known: the numbers of pre-training")
+    given = {"scale": recipe.mix.scale, "note": "not known: the numbers of pre-training"}
+    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, **given)
     return {"retrieval": Finetune(RetrievalTwoWay(), {"base": tuning}, KeyMap(("head.", "head.")))}
 
 
@@ -295,7 +296,7 @@ class M6(System):
         return example
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of every goal; of experts "balance" and, told only, the share of choices "dropped"."""
+        """Cross entropy of every goal, and what is beside them."""
         found: dict[str, Tensor] = {}
         for goal in batch.targets:
             picks, drawn = batch.picks(goal), goal == "text_to_image"
@@ -308,11 +309,11 @@ class M6(System):
                 first = drawn * self.config.vocab_size
             loss = F.cross_entropy(logits.float(), picks.labels - first, reduction="sum")
             found[goal] = loss / max(1, len(picks.labels))
-        return found | dict(zip(("balance", "dropped"), self.encoder.routed, strict=False))
+        return found | self.beside()
 
-    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
-        """The sum as the mix says, without what is only told."""
-        return super().weigh({name: loss for name, loss in losses.items() if name != "dropped"}, mix)
+    def beside(self) -> dict[str, Tensor]:
+        """Of experts the loss "balance" and, told only, the share of choices "dropped"."""
+        return dict(zip(("balance", "dropped"), self.encoder.routed, strict=False))
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the piece after each of the given text rows, by the table of words."""
