@@ -28,7 +28,7 @@ from intarsia.parts.numbers import LARGE, TINY
 from intarsia.parts.sparse import SparseNumbers, Stack
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks.retrieval import RetrievalTwoWay
 from intarsia.text import Pieces, Vocab
 from intarsia.weights.keymap import KeyMap
@@ -89,13 +89,11 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         precision="bf16",
         note="M6-100B: base with 512 experts in every layer, on 128 A100; else as base.",
     )
+    one = {goal: replace(base.mix, share={goal: 1}) for goal in ("caption", "answer", "text_to_image")}
+    caption = replace(base, mix=one["caption"], note="Captions alone; not published.")
     vqa = replace(
-        base,
-        config=M6Config(reads_question=True),
-        mix=replace(base.mix, share={"answer": 1}),
-        note="Answers are said; not published.",
+        base, config=M6Config(reads_question=True), mix=one["answer"], note="Answers are said; not published."
     )
-    drawn = replace(base.mix, share={"text_to_image": 1})
     t2i = replace(
         base,
         config=M6Config(codes=1024, max_pieces=40),
@@ -103,7 +101,7 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         schedule=Schedule(steps=45_000, warmup=2700),
         batching=Batching(rows=8192, samples=4, window=8192, accumulate=2),
         note="Pictures from texts, begun from a trained M6 (--weights). MUGE-2021/image-generation-baseline's numbers, whose model is an encoder-decoder, not M6's.",
-        mix=drawn,
+        mix=one["text_to_image"],
     )
     tiny = replace(
         base,
@@ -115,13 +113,14 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         tiny,
         config=M6Config(**TINY, max_pieces=60, codes=512, code_length=64),
         note="Not a published recipe: draws generated products from scratch in minutes on a CPU core.",
-        mix=drawn,
+        mix=one["text_to_image"],
     )
-    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, "vqa": vqa, "t2i": t2i, "t2i_tiny": t2i_tiny}
+    more = {"caption": caption, "vqa": vqa, "t2i": t2i, "t2i_tiny": t2i_tiny}
+    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, **more}
 
 
 def _finetune() -> dict[str, Finetune]:
-    """Matching is classification; captions and answers are generated, so they are pre-training with another recipe."""
+    """Matching is classification; answers are generated, so they are pre-training with another recipe."""
     recipe = _recipes()["base"]
     given = {"scale": recipe.mix.scale, "note": "not known: the numbers of pre-training"}
     tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, **given)
@@ -335,6 +334,7 @@ class M6(System):
     picked_goals = ("denoise", "caption", "multimodal", "answer", "text_to_image")
     heads = ()
     finetune = _finetune()
+    captioning = Captioning(recipes={"base": "caption"}, search="hypotheses", length=30)
 
     # 6 -- checkpoint: none is public; names are ours ----------------------------------------------------------------------
 
