@@ -242,7 +242,7 @@ def tell(options: TextToImage, runs: Sequence[dict[str, Any]]) -> str:
     names = ("kind", "colour", "both")
 
     def over(*path: str, scale: float = 1.0, digits: int = 0, unit: str = "") -> str:
-        found = [scale * reduce(operator.getitem, path, run) for run in runs]
+        found = [scale * float(cast(Any, reduce(operator.getitem, path, run))) for run in runs]
         mean, low, high = (f"{x:.{digits}f}" for x in (float(np.mean(found)), min(found), max(found)))
         return f"{mean}{unit}" + ("" if low == high else f" ({low} - {high})")
 

@@ -122,8 +122,8 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
 def _finetune() -> dict[str, Finetune]:
     """Matching is classification; answers are generated, so they are pre-training with another recipe."""
     recipe = _recipes()["base"]
-    given = {"scale": recipe.mix.scale, "note": "not known: the numbers of pre-training"}
-    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, **given)
+    note = "not known: the numbers of pre-training"
+    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, scale=recipe.mix.scale, note=note)
     return {"retrieval": Finetune(RetrievalTwoWay(), {"base": tuning}, KeyMap(("head.", "head.")))}
 
 
