@@ -170,7 +170,7 @@ class System(nn.Module, ABC):
         """Unweighted scalar losses of every goal in batch.targets."""
 
     def beside(self) -> dict[str, Tensor]:
-        """Scalars of the last pass that no target asks for; those without a gradient are only told."""
+        """Scalars of the last pass that no target asks for; a recipe weighs with 0 those that are only told."""
         return {}
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:

@@ -73,7 +73,7 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
     """The paper's three sizes as far as they are known, answers to questions, pictures from texts, and tiny runs."""
     base = Recipe(
         config=M6Config(),
-        mix=Mix(share={"denoise": 1, "lm": 1, "caption": 1, "multimodal": 1}, scale={"balance": 0.01}),
+        mix=Mix(dict.fromkeys(("denoise", "lm", "caption", "multimodal"), 1), scale={"balance": 0.01, "dropped": 0.0}),
         optim=Optim(lr=8e-5, betas=(0.9, 0.999), eps=1e-8, max_norm=1.0),
         schedule=Schedule(steps=500_000, warmup=500),
         batching=Batching(rows=8192, window=8192),
