@@ -154,6 +154,8 @@ class ShowPicture:
     top_p: float = 1.0
     """Of these the fewest likeliest that reach this probability."""
     temperature: float = 1.0
+    judge: Path | None = None
+    """Folder of a run whose system matches pictures and texts: what fits the text best comes first."""
     seed: int = 0
     device: str = "cpu"
 
@@ -186,7 +188,17 @@ def show_picture(args: Sequence[str]) -> str:
     vq = read_codec(options.weights / FILE).to(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     samples = [Sample("text", (options.text,))] * options.count
+    judge: Any = None
+    if options.judge:
+        judge = open_model(read_system(options.judge), weights=options.judge, device=options.device)
+        if not judge.system.matches:
+            raise BadInput(f"--judge {options.judge}: {judge.system.card.name} does not match pictures and texts")
     drawn = draw(system, samples, vq, generator, options.top_k, options.top_p, options.temperature)
+    told = ""
+    if judge is not None:
+        fit = np.array([judge.match(x, options.text).score for x in drawn])
+        order = np.argsort(-fit, kind="stable")
+        drawn, told = drawn[order], f", fit {' '.join(f'{x:.2f}' for x in fit[order])}"
     with write_whole(options.out) as temporary:
         Image.fromarray(np.concatenate(list(drawn), 1)).save(temporary, "PNG")
-    return f"{options.count} pictures: {options.out}"
+    return f"{options.count} pictures{told}: {options.out}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import intarsia
 from intarsia.cli import main
 from intarsia.features.vq import read_vq
 from intarsia.features.vqgan import KEYS, VQGAN, VQGANNumbers, read_codec
@@ -83,6 +85,26 @@ def test_a_trained_m6_begins_to_draw(codes: Path, run: Path, tmp_path: Path) -> 
     near = (after["words.word.weight"] - before["words.word.weight"]).abs().max().item()
     assert near < 0.01, "two steps away from where it began"
     call("show", "picture", "红色", "--weights", drawing, "--out", tmp_path / "a.png")
+
+
+def test_the_best_by_a_matching_system_come_first(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = tmp_path / "judge"
+    more = ("--out", judge, "--schedule.steps", 2, "--schedule.warmup", 1, "--workers", 0, "--device", "cpu")
+    call("pretrain", "pixel_bert", "--data", "products-zh:12", *more, "--config.short-side", 32)
+    order = ("show", "picture", "红色棉质T恤", "--weights", run, "--count", 5, "--temperature", 3.0)
+    call(*order, "--out", tmp_path / "drawn.png")
+    capsys.readouterr()
+    call(*order, "--judge", judge, "--out", tmp_path / "judged.png")
+    fit = [float(x) for x in capsys.readouterr().out.split("fit ")[1].split(":")[0].split()]
+    drawn, judged = (np.split(np.array(Image.open(tmp_path / f"{x}.png")), 5, 1) for x in ("drawn", "judged"))
+    model = intarsia.open("pixel_bert", weights=judge)
+    scores = [model.match(x, order[2]).score for x in judged]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1 and fit == pytest.approx(scores, abs=0.01)
+    assert sorted(x.tobytes() for x in drawn) == sorted(x.tobytes() for x in judged)
+    said = refused(capsys, *order, "--judge", run, "--out", tmp_path / "none.png")
+    assert "m6 does not match pictures and texts" in said and not (tmp_path / "none.png").exists()
 
 
 def test_a_vqgan_of_the_authors_layout_is_taken_as_it_is(
