@@ -99,7 +99,7 @@ def _recipes() -> dict[str, Recipe[PixelBERTConfig]]:
             sampled_pixels=0,
             mlm_rate=0.25,
         ),
-        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.5}),
+        mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.4}),
         optim=replace(adam(1e-3, max_norm=5.0, eps=1e-6), betas=(0.9, 0.98)),
         sgd=SGD(lr=0.3),
         schedule=Schedule(steps=2400, warmup=120, floor=0.02),
