@@ -230,7 +230,10 @@ def read_vqgan(path: Path, side: int = 256) -> VQGAN:
     about = _about(path)
     state = read_weights(path)
     if about.get("kind") == VQGAN_KIND:
-        numbers = from_json(VQGANNumbers, about["numbers"], str(path))
+        try:
+            numbers = from_json(VQGANNumbers, about["numbers"], str(path))
+        except (KeyError, ValueError) as error:
+            raise BadInput(f"{path}: {error}") from None
     else:
         state = {name: x for name, x in state.items() if not name.startswith(TRAINED_BESIDE)}
         numbers, state = numbers_of(state, str(path), side), KEYS.to_ours(state, str(path))

@@ -15,8 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from intarsia.errors import BadInput
-from intarsia.features.vqgan import KEYS, VQGAN, VQGANNumbers, numbers_of, read_codec, read_vqgan, write_vqgan
-from intarsia.weights.files import read_weights
+from intarsia.features.vqgan import (
+    KEYS,
+    VQGAN,
+    VQGAN_KIND,
+    VQGANNumbers,
+    numbers_of,
+    read_codec,
+    read_vqgan,
+    write_vqgan,
+)
+from intarsia.weights.files import read_weights, write_weights
 
 NUMBERS = VQGANNumbers(
     codes=19, width=6, z_channels=5, stem=32, channels=(32, 64, 64), blocks=2, attended=(2,), side=32
@@ -232,6 +241,9 @@ def test_other_layouts_are_refused_by_name(tmp_path: Path) -> None:
         torch.save(state, path)
         with pytest.raises(BadInput, match=said):
             read_vqgan(path, 32)
+    write_weights(tmp_path / "x.safetensors", state, {"kind": VQGAN_KIND, "numbers": '{"codes": "many"}'})
+    with pytest.raises(BadInput, match=r"x\.safetensors"):
+        read_codec(tmp_path / "x.safetensors")
     torch.save(theirs(), path)
     with pytest.raises(BadInput, match="pictures of 30 pixels"):
         read_vqgan(path, 30)
