@@ -22,7 +22,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from intarsia.batch import Array, pack
+from intarsia.batch import Array
 from intarsia.data.decode import pixels_of
 from intarsia.data.opening import open_source
 from intarsia.data.source import Source
@@ -31,6 +31,7 @@ from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import retrieval
 from intarsia.features.resnet import ResNet, normalised
 from intarsia.features.roi import crops
+from intarsia.pack import pack
 from intarsia.studies.family import blind, write_section
 from intarsia.systems.pixel_bert import PixelBERT
 from intarsia.train import Pace, pretrain

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import before_last_sep, bert_rows, choice_links, region_rows, side_by_side
+from intarsia.layout import before_last_sep, bert_rows, region_rows, side_by_side
 from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
@@ -29,7 +29,7 @@ from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
-from intarsia.tasks.vcr import VCROneOf
+from intarsia.tasks.vcr import VCROneOf, choice_links
 from intarsia.tasks.vqa import VQA, share_loss
 from intarsia.text import Pieces, Vocab
 from intarsia.weights import bert
@@ -123,12 +123,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     )
     tiny = replace(
         base,
-        config=VisualBERTConfig(
-            **TINY,
-            mlm_rate=0.25,
-            two_captions=False,
-            train_pooler=True,
-        ),
+        config=VisualBERTConfig(**TINY, mlm_rate=0.25, two_captions=False, train_pooler=True),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
@@ -144,7 +139,9 @@ def _finetune() -> dict[str, Finetune]:
         return {"base": Tuning(bert_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
 
     classifier = KeyMap(("classifier.", "head.1."))
-    return {
+    wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
+    hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
+    found = {
         "vqa": Finetune(
             VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
             tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
@@ -163,6 +160,7 @@ def _finetune() -> dict[str, Finetune]:
             keeps=("word_head", "match_head"),
         ),
     }
+    return {name: replace(each, renames=wrapped | hf) for name, each in found.items()}
 
 
 class VisualBERT(System):
@@ -270,10 +268,6 @@ class VisualBERT(System):
         if "itm" in batch.targets:
             found["itm"] = itm.score(self.match_head(encoded.pooled), batch.labels("itm"))
         return found
-
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that the (second) caption belongs to the picture."""
-        return itm.log_odds(self.match_head(encoded.pooled))
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 

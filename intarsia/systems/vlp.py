@@ -24,7 +24,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
-from intarsia.parts.numbers import TINY, BertNumbers
+from intarsia.parts.numbers import TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
 from intarsia.system import Captioning, Finetune, System, Tuning
@@ -32,22 +32,18 @@ from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
 from intarsia.weights import bert
-from intarsia.weights.keymap import KeyMap, Tied
+from intarsia.weights.keymap import Drop, KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VLPConfig(BertNumbers):
-    """The numbers of the one published size."""
+class VLPConfig(RegionNumbers):
+    """The numbers of the one published size; its region features are fc6 of the detector."""
 
     vocab_size: int = 28996
     """Pieces of the vocabulary (bert-base-cased)."""
     layer_norm_eps: float = 1e-5
     type_vocab_size: int = 6
     """Segments: 0 and 1 where all is seen, 4 and 5 where a caption is written."""
-    feature_size: int = 2048
-    """Numbers of a region feature (fc6 of the detector)."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     max_pieces: int = 20
     """Longer texts are cut at their end, as by all commands the authors give."""
     lm_rate: float = 0.15
@@ -320,5 +316,6 @@ class VLP(System):
         ("vis_embed.2.", "regions.feature."),
         ("vis_pe_embed.0.", "regions.place."),
         Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        Drop("crit_mask_lm_smoothed.one_hot"),  # a constant, where labels were smoothed
         optional=("word_head.",),
     )

@@ -34,6 +34,11 @@ def shown_with(sample: Sample, other: Sample) -> Sample:
     return replace(sample, pictures=other.pictures, film=other.film)
 
 
+def match_row(row: int) -> dict[str, tuple[str, int | None]]:
+    """Where a head of one output starts: the row of the pre-trained `match_head` that says matched; for `Finetune.head_from`."""
+    return {part: (f"match_head.{part}", row) for part in ("weight", "bias")}
+
+
 class Ranked:
     """A true pair and broken ones of it, a document each."""
 
@@ -96,6 +101,21 @@ class Retrieval(Ranked):
         rival = likely.new_zeros(len(likely)).index_add(0, batch.sample, likely * true)[batch.sample]  # (B)
         broken = 1 - true
         return ((self.margin + likely - rival).clamp(min=0) * broken).sum() / broken.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RetrievalTriplet(Retrieval):
+    """The same against the hardest of a sample's broken pairs alone. Source: ImageBERT, sec. 5."""
+
+    broken_by: tuple[str, ...] = ("ppp", "ttt")
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples of max(0, margin + the highest s(broken) - s(true)), s = sigmoid."""
+        likely, true = torch.sigmoid(scores.float()), batch.labels("retrieval").bool()
+        places = groups(batch.sample, 1 + len(self.broken_by[0]))  # (S, 1 + K)
+        likely, true = likely[places], true[places]
+        hardest = likely.masked_fill(true, -1.0).amax(1)
+        return (self.margin + hardest - likely[true]).clamp(min=0).mean()
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from PIL import Image
 from test_vl_bert_trunk import build, slow_boxes, slow_features, slow_pixels
 
 from intarsia import tuning_runs
-from intarsia.batch import Meant, Pick, Sample, pack
+from intarsia.batch import Meant, Pick, Sample
 from intarsia.cli import main
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.features.fast_rcnn import covered
+from intarsia.pack import pack
 from intarsia.system import begin
 from intarsia.systems.vl_bert import VLBERT
 from intarsia.tasks.benchmarks import Annotated, Pictures, find
@@ -206,6 +207,13 @@ def test_training_turns_half_of_the_pictures_their_outlines_and_what_is_said_of_
 
 def seen_width(system: VLBERT, sample: Sample) -> int:
     return system.lay_out(sample).images[0].width
+
+
+def test_fresh_heads_are_drawn_by_xaviers_rule() -> None:
+    head = begin(build(hidden_size=64), VLBERT.finetune["vcr"]).head["choice"][1].requires_grad_(False)
+    bound = (6 / (64 + 1)) ** 0.5
+    assert 0.8 * bound < float(head.weight.abs().max()) <= bound
+    assert not head.bias.any()
 
 
 def test_heads_and_the_second_segment_start_from_what_was_pretrained() -> None:
