@@ -34,7 +34,7 @@ class ResNetPatches:
         device: "auto", "cpu", "cuda", "cuda:1", ..
     """
 
-    name = "resnet"
+    name, by_shape, adds_whole = "resnet", False, False
 
     def __init__(
         self, weights: str = "", size: str = "resnet50", cells: int = 8, side: int = 224, device: str = "auto"
