@@ -39,6 +39,8 @@ class Tuning:
     """A second optimizer, where the paper has one."""
     samples: int = 0
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Weights of losses beside the task's own, see `System.beside`; 1 where none is named."""
     note: str = ""
 
 
@@ -169,6 +171,10 @@ class System(nn.Module, ABC):
     @abstractmethod
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Unweighted scalar losses of every goal in batch.targets."""
+
+    def beside(self) -> dict[str, Tensor]:
+        """Scalars of the last pass that no target asks for; a recipe weighs with 0 those that are only told."""
+        return {}
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:
         """The one entry that DDP, FSDP and compile wrap."""
