@@ -22,7 +22,7 @@ from intarsia.weights import caffe, paddle
 from intarsia.weights.pickles import read_pickle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
-WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
+WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 COUNTER = ".num_batches_tracked"
 
