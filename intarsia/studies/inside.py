@@ -25,6 +25,7 @@ from intarsia.batch import Example, Sample, pack
 from intarsia.errors import BadInput
 from intarsia.studies import tying
 from intarsia.studies.family import without_picture, write_section
+from intarsia.studies.granularity import name_of
 from intarsia.studies.numbers import verdict
 from intarsia.studies.readouts import MAPS, TOLD
 from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
@@ -39,6 +40,8 @@ from intarsia.worlds import Split, WorldConfig, WorldSource
 ARMS = {"sentence": "sentence", "sentence, told": "told", "token": "token", "both": "both", "blind": "both"}
 """Arm -> granularity of `studies.tied`; "blind" has nothing to see."""
 READ_OUTS = (*tying.READ_OUTS, "named")
+REGION_GOAL = {"uniter": "mrfr", "lxmert": "feat"}
+"""Under which a system gives back the features of hidden regions."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +129,27 @@ def begin(run: Run) -> tuple[System, Any]:
     return system, without_classes(recipe, provenance)[0]
 
 
-def perform(run: Run, folder: Path, work: Path = WORK, scenes: int = 200, candidates: int = 30) -> dict[str, Any]:
-    """Makes a run, or reads what it left when it was made before. Args: see `measure`; work, of checkpoints and logs."""
-    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, candidates))
+def perform(
+    run: Run, folder: Path, work: Path = WORK, scenes: int = 200, candidates: int = 30, device: str = "cpu"
+) -> dict[str, Any]:
+    """Makes a run, or reads what it left when it was made before. Args: see `measure`; work, of checkpoints and logs; device, that trains."""
+    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, candidates, device))
 
 
-def _make(run: Run, work: Path, scenes: int, candidates: int) -> dict[str, Any]:
+def _make(run: Run, work: Path, scenes: int, candidates: int, device: str) -> dict[str, Any]:
     system, recipe = begin(run)
     began, used = time.perf_counter(), time.process_time()
     pace = Pace(log_every=100, save_every=500, keep=1, tensorboard=False)
-    outcome = pretrain(system, run.source("train", run.pairs), recipe, work, workers=0, device="cpu", pace=pace)
+    outcome = pretrain(system, run.source("train", run.pairs), recipe, work, workers=0, device=device, pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
-    trained, spent = time.perf_counter(), time.process_time()
+    trained, spent, told_by = time.perf_counter(), time.process_time(), name_of(next(system.parameters()).device)
+    system.cpu()
     told = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
     found = {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters()),
+        "device": told_by,
         "seconds": trained - began,
         "cpu seconds": spent - used,
         "losses": [x["loss"] for x in told if "loss" in x][-1],
@@ -171,13 +178,15 @@ def measure(system: Any, source: WorldSource, count: int, candidates: int) -> di
     again = system.encode(shuffled)
     return {
         "scenes": count,
-        "pointing": tying._pointing(system, known, batch, encoded),
+        "pointing": tying._pointing(system, known, batch, encoded) | {"occlusion": tying.occlusion(system, known)},
         "alignment": tying._alignment(system, known, system.alignments(encoded, batch)["alignment"].numpy()),
         "choices": tying._choices(system, source, known, encoded),
         "unambiguous": tying._unambiguous(system, source, known, candidates),
         "ablation": tying._ablation(system, known),
+        "region ablation": tying.region_ablation(system, known, REGION_GOAL[system.card.name]),
         "exchanged": {
-            "pointing": tying._pointing(system, known, shuffled, again),
+            "pointing": tying._pointing(system, known, shuffled, again)
+            | {"occlusion": tying.occlusion(system, known, shift=1)},
             "choices": tying._choices(system, source, known, again, shift=1),
             "unambiguous": tying._unambiguous(system, source, known, candidates, shift=1),
         },
@@ -206,6 +215,8 @@ CLAIMS: dict[str, Claim] = {
 COMPARED = compared(CLAIMS)
 MEASURES: dict[str, Value] = {
     **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
+    "pointing, occlusion (no part of best)": at("test", "pointing", "occlusion"),
+    "pointing, occlusion, pictures exchanged": at("test", "exchanged", "pointing", "occlusion"),
     "link AUC": at("test", "alignment", "auc"),
     "entropy over regions, content words": at("test", "alignment", "entropy, content"),
     **{f"binding, {x}": at("test", "choices", "swap", x) for x in READ_OUTS},
@@ -213,6 +224,7 @@ MEASURES: dict[str, Value] = {
     "which word is wrong, by [CLS]": at("test", "choices", "fault, named"),
     **{f"t2i R@1, {x}": at("test", "unambiguous", x, "t2i R@1") for x in READ_OUTS},
     **{f"word cross entropy, hidden regions: {x}": at("test", "ablation", x) for x in ("none", "linked", "random", "all")},
+    **{f"loss of a hidden region, hidden words: {x}": at("test", "region ablation", x) for x in ("none", "linked", "random", "all")},
     "CPU seconds of training": at("cpu seconds"),
 }  # fmt: skip
 """What the page tells of each arm beside the claims. Read-outs are S_sent, S_tok, [CLS], the words' support, and what [CLS] says of each word ("named")."""
@@ -256,6 +268,8 @@ class Inside:
     lr: float = Run.lr
     level: int = Run.level
     wra: float = Run.wra
+    device: str = "cpu"
+    """That trains the runs to make, such as "cuda"."""
     page: Path | None = None
     """Write the tables here, a section a system."""
     make: bool = True
@@ -268,7 +282,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     same = {x: getattr(options, x) for x in ("pairs", "steps", "rows", "width", "lr", "level", "wra")}
     for seed, name, arm in product(options.seeds, options.systems, options.arms) if options.make else ():
-        perform(Run(system=name, arm=arm, seed=seed, **same), options.out)
+        perform(Run(system=name, arm=arm, seed=seed, **same), options.out, device=options.device)
     arms: dict[str, dict[str, Any]] = {arm: {} for arm in options.arms}
     told = {name: gather(options.out, arms, dataclasses.asdict(Run()), system=name, **same) for name in options.systems}
     if not any(told.values()):
