@@ -51,6 +51,7 @@ from intarsia.studies.tables import (
 )
 from intarsia.studies.tying import RANKED, READ_OUTS, auc, bag, measure
 from intarsia.systems.inlay import Inlay
+from intarsia.text import Vocab
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import fresh
 from intarsia.viz import style
@@ -186,8 +187,13 @@ def perform(
     return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, fused, splits, device))
 
 
-def begin(run: Run) -> tuple[Watched, Recipe[Any]]:
+def begin(run: Run, source: Source | None = None, vocab: Vocab | None = None) -> tuple[Watched, Recipe[Any]]:
     """The system of a run, untrained, and its recipe.
+
+    Args:
+        run: see there.
+        source: what it is for; None = the run's world.
+        vocab: its words; None = those of the world.
 
     Raises:
         BadInput: there is no such arm.
@@ -203,23 +209,34 @@ def begin(run: Run) -> tuple[Watched, Recipe[Any]]:
         batching=dataclasses.replace(recipe.batching, samples=min(run.batch, run.pairs)),
         seed=run.seed,
     )
-    provenance = run.source("train", run.pairs).provenance
+    provenance = (source or run.source("train", run.pairs)).provenance
     assert provenance is not None
     cls = Watched if run.arm != "blind" else Blind
-    system, recipe = fresh(cls, recipe, vocabulary(dataclasses.replace(run.world, noise=0.0)), provenance)
+    vocab = vocab or vocabulary(dataclasses.replace(run.world, noise=0.0))
+    system, recipe = fresh(cls, recipe, vocab, provenance)
     assert isinstance(system, Watched)
     return system, recipe
 
 
 def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split], device: str) -> dict[str, Any]:
     system, recipe = begin(run)
-    train = run.source("train", run.pairs)
-    source: Any = train if run.unit == "region" else Bags(train)
+    train, held = run.source("train", run.pairs), run.source("validation", 2 * run.batch)
+    if run.unit == "region":
+        found = learn(run, system, recipe, train, held, work, device)
+    else:
+        found = learn(run, system, recipe, Bags(train), Bags(held), work, device)
+    began = time.process_time()
+    found |= {x: measure(system, run.source(x, 1200), scenes, 10 if x == "held_out" else fused) for x in splits}
+    return found | {"cpu seconds of measuring": time.process_time() - began}
+
+
+def learn(
+    run: Run, system: Watched, recipe: Recipe[Any], source: Source, held: Source, work: Path, device: str
+) -> dict[str, Any]:
+    """Trains a system, which then is on the CPU, and gives what the run's file says of that. Args: see `perform`; held, of validation."""
     began, used = time.perf_counter(), time.process_time()
     looks = max(1, run.steps // 5)
     pace = Pace(log_every=looks, save_every=run.steps, valid_every=looks, valid_batches=2, tensorboard=False)
-    held: Any = run.source("validation", 2 * run.batch)
-    held = held if run.unit == "region" else Bags(held)
     outcome = pretrain(system, source, recipe, work, valid=held, workers=0, device=device, pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
@@ -227,7 +244,8 @@ def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split]
     trained, spent, told_by = time.perf_counter(), time.process_time(), name_of(system.log_scale.device)
     system.cpu()
     watched = [{"step": x["step"], **x["valid"]} for x in told if "valid" in x]
-    found: dict[str, Any] = {
+    shutil.rmtree(work)
+    return {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters() if x.requires_grad),
         "device": told_by,
@@ -236,10 +254,7 @@ def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split]
         "losses": [x["loss"] for x in told if "loss" in x][-1],
         "watched": watched,
         "self-confirming": self_confirming([x for x in watched if x["step"] > run.steps / 5], system.config.shares[1]),
-        **{x: measure(system, run.source(x, 1200), scenes, 10 if x == "held_out" else fused) for x in splits},
     }
-    shutil.rmtree(work)
-    return found | {"cpu seconds of measuring": time.process_time() - spent}
 
 
 def name_of(device: torch.device) -> str:
