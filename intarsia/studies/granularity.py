@@ -111,8 +111,8 @@ class Run:
 
     @property
     def world(self) -> WorldConfig:
-        """Scenes of 3 to 5 objects, captions that name 2."""
-        return WorldConfig(level=self.level, objects=(3, 5), noise=self.noise, density=self.density)
+        """Scenes of 3 to 5 objects, captions that name 2; pictures of 64 x 64 pixels."""
+        return WorldConfig(level=self.level, side=64, objects=(3, 5), noise=self.noise, density=self.density)
 
     def source(self, split: Split, count: int) -> WorldSource:
         """A split of the world; test scenes of all runs are the same."""
