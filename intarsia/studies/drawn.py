@@ -165,7 +165,7 @@ def train(options: Drawn, seed: int) -> list[tuple[Watched, dict[str, Any]]]:
 
 def measured(one: tuple[Watched, dict[str, Any]], scenes: int, fused: int = 50) -> dict[str, Any]:
     """The whole file of an arm. Args: scenes, fused: see `granularity.perform`."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     system, about = one
     run = Run(**about["run"])
     count = sum(x.numel() for x in system.parameters() if x.requires_grad)

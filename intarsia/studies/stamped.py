@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import tyro
 
-from intarsia.batch import pack
 from intarsia.data.corpora import Subset, speaking
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import granularity, tying
 from intarsia.studies.family import write_section
 from intarsia.studies.granularity import PAIRS, begin, learn

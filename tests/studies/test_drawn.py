@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import pack
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import drawn
 from intarsia.studies.drawn import Drawn
 from intarsia.studies.family import without_picture
