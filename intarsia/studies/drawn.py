@@ -1,4 +1,4 @@
-"""The arms of `studies.granularity` on drawn pictures, so many that each is read once, at size `small`, on a GPU.
+"""The arms of `studies.granularity` on drawn pictures, each read once, at size `small`, on a GPU.
 
     python -m intarsia.studies.drawn --page docs/studies/volume.md
 
@@ -46,15 +46,15 @@ class Drawn:
     out: Path = KEPT / "drawn"
     arms: tuple[str, ...] = ("sentence", "token", "both", "blind")
     seeds: tuple[int, ...] = (101,)
-    pairs: int = 1 << 20
+    pairs: int = 172_032
     """Each is read once."""
-    batch: int = 1024
+    batch: int = 384
     lr: float = 5e-4
     size: Literal["tiny", "small"] = "small"
     precision: Literal["fp32", "bf16"] = "bf16"
-    scenes: int = 400
+    scenes: int = 200
     """Of each test split."""
-    workers: int = 8
+    workers: int = 2
     """Processes that draw."""
     device: str = "auto"
     seconds: float = float("inf")

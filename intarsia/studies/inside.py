@@ -214,9 +214,10 @@ CLAIMS: dict[str, Claim] = {
 }
 """What is claimed; "best" is the best read-out of each run."""
 COMPARED = compared(CLAIMS)
+OCCLUSION = "pointing, occlusion (no part of best)"
 MEASURES: dict[str, Value] = {
     **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
-    "pointing, occlusion (no part of best)": at("test", "pointing", "occlusion"),
+    OCCLUSION: at("test", "pointing", "occlusion"),
     "pointing, occlusion, pictures exchanged": at("test", "exchanged", "pointing", "occlusion"),
     "link AUC": at("test", "alignment", "auc"),
     "entropy over regions, content words": at("test", "alignment", "entropy, content"),
@@ -251,7 +252,8 @@ def verdicts(results: Results) -> str:
 def tell(results: Results) -> str:
     """Claims with their checks, differences, verdicts, and the rest."""
     said = checks(results, CLAIMS)
-    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    more = {OCCLUSION: MEASURES[OCCLUSION]}
+    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED | more, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
 
 
 @dataclass
