@@ -57,6 +57,13 @@ def linear(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def plain(config: HeadConfig, outputs: int) -> nn.Module:
+    """One layer."""
+    head = nn.Linear(config.pooled_size, outputs)
+    initialise(head, config.initializer_range)
+    return head
+
+
 def two_layers(scale: int) -> Scorer:
     """Dropout, a layer `scale` times as wide, ReLU, outputs: the authors' "mlp" classifier."""
 
@@ -69,6 +76,20 @@ def two_layers(scale: int) -> Scorer:
             nn.Linear(scale * width, outputs),
         )
         initialise(head, config.initializer_range)
+        return head
+
+    return make
+
+
+def evenly(scorer: Scorer) -> Callable[..., nn.Module]:
+    """The same head, its layers drawn by Xavier's uniform rule, biases 0. Source: VL-BERT, whose tasks all draw theirs so."""
+
+    def make(config: HeadConfig, outputs: int = 1) -> nn.Module:
+        head = scorer(config, outputs)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         return head
 
     return make

@@ -1,6 +1,6 @@
 """Readers and writers of weight files. Nothing here runs code from a file.
 
-`safetensors`, torch files of plain tensors, pickles of plain arrays, TensorFlow checkpoints, Paddle's variables.
+`safetensors`, torch files of plain tensors, pickles of plain arrays, TensorFlow checkpoints, Caffe's blobs, Paddle's variables.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.errors import BadInput
-from intarsia.weights import paddle
+from intarsia.weights import caffe, paddle
 from intarsia.weights.pickles import read_pickle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
-WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
+WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 COUNTER = ".num_batches_tracked"
+TRAINERS = ("pytorch_lightning.", "lightning.")
+"""Classes of training frameworks that are named beside weights. They are neither looked up nor run: an empty class stands for each."""
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Reads a state dict.
 
     From .safetensors, a torch file (.pt, .pth, .bin) or a pickle of arrays (.pkl), unwrapped, a TensorFlow checkpoint, without what its optimizer left, or a
-    folder or .tar.gz of Paddle's variables.
+    folder or .tar.gz of Paddle's variables, or a .caffemodel, whose blobs are "LAYER.0", "LAYER.1", ..
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
@@ -48,10 +50,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    if path.suffix == caffe.SUFFIX:
+        return caffe.read_caffemodel(path)
     if path.suffix == ".pkl":
         return _unwrap(_tensors(read_pickle(path)), path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = (
             str(error).split("GLOBAL ")[-1].split(" was not")[0][:80] if "GLOBAL " in str(error) else "code of its own"
@@ -60,6 +65,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
     return _unwrap(content, path)
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """An empty class for each name of `TRAINERS` that a torch file has."""
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):
+        return []  # an older file, or a damaged one, of which the reader says so
+    return [(type("Left", (), {}), name) for name in wanted if name.startswith(TRAINERS)]
 
 
 def _tensors(content: Any) -> Any:
