@@ -77,10 +77,10 @@ def run_numbers(
     training = system.training
     system.eval()
     try:
-        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode():
+        half = torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16")  # weights are cast once
+        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half:
             for numbers in cut(lengths, how.rows):
-                with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                    read(numbers)
+                read(numbers)
                 advance(len(numbers))
     finally:
         system.train(training)

@@ -50,7 +50,18 @@ from intarsia.worlds.twins import PRODUCTS, write_twin
 
 SEED = 9
 """Of what is pre-trained on; twins have seed 0."""
-FIRST = ("uniter", "lxmert", "vilbert", "visualbert", "vl_bert", "oscar", "unicoder_vl", "ernie_vil", "imagebert", "b2t2")
+FIRST = (
+    "uniter",
+    "lxmert",
+    "vilbert",
+    "visualbert",
+    "vl_bert",
+    "oscar",
+    "unicoder_vl",
+    "ernie_vil",
+    "imagebert",
+    "b2t2",
+)
 """Systems in this order, then the others."""
 HARD = "retrieval_hard"
 """Goes on from what `retrieval` ended with."""
@@ -160,7 +171,9 @@ def kind_of(system: str, task: str) -> str:
     cls = find(system)
     if "clips" in cls.needs:
         return "films"
-    return "products" if benchmark_for(system, task).name in PRODUCTS else "pixels" if "images" in cls.needs else "scenes"
+    return (
+        "products" if benchmark_for(system, task).name in PRODUCTS else "pixels" if "images" in cls.needs else "scenes"
+    )
 
 
 def source_of(kind: str, count: int = 8000) -> Any:
@@ -181,9 +194,10 @@ def words_of(system: str, kind: str, source: Any, options: Options) -> Vocab:
     tags = dict.fromkeys(tag for x in samples for tag in x.tags)
     for name in sorted({benchmark_for(system, t).name for t in tasks_of(system) if kind_of(system, t) == kind}):
         benchmark, (data, regions) = benchmarks.find(name), twin(name, kind == "pixels", options)
-        said += [text for item, _ in open_items(benchmark, data, regions, benchmark.splits[0]).kept for text in item.texts]
+        said += [
+            text for item, _ in open_items(benchmark, data, regions, benchmark.splits[0]).kept for text in item.texts
+        ]
     return Vocab.learn(said, more=tags, specials=cls.specials)
-
 
 
 # --------------------------------------------------------------------------------------------------------- pre-training
@@ -225,7 +239,9 @@ def _pretrain(system: str, kind: str, folder: Path, options: Options) -> None:
 
 def _must_finish(outcome: Any) -> None:
     if not outcome.finished:
-        raise BadInput(f"{outcome.out}: stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on")
+        raise BadInput(
+            f"{outcome.out}: stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- tuning
@@ -233,7 +249,7 @@ def _must_finish(outcome: Any) -> None:
 
 def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any]:
     """Tunes and scores a pair: what was measured, as JSON values."""
-    kind, benchmark, cls = kind_of(system, task), benchmark_for(system, task), find(system)
+    kind, benchmark = kind_of(system, task), benchmark_for(system, task)
     weights = begun(system, kind, options)
     book = str(weights / CODEBOOK) if (weights / CODEBOOK).is_file() else ""
     data, regions = twin(benchmark.name, kind == "pixels", options)
