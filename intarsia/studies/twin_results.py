@@ -46,6 +46,7 @@ from intarsia.tuned import Tuned
 from intarsia.tuning_runs import About, answer_list, begin, finetune, open_items, pairing, rivals_of
 from intarsia.worlds import WorldConfig, WorldSource
 from intarsia.worlds.film_features import FilmWorld
+from intarsia.worlds.twin_films import PROVENANCE
 from intarsia.worlds.twins import PRODUCTS, write_twin
 
 SEED = 9
@@ -179,7 +180,9 @@ def kind_of(system: str, task: str) -> str:
 def source_of(kind: str, count: int = 8000) -> Any:
     """Pairs to pre-train on."""
     if kind == "films":
-        return FilmWorld(3000, SEED, "train")
+        films = FilmWorld(3000, SEED, "train")
+        films.provenance = PROVENANCE
+        return films
     if kind == "products":
         from intarsia.worlds.product_source import ProductSource
 
@@ -205,7 +208,7 @@ def words_of(system: str, kind: str, source: Any, options: Options) -> Vocab:
 
 def begun(system: str, kind: str, options: Options) -> Path:
     """The folder of a system's pre-training run on a kind of data, made if it is not there."""
-    folder = options.out / "before" / f"{system}-{kind}"
+    folder = options.out / "before" / kind / system
     with alone(folder):
         if not (folder / "model.safetensors").is_file():
             _pretrain(system, kind, folder, options)
@@ -266,8 +269,7 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
             weights = plain
         whole, recipe = begin(system, task, "base", weights, None, source, labels)
         whole.rivals, _ = rivals_of(described, benchmark, source, "", folder)
-        if not sees:
-            whole.__class__ = BlindTuned
+        whole.__class__ = Tuned if sees else BlindTuned
     budget = options.tuning
     recipe = replace(
         recipe,
@@ -277,9 +279,9 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
     )
     about = About(system, task, "base", benchmark.name, str(data.resolve()), regions, str(weights), labels, "", book)
     _must_finish(finetune(about, whole, recipe, source, folder, workers=0, device=options.device, pace=pace))
-    if not sees:
+    if isinstance(whole, BlindTuned):
         held = open_items(benchmark, data, regions, _held(benchmark), labels)
-        found, _ = evaluate(whole.eval(), benchmark, held, None, QUIET)
+        found, _ = evaluate(whole, benchmark, held, None, QUIET)
         return {"blind_tuned": found.numbers[benchmark.main]}
     most = options.most if benchmark.ranks and benchmark.candidates is None else 0
     asked = Asked(folder, _held(benchmark), blind=not benchmark.ranks, most=most, device=options.device, how=QUIET)
@@ -339,16 +341,16 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=args, prog="python -m intarsia.studies.twin_results")
     work = [(system, tasks, options) for system, tasks in chosen(options.pairs).items()]
     shown = {
-        (benchmark_for(system, t).name, kind_of(system, t) == "pixels", options)
+        (benchmark_for(system, x).name, kind_of(system, x) == "pixels")
         for system, tasks, _ in work
-        for t in tasks_of(system)
-        if kind_of(system, t) in {kind_of(system, x) for x in tasks}
+        for x in tasks_of(system)
+        if kind_of(system, x) in {kind_of(system, y) for y in tasks}
     }
     if options.processes == 1:
         failed = sum(make(*x) for x in work)
     else:
         with multiprocessing.get_context("fork").Pool(options.processes) as pool:  # no device is touched before
-            pool.starmap(twin, sorted(shown, key=lambda x: x[:2]), chunksize=1)
+            pool.starmap(twin, [(*x, options) for x in sorted(shown)], chunksize=1)
             failed = sum(pool.starmap(make, work, chunksize=1))
     if failed:
         raise BadInput(f"{failed} pairs were not made")

@@ -21,6 +21,9 @@ from intarsia.data.formats.films import FilmRecord, FilmWriter
 from intarsia.data.source import Provenance
 from intarsia.worlds.film_features import ACTIONS, LENGTH, WIDTH, FilmWorld
 
+PROVENANCE = Provenance("film-twin", WIDTH, settings={"fps": "20", "frames": "30"})  # 1.5 s a clip
+"""Of the clips: vectors of `FilmWorld` as they are, with a rate, which its own need not."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -73,8 +76,7 @@ def write_films(benchmark: str, folder: Path, train: int, val: int, seed: int) -
         The folder of the shards.
     """
     films = FILMS[benchmark](folder, _shots("train", train, seed) + _shots("val", val, seed))
-    settings = {"fps": "20", "frames": "30"}  # 1.5 s a clip
-    writer = FilmWriter(folder / "regions", Provenance("film-twin", WIDTH, settings=settings))
+    writer = FilmWriter(folder / "regions", PROVENANCE)
     for name, features in films:
         if name not in writer.done():
             starts = np.arange(len(features), dtype=np.float32) * LENGTH
