@@ -1,7 +1,7 @@
 """What systems reach on the generated twins of their benchmarks: pre-trained at tiny size on generated data once, then tuned for each task of their papers.
 
-    python -m intarsia.studies.twin_results docs/twins.json                                   every pair of system and task
-    python -m intarsia.studies.twin_results docs/twins.json --pairs uniter lxmert:vqa --device cuda --processes 5
+    python -m intarsia.studies.twin_results intarsia/systems/twins.json                                   every pair of system and task
+    python -m intarsia.studies.twin_results intarsia/systems/twins.json --pairs uniter lxmert:vqa --device cuda --processes 5
 
 Pre-training sees scenes, films or products that no twin holds; its vocabulary also has the words of the twins' training items. Each pair is tuned by the path of
 `intarsia finetune`, with numbers of our own: the papers' rates are for systems a hundred times as large. Measured are held-out items, beside chance and what is reached
