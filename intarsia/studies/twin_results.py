@@ -105,6 +105,10 @@ class Options:
     """Also tune each blind where words alone could answer."""
 
 
+class Stopped(BadInput):
+    """A signal ended a run."""
+
+
 class BlindTuned(Tuned):
     """A system with a task's head that is shown nothing of the pictures."""
 
@@ -321,6 +325,8 @@ def make(system: str, tasks: Sequence[str], options: Options) -> int:
                 continue
             try:
                 found = tuned(system, task, sees, options)
+            except Stopped:
+                raise
             except BadInput as error:
                 failed += 1
                 print(f"{pair}: {error}", flush=True)
