@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from intarsia.batch import Example, Picture, RegionRows, pack
+from intarsia.batch import Example, Picture, RegionRows
 from intarsia.data.decode import decode_image, resize_short
 from intarsia.data.formats.butd_tsv import ButdTsv, butd_line
 from intarsia.data.formats.npz import inflate
@@ -36,6 +36,7 @@ from intarsia.data.formats.store import RegionStore, b64decode
 from intarsia.data.formats.uniter_lmdb import UniterLmdb
 from intarsia.data.source import Provenance
 from intarsia.data.store_writers import LmdbWriter
+from intarsia.pack import pack
 
 PICTURES, REGIONS, WIDTH, BATCH = 448, 36, 2048, 64
 OTHERS = 96

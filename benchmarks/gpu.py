@@ -20,7 +20,8 @@ from step import VisualBERT, hugging_face, lengths, make_examples, padded_inputs
 from torch import Tensor, nn
 
 from intarsia.attend import Backend, use_backend
-from intarsia.batch import Batch, pack
+from intarsia.batch import Batch
+from intarsia.pack import pack
 
 
 def milliseconds(run: Callable[[], None], warm: int = 4, repeats: int = 10) -> float:

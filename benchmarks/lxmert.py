@@ -23,10 +23,11 @@ import step
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Example, Pick, pack
+from intarsia.batch import Batch, Example, Pick
 from intarsia.evaluate.crossing import score_crossed
 from intarsia.evaluate.matching import score_pairs
 from intarsia.evaluate.running import Inference
+from intarsia.pack import pack
 from intarsia.systems.lxmert import LXMERT, LXMERTConfig
 from intarsia.text import SPECIALS, Vocab
 

@@ -36,7 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Example, Pick, RegionRows, TextRows, pack
+from intarsia.batch import Batch, Example, Pick, RegionRows, TextRows
+from intarsia.pack import pack
 from intarsia.packed import join, joined_rows
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Table

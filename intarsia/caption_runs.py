@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia import decode
+from intarsia import decode, naming
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.model import build, read_recipe
@@ -271,16 +271,16 @@ class Named:
     forms: Path | None = None
     """Forms of words; None = each stands for itself alone."""
 
-    def machines(self, vocab: Vocab) -> Callable[[str], decode.Machine]:
+    def machines(self, vocab: Vocab) -> Callable[[str], naming.Machine]:
         """What a caption of a picture must pass through, by the picture's name; of one without detections nothing."""
         boxes = objects.read_objects(self.objects)
         heights = None if self.hierarchy is None else objects.read_heights(self.hierarchy)
         forms = {} if self.forms is None else objects.read_forms(self.forms)
 
-        def machine(name: str) -> decode.Machine:
+        def machine(name: str) -> naming.Machine:
             mine = next((boxes[x] for x in spellings(name) if x in boxes), [])
             things = objects.places_of(objects.to_name(mine, heights), vocab, forms)
-            return decode.Machine.of(things, len(vocab))
+            return naming.Machine.of(things, len(vocab))
 
         return machine
 
@@ -295,7 +295,7 @@ def write(
         source: items of a benchmark whose captions are written.
         beams: 0 = as in the paper, 1 = greedy.
         pictures: written about at a time; bounds the memory. A quarter of it where objects are to be named.
-        named: objects to be named: the search is `decode.constrained`.
+        named: objects to be named: the search is `naming.constrained`.
     """
     how = type(system).captioning
     assert how is not None, "writes captions"
@@ -309,7 +309,7 @@ def write(
         else:
             logits = decode.cached_next_piece(system, samples)
             wanted = [machine(x.pictures[0].name) for x in samples]
-            said = decode.constrained(logits, wanted, how.length, system.vocab.sep, beams or how.beams)
+            said = naming.constrained(logits, wanted, how.length, system.vocab.sep, beams or how.beams)
             texts = [system.vocab.decode(x.ids) for x in said]
         found |= {picture_of(x.key): text for x, text in zip(samples, texts, strict=True)}
     return found

@@ -223,7 +223,7 @@ def _store(
     batch, workers, boxes = how
     skipped: list[str] = []
     stored = regions = 0
-    batches = _batches(pictures, batch, getattr(extractor, "by_shape", False))
+    batches = _batches(pictures, batch, extractor.by_shape)
     mine = (numbers for place, numbers in enumerate(batches) if place % ranks.size == ranks.rank)
     with Bar("extract", (pictures.picture_count - len(done)) // ranks.size, show and ranks.rank == 0) as bar:
         for members, failed in _decoded(pictures, done, mine, workers, boxes):
@@ -360,7 +360,7 @@ def _described(
 def _given(extractor: Extractor, members: Sequence[Member]) -> list[Array]:
     """The boxes of the lines, for extractors that want it with the whole picture as one more."""
     given = [x.boxes for x, _ in members]
-    if not getattr(extractor, "adds_whole", False):
+    if not extractor.adds_whole:
         return given
     return [x if (x == WHOLE).all(1).any() else np.concatenate([x, WHOLE]) for x in given]
 

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from intarsia.batch import Array, ClipRows, Picture, Pixels, RegionRows, Sample, Text, TextRows
-from intarsia.data.decode import pixels_of, size_of
+from intarsia.data.decode import pixels_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
 from intarsia.text import Pieces, Vocab
@@ -113,6 +111,11 @@ def picture_of(sample: Sample, number: int) -> Picture:
     if number >= len(sample.pictures):
         raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {number + 1}")
     return sample.pictures[number]
+
+
+def document_key(sample: Sample, task: str | None, form: int) -> str:
+    """The key of one of a sample's documents: the sample's own in pre-training."""
+    return sample.key if task is None else f"{sample.key}@{form}"
 
 
 def region_rows(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
@@ -314,11 +317,14 @@ def with_whole_picture(
     return RegionRows(**{name: column(name) for name in RegionRows.__slots__})
 
 
-def one_row(key: str, picture: Picture, width: int, segment: int, image: int = 0) -> RegionRows:
-    """A whole picture as one row, the mean of its regions, without labels; else as `region_rows`."""
-    rows, one = region_rows(key, picture, width, segment, image), np.ones(1, np.int64)
-    feature = whole_feature(rows.feats, rows.masked)[None]
-    return RegionRows(feature, np.array([[0, 0, 1, 1]], np.float32), one * segment, 0 * one, one * image, one == 0)
+def picture_rows(sample: Sample, width: int, segment: int) -> RegionRows:
+    """Whole pictures, each as one row, the mean of its regions, without labels; else as `region_rows`."""
+    found, one = [], np.ones(1, np.int64)
+    for i in range(max(1, len(sample.pictures))):
+        rows = region_rows(sample.key, picture_of(sample, i), width, segment, i)
+        feature, box = whole_feature(rows.feats, rows.masked)[None], np.array([[0, 0, 1, 1]], np.float32)
+        found.append(RegionRows(feature, box, one * segment, 0 * one, one * i, one == 0))
+    return side_by_side(found)
 
 
 def whole_feature(feats: Array, hidden: Array) -> Array:
@@ -446,65 +452,3 @@ def filled(text: Text, length: int, filler: int) -> Text:
     starts = torch.arange(documents + 1, device=ids.device, dtype=torch.int32) * length
     packing = Packing(starts, round_up(length), rows // length, rows % length)
     return Text(ids, torch.zeros_like(ids), packing.pos, torch.full_like(ids, -1), packing)
-
-
-Change = Callable[[Tensor], Tensor]
-Three = tuple[float, float, float]
-
-
-def square_pixels(
-    key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None = None
-) -> Pixels:
-    """A picture stretched to a square, bilinear without antialias, then normalised.
-
-    Args:
-        key: of the sample, for errors.
-        picture: decoded only when it is packed.
-        side: pixels.
-        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
-        change: of colours, on (3, side, side) float in 0..1, before they are normalised.
-    """
-    return Pixels(partial(_square, key, picture, side, normal, change), side, side)
-
-
-def _square(key: str, picture: Picture, side: int, normal: tuple[Three, Three], change: Change | None) -> Array:
-    whole = torch.from_numpy(np.ascontiguousarray(pixels_of(picture, key))).permute(2, 0, 1)[None].float() / 255
-    x = F.interpolate(whole, (side, side), mode="bilinear", align_corners=False)[0]
-    x = x if change is None else change(x)
-    return _normal(x, normal)
-
-
-def _normal(pixels: Tensor, normal: tuple[Three, Three]) -> Array:
-    mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in normal)
-    found: Array = ((pixels - mean) / spread).numpy()
-    return found
-
-
-def bounded_pixels(key: str, picture: Picture, short: int, long: int, normal: tuple[Three, Three]) -> Pixels:
-    """A picture in its own proportions: its shorter side is resized to `short`, or less where the longer one would pass `long`; bilinear, antialiased.
-
-    Args:
-        key: of the sample, for errors.
-        picture: decoded only when it is packed, unless nothing else says how large it is.
-        short: pixels.
-        long: pixels, at most.
-        normal: what is taken off the pixels in 0..1, by channel, and what divides the rest.
-    """
-    width, height = size_of(picture, key)
-    scale = min(short / min(width, height), long / max(width, height))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return Pixels(partial(_bounded, key, picture, (height, width), size, normal), *size)
-
-
-def _bounded(
-    key: str, picture: Picture, known: tuple[int, int], size: tuple[int, int], normal: tuple[Three, Three]
-) -> Array:
-    pixels = np.ascontiguousarray(pixels_of(picture, key))
-    if pixels.shape[:2] != known:
-        raise BadInput(
-            f"sample {key}: picture {picture.name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its data say {known[1]} x {known[0]}"
-        )
-    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    if size != known:
-        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-    return _normal(x[0].float() / 255, normal)

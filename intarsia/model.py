@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from intarsia.attend import watch
-from intarsia.batch import Array, Picture, Sample, pack
+from intarsia.batch import Array, Picture, Sample
 from intarsia.data.decode import decode_image
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.evaluate.grounding import maps_of
 from intarsia.features.extractor import Extractor, must_be_alike, reopen
+from intarsia.pack import pack
 from intarsia.recipe import Recipe, from_json, to_json
 from intarsia.system import System, fit_config
 from intarsia.systems import find

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Images, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.features.kmeans import Codebook
+from intarsia.objectives import itm
 from intarsia.objectives.contrast import alone
 from intarsia.packed import Packing
 from intarsia.recipe import SGD, Batching, Card, Mix, Optim, Recipe, Schedule
@@ -106,6 +107,8 @@ class System(nn.Module, ABC):
     """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     towers: ClassVar[bool] = False
     """Text and picture are encoded apart: `encode` takes either alone, and `match_scores` is a product of `pooled_text` and `pooled_visual`."""
+    word_table: ClassVar[str] = "words.word.weight"
+    """The parameter whose rows are the words, in and out."""
     memory: ClassVar[tuple[str, ...]] = ()
     """Buffers that only pre-training needs and published weights lack (queues); fresh where a file has none."""
     heads: ClassVar[tuple[str, ...]]
@@ -188,13 +191,18 @@ class System(nn.Module, ABC):
         return total
 
     def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by."""
-        raise TypeError(f"{self.card.name} was not trained to match texts and pictures")
+        """(B) float: how well each document's text fits its picture, higher is better; what retrieval ranks by.
+
+        Here the log odds of `match_head`, of two outputs, 1 = matched.
+        """
+        if not self.matches:
+            raise TypeError(f"{self.card.name} was not trained to match texts and pictures")
+        return itm.log_odds(self.get_submodule("match_head")(encoded.pooled))
 
     @property
     def matches(self) -> bool:
         """Whether `match_scores` says anything."""
-        return type(self).match_scores is not System.match_scores
+        return hasattr(self, "match_head") or type(self).match_scores is not System.match_scores
 
     @property
     def reads_features(self) -> bool:
@@ -207,12 +215,12 @@ class System(nn.Module, ABC):
         return hasattr(self, "word_head")
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary) logits of the words at the given text rows, by the modules `word_head` and `words`, whose table it shares."""
+        """(M, vocabulary) logits of the words at the given text rows, by the module `word_head`, which shares the `word_table`."""
         if not self.predicts_words:
             raise TypeError(f"{self.card.name} does not predict words")
         assert encoded.text is not None
-        head, words = self.get_submodule("word_head"), self.get_submodule("words")
-        return head(encoded.text.index_select(0, rows), words.get_parameter("word.weight"))  # type: ignore[no-any-return]
+        head, table = self.get_submodule("word_head"), self.get_parameter(self.word_table)
+        return head(encoded.text.index_select(0, rows), table)  # type: ignore[no-any-return]
 
     def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
         """The document in which the system names the next piece of a caption.

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intarsia.batch import Batch, Encoded, Example, Pick, Picks, RegionRows, TextRows, pack
+from intarsia.batch import Batch, Encoded, Example, Pick, Picks, RegionRows, TextRows
+from intarsia.pack import pack
 from intarsia.packed import Packing
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia import decode
+from intarsia import decode, naming
 from intarsia.batch import Picture, Sample
 from intarsia.objectives import scst
 from intarsia.system import System, fit_config
@@ -46,7 +46,7 @@ def names(said: Sequence[int], thing: Sequence[Sequence[int]]) -> bool:
     )
 
 
-def named(machine: decode.Machine, said: Sequence[int]) -> set[int]:
+def named(machine: naming.Machine, said: Sequence[int]) -> set[int]:
     """The states that some way through the machine leads to; the closing piece goes through it once."""
     at = {0}
     for piece in said:
@@ -76,8 +76,8 @@ THINGS = [
 def test_wide_constrained_search_finds_the_best_caption_of_all(things: list[list[list[int]]], seed: int) -> None:
     """With room for every caption the search is exact: per set of things named the likeliest, then by mean log probability."""
     length, logits = 4, toy(seed)
-    machine = decode.Machine.of(things, PIECES)
-    found = decode.constrained(logits, [machine] * 2, length, END, 700, satisfy=len(things))
+    machine = naming.Machine.of(things, PIECES)
+    found = naming.constrained(logits, [machine] * 2, length, END, 700, satisfy=len(things))
     for i, one in enumerate(found):
         all_named = [said for said in everything(length) if 2 ** len(things) - 1 in named(machine, said)]
         score, said = max((log_probability(logits, i, said), said) for said in all_named)
@@ -89,7 +89,7 @@ def test_wide_constrained_search_finds_the_best_caption_of_all(things: list[list
 @pytest.mark.parametrize("things", THINGS, ids=str)
 def test_the_machine_reads_as_the_definition(things: list[list[list[int]]]) -> None:
     """What it reads as all things named names them; it misses only what begins anew within a thing half said, as the authors' does."""
-    machine, missed = decode.Machine.of(things, PIECES), 0
+    machine, missed = naming.Machine.of(things, PIECES), 0
     everywhere = 2 ** len(things) - 1
     for said in itertools.product(range(PIECES), repeat=4):
         reads = everywhere in named(machine, said)
@@ -105,7 +105,7 @@ def test_the_machine_reads_as_the_definition(things: list[list[list[int]]]) -> N
 def test_narrow_constrained_search_step_by_step() -> None:
     """Two beams a state, against the rule written out over plain lists of all ways."""
     things = [[[0]], [[1]]]
-    machine, logits, length = decode.Machine.of(things, PIECES), toy(9), 5
+    machine, logits, length = naming.Machine.of(things, PIECES), toy(9), 5
     beams: dict[int, list[tuple[float, tuple[int, ...]]]] = {0: [(0.0, ())]}
     for _ in range(length):
         after: dict[int, list[tuple[float, tuple[int, ...]]]] = {state: [] for state in range(4)}
@@ -128,16 +128,16 @@ def test_narrow_constrained_search_step_by_step() -> None:
     for satisfy in (0, 1, 2):
         best = [beams[s][0] for s in range(4) if bin(s).count("1") >= satisfy]
         score, said = max(best, key=lambda x: x[0] / (sum(p != END for p in x[1]) + 1))
-        one = decode.constrained(logits, [machine], length, END, 2, satisfy=satisfy)[0]
+        one = naming.constrained(logits, [machine], length, END, 2, satisfy=satisfy)[0]
         assert one.ids == tuple(p for p in said if p != END)
         assert one.score == pytest.approx(score / (len(one.ids) + 1), abs=1e-5)
 
 
 def test_nothing_to_name_and_too_much_to_name() -> None:
-    free = decode.constrained(toy(3), [decode.Machine.of([], PIECES)], 4, END, 700)[0]
+    free = naming.constrained(toy(3), [naming.Machine.of([], PIECES)], 4, END, 700)[0]
     best = max(everything(4), key=lambda said: log_probability(toy(3), 0, said))
     assert free.ids == tuple(p for p in best if p != END)
-    crowded = decode.constrained(toy(3), [decode.Machine.of([[[0]], [[1]], [[2]]], PIECES)], 2, END, 50, satisfy=3)[0]
+    crowded = naming.constrained(toy(3), [naming.Machine.of([[[0]], [[1]], [[2]]], PIECES)], 2, END, 50, satisfy=3)[0]
     assert len(crowded.ids) == 2  # room for two of three things
     assert len(set(crowded.ids) & {0, 1, 2}) == 2
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 import intarsia
-from intarsia.batch import pack
 from intarsia.errors import BadInput
 from intarsia.features import frcnn_pixels, open_extractor
 from intarsia.features.detector_weights import published
+from intarsia.pack import pack
 from intarsia.systems import SYSTEMS, find
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights.files import write_weights

@@ -155,7 +155,7 @@ from intarsia.extract import extract
 from intarsia.features import open_extractor
 inner = open_extractor("grid", device="cpu")
 class Slow:
-    name, provenance = inner.name, inner.provenance
+    name, provenance, by_shape = inner.name, inner.provenance, False
     def __call__(self, images):
         time.sleep(0.3)
         return inner(images)
@@ -190,7 +190,7 @@ def test_regions_that_cannot_be_stored_are_named(folder, tmp_path):
     inner = open_extractor("grid", device="cpu")
 
     class Broken:
-        name, provenance = inner.name, inner.provenance
+        name, provenance, by_shape = inner.name, inner.provenance, False
 
         def __call__(self, images):
             found = inner(images)

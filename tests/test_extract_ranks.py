@@ -87,7 +87,7 @@ from intarsia.features import open_extractor
 from intarsia.train.parallel import enter_world
 inner = open_extractor("pixels")
 class Slow:
-    name, provenance = inner.name, inner.provenance
+    name, provenance, by_shape = inner.name, inner.provenance, False
     def __call__(self, images):
         time.sleep(0.3)
         return inner(images)

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import intarsia
-from intarsia.batch import pack
 from intarsia.cli import main
 from intarsia.errors import BadInput
 from intarsia.model import Model, read_ours
+from intarsia.pack import pack
 from intarsia.systems import find
 from intarsia.worlds import WorldSource
 

@@ -28,12 +28,13 @@ from rich.progress import track
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from intarsia.batch import Batch, Example, Movable, Sample, pack
+from intarsia.batch import Batch, Example, Movable, Sample
 from intarsia.data.corpora import Pool
 from intarsia.data.formats.files import write_whole
 from intarsia.data.parcel import Parcel, parcel
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.recipe import Batching
 
 Ints = NDArray[np.int64]

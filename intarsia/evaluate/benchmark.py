@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array, pack
+from intarsia.batch import Array
 from intarsia.errors import BadInput, TooLong
 from intarsia.evaluate.queries import among_own, listed, ranked
 from intarsia.evaluate.rerank import Prefilter
 from intarsia.evaluate.running import FP32, Inference, run_numbers
+from intarsia.pack import pack
 from intarsia.system import System
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Predictions
 from intarsia.tuned import Tuned

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from intarsia.batch import Array, Encoded, Example, Sample, pack
+from intarsia.batch import Array, Encoded, Example, Sample
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.system import System
 from intarsia.text import Vocab
 

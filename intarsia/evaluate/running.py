@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from intarsia.batch import Array, Batch, Example, Film, Picture, Sample, pack
+from intarsia.batch import Array, Batch, Example, Film, Picture, Sample
 from intarsia.errors import BadInput, TooLong
+from intarsia.pack import pack
 from intarsia.system import System
 from intarsia.text import Pieces
 

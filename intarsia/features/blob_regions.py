@@ -18,7 +18,7 @@ class BlobRegions:
     Boxes and features are those of drawn worlds, so systems trained on a world read raw pictures through it.
     """
 
-    name = pixels.NAME
+    name, by_shape, adds_whole = pixels.NAME, False, False
 
     def __init__(self) -> None:
         self.provenance = Provenance(self.name, pixels.WIDTH, settings=dict(pixels.SETTINGS))

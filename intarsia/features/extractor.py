@@ -52,6 +52,10 @@ class Extractor(Protocol):
 
     name: str
     provenance: Provenance
+    by_shape: bool
+    """Pictures of one shape are run together."""
+    adds_whole: bool
+    """Whoever gives boxes adds the whole picture as one more, where it is not among them."""
 
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """Finds regions and describes them.

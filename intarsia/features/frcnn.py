@@ -40,9 +40,7 @@ class BottomUp:
         device: "auto", "cpu", "cuda", "cuda:1", ..
     """
 
-    name = "butd"
-    by_shape = True
-    """Pictures of one shape are run together."""
+    name, by_shape, adds_whole = "butd", True, False
     forms: tuple[str, ...] = ("caffe", "milvlg", "d2")
 
     def __init__(

@@ -63,7 +63,7 @@ class Grid:
         whole: "yes" or "no": whether the whole picture comes first.
     """
 
-    name = "grid"
+    name, by_shape, adds_whole = "grid", False, False
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Light:
         crop_batch: regions described at once.
     """
 
-    name = "light"
+    name, by_shape, adds_whole = "light", False, False
 
     def __init__(
         self,

@@ -31,9 +31,7 @@ class Cutouts:
         device: "auto", "cpu", "cuda", "cuda:1", ..
     """
 
-    name = "resnet_v2"
-    adds_whole = True
-    """Boxes that are given get the whole picture as one more."""
+    name, by_shape, adds_whole = "resnet_v2", False, True
 
     def __init__(self, weights: str = "", size: str = "resnet_v2_152", device: str = "auto") -> None:
         if not weights:

@@ -7,6 +7,7 @@ replacement detection (C).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -20,108 +21,13 @@ from intarsia.packed import Packing, pad, unpad
 
 Loss = Literal["softmax", "sigmoid"]
 
-STOPS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "it",
-        "its",
-        "he",
-        "she",
-        "they",
-        "we",
-        "i",
-        "you",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-        "will",
-        "would",
-        "can",
-        "could",
-        "may",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "with",
-        "as",
-        "into",
-        "onto",
-        "and",
-        "or",
-        "but",
-        "not",
-        "no",
-        "so",
-        "than",
-        "then",
-        "if",
-        "while",
-        "over",
-        "above",
-        "under",
-        "below",
-        "near",
-        "next",
-        "beside",
-        "behind",
-        "between",
-        "see",
-        "sees",
-        "shows",
-        "show",
-        "picture",
-        "photo",
-        "image",
-    ]
-) | frozenset(
-    [
-        "一个",
-        "这里",
-        "有",
-        "我们",
-        "看到",
-        "图中",
-        "画面",
-        "上有",
-        "在",
-        "的",
-        "和",
-        "也",
-        "是",
-        "了",
-        "着",
-        "与",
-        "及",
-        "还有",
-        "、",
-        "，",
-        "。",
-    ]
-)
+_STOPS = """
+a an the this that these those there here it its he she they we i you is are was were be been being am has have had do does did will would can could may
+of to in on at by for from with as into onto and or but not no so than then if while over above under below near next beside behind between
+see sees shows show picture photo image
+一个 这里 有 我们 看到 图中 画面 上有 在 的 和 也 是 了 着 与 及 还有 、 ， 。
+"""
+STOPS = frozenset(_STOPS.split())
 """Words that no region shows."""
 
 
@@ -156,6 +62,12 @@ def draw_words(text: TextRows, stops: Array, rng: np.random.Generator) -> tuple[
     hidden = np.concatenate([order[chosen], others[rng.random(len(others)) < 0.15]])
     first = np.append(True, text.words[1:] != text.words[:-1])
     return np.flatnonzero(np.isin(text.words, hidden)), np.flatnonzero(np.isin(text.words, order[~chosen]) & first)
+
+
+def told(caption: str, false: int, count: int) -> Array:
+    """(1 + K) int64: what a caption says, as a number that captions of the same words share, then whether each of `count` false ones is there, of `false`."""
+    said = zlib.crc32(" ".join(sorted(caption.lower().split())).encode())
+    return np.array([said, *(i < false for i in range(count))], np.int64)
 
 
 def behind(text: TextRows, others: list[TextRows], count: int) -> TextRows:
@@ -399,15 +311,16 @@ def supported(logits: Tensor, labels: Tensor) -> Tensor:
     return (each * counts).sum() / counts.sum().clamp(min=1)
 
 
-def all_supported(logits: Tensor, owner: Tensor, documents: int) -> Tensor:
-    """(B) log probability that every word of a text is supported, the complement of a noisy-or; 0 for none.
+def all_supported(logits: Tensor, counts: Tensor, text: Packing) -> Tensor:
+    """(B) log probability that every word of a text is supported, the complement of a noisy-or; near 0 for none.
 
     Args:
-        logits: (M) of words.
-        owner: (M) document of each.
-        documents: B.
+        logits: (T) of words.
+        counts: (T) bool, words that are asked; the others are as good as sure.
+        text: where they lie.
     """
-    return logits.new_zeros(documents, dtype=torch.float32).index_add(0, owner, F.logsigmoid(logits.float()))
+    each = F.logsigmoid(torch.where(counts, logits.float(), 30.0))
+    return each.new_zeros(text.documents).index_add(0, text.doc, each)
 
 
 def some_unsupported(log_all: Tensor, counts: Tensor) -> Tensor:
@@ -419,6 +332,38 @@ def some_unsupported(log_all: Tensor, counts: Tensor) -> Tensor:
     """
     each = -torch.log(-torch.expm1(log_all.clamp(max=-1e-4)))
     return (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+def matching(
+    support: Tensor,
+    strange: Tensor,
+    ids: Tensor,
+    content: Tensor,
+    labels: Tensor,
+    cut: Packing,
+    true: Tensor,
+    text: Packing,
+) -> dict[str, Tensor]:
+    """C: true and false captions with their picture, and true ones with the picture of the next pair. Losses "c_tok" of words, "c_sent" at [CLS].
+
+    Args:
+        support: (T) logits of the words of all captions with their own picture.
+        strange: (N) logits of those of the true ones with the next picture.
+        ids: (T) pieces.
+        content: (T) bool, words that a picture can support.
+        labels: (B, 1 + K) as `told` makes them.
+        cut: where the T rows lie, B (1 + K) captions.
+        true: (N) the rows of the true captions among them.
+        text: where those lie, B captions.
+    """
+    apart = labels[:, 0] != labels[:, 0].roll(-1)
+    known = torch.cat([torch.ones_like(labels[:, :1]), labels[:, 1:]], 1) > 0  # (B, 1 + K)
+    log_all = all_supported(strange, content[true], text)
+    whole = torch.zeros_like(known, dtype=torch.long).index_fill(1, labels.new_zeros(1), 1)
+    wanted = torch.cat([torch.where(known, whole, -1).flatten(), torch.where(apart, 0, -1)])
+    logits = torch.cat([support[cut.first], strange[text.first]])
+    of_words = supported(support, word_labels(ids, content, cut, known))
+    return {"c_tok": of_words + some_unsupported(log_all, apart), "c_sent": supported(logits, wanted)}
 
 
 def log_odds(log_all: Tensor) -> Tensor:

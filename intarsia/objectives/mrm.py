@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia import boxes
 from intarsia.batch import Array, Example, Pick, RegionRows, Regions
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
@@ -114,6 +115,30 @@ def _regions(example: Example, goal: str) -> RegionRows:
     if example.regions is None:
         raise BadInput(f"sample {example.key}: {goal} needs at least one region, there is none")
     return example.regions
+
+
+def whole_of_rest(rows: RegionRows, chosen: Array, size: tuple[int, int], padded: int | None = None) -> Array:
+    """(F) the feature of the whole picture once regions were hidden, which are summed as zeros.
+
+    Args:
+        rows: the regions and, last, the whole picture.
+        chosen: (M) regions that are to be given back, hidden or not.
+        size: pixels wide, high; 0 = unknown.
+        padded: rows that the authors' loader pads regions to: the sum is divided by so many, or by all regions if they are more, less those that
+            overlap a chosen one by more than .4. None = it is divided by all regions.
+
+    Source: the code of ViLBERT.
+    """
+    kept = ~rows.masked[:-1]
+    count = len(kept)
+    if padded is not None:
+        known = all(size)
+        scale = np.array(size if known else (1, 1), np.float32)
+        corner = np.array([0, 0, known, known], np.float32)  # the authors count the last pixel in
+        places = torch.from_numpy(rows.boxes[:-1] * np.tile(scale, 2) + corner)
+        count = max(count, padded) - int((boxes.iou(places, places[chosen]) > 0.4).any(1).sum())
+    total: Array = rows.feats[:-1][kept].astype(np.float32).sum(0)
+    return total / max(count, 1)
 
 
 def regress(predicted: Tensor, features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.attend import attend
 from intarsia.batch import Array, Encoded, Regions, Text
-from intarsia.packed import Packing, join, joined_rows
+from intarsia.packed import Packing, join, joined_rows, pad
 from intarsia.parts import align
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -41,12 +41,22 @@ class AlignedNumbers(BertNumbers):
     """What asks for its visual tokens: each word, or the mean of a phrase or a caption; all its words then have one vector."""
     text_context: Literal["full", "phrase", "none"] = "full"
     """What a word's aligned vector may know: its caption, its phrase, or nothing but itself. Less than all costs a pass more."""
+    align_norm: align.Norm = "softmax"
+    """How alignments of the contrastive score are normalised; those that place targets always by softmax."""
+    word_weight: Weighing = "idf"
+    """idf is counted while training; stop words and punctuation weigh 0 but with uniform."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aligned(Encoded):
     """What the streams return, and what lies before they meet. D documents: those of the batch, or the captions of a training batch, true one first."""
 
+    text: Tensor = field(kw_only=True)
+    visual: Tensor = field(kw_only=True)
+    visual_packing: Packing = field(kw_only=True)
+    pooled_text: Tensor = field(kw_only=True)
+    """(D, ..) unit vectors."""
+    pooled_visual: Tensor = field(kw_only=True)
     told: Tensor = field(kw_only=True)
     """(T, H + D + 2) words before they meet a picture: row, unit vector, weight, whether a region may show it."""
     seen: Tensor = field(kw_only=True)
@@ -58,6 +68,11 @@ class Aligned(Encoded):
     """(D) S_tok."""
     support: Tensor = field(kw_only=True)
     """(T) logits: the picture supports this word."""
+
+    @property
+    def sentence(self) -> Tensor:
+        """(D) S_sent."""
+        return (self.pooled_text * self.pooled_visual).sum(-1)
 
 
 class Pool(nn.Module):
@@ -89,7 +104,7 @@ class Tower(nn.Module):
     def __init__(self, config: AlignedNumbers, stops: Array) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.unit, self.context = config.query_unit, config.text_context
+        self.unit, self.context, self.norms = config.query_unit, config.text_context, config.align_norm
         self.register_buffer("content", torch.from_numpy(~stops), persistent=False)
         self.words = Words(config)
         self.text = Encoder(config)
@@ -115,6 +130,16 @@ class Tower(nn.Module):
         means = align.word_means(alone.float(), align.units(text, content, self.unit), text.packing)
         return x, F.normalize(self.word_vector(means).float(), dim=-1)
 
+    def tell(self, text: Text, weights: WordWeights) -> Tensor:
+        """(T, H + D + 2) words among themselves, as `Aligned.told`."""
+        x, vectors = self.read(text)
+        return torch.cat([x.float(), vectors, weights(text)[:, None], weights.content[text.ids, None]], 1)
+
+    def split(self, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what `tell` gave: (T, H) rows, (T, D) unit vectors and (T) weights."""
+        weight = self.word_vector.weight
+        return told[:, : weight.shape[1]].to(weight.dtype), told[:, weight.shape[1] : -2], told[:, -2]
+
     def look(self, regions: Regions) -> Tensor:
         """(R, H) visual tokens among themselves."""
         feats = self.feature(regions.feats.to(self.feature.weight.dtype))
@@ -128,6 +153,26 @@ class Tower(nn.Module):
     def slots(self, vectors: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """Padded (B, 1 + P, D), the null first, and where there are some."""
         return align.with_null(vectors, packing, F.normalize(self.null.float(), dim=-1))
+
+    def alphas(self, vectors: Tensor, text: Packing, slots: Tensor, visual: Packing) -> tuple[Tensor, Tensor]:
+        """Softmax alignment (B, L, 1 + P) of words (T, D) with visual tokens (R, D), the null first, and the padded tokens."""
+        block, here = self.slots(slots, visual)
+        scores = pad(vectors, text) @ block.transpose(1, 2)
+        return align.shares(scores, here, "softmax", True, self.log_temperature.exp()), block
+
+    def scores(self, told: Tensor, text: Packing, slots: Tensor, visual: Packing) -> Tensor:
+        """(B) S_tok. Args: told, words as of `tell`; slots, (R, D) vectors of visual tokens."""
+        block, here = self.slots(slots, visual)
+        words, masses = (pad(x, text) for x in self.split(told)[1:])
+        return align.score(words, block, here, masses, self.norms, self.log_temperature.exp())
+
+    def all_scores(
+        self, told: Tensor, text: Packing, slots: Tensor, visual: Packing, every: int = 1, most: int = 1 << 24
+    ) -> Tensor:
+        """(J, I) S_tok of every text with every picture. Args: as of `scores`; every, only each so many-th of both; most, see `align.all_scores`."""
+        padded = (*self.slots(slots, visual), *(pad(x, text) for x in self.split(told)[1:]))
+        block, here, words, masses = (x[::every] for x in padded)
+        return align.all_scores(words, block, here, masses, self.norms, self.log_temperature.exp(), most)
 
 
 class Fusion(nn.Module):

@@ -46,13 +46,10 @@ def apart(batch: Batch) -> tuple[Batch, Tensor]:
     assert text is not None and text.packing.level is not None, (
         "captions lie behind what is read, at levels of their own"
     )
-    rows, written = ((text.packing.level > 0) == x for x in (False, True))
-    kept = rows.nonzero()[:, 0]
-    packing = replace(subset(text.packing, kept), level=None)
-    ids, segments, places, words = (x[kept] for x in (text.ids, text.segment_ids, text.position_ids, text.words))
-    return replace(batch, text=Text(ids, segments, places, words, packing), targets={}, read=None), written.nonzero()[
-        :, 0
-    ]
+    given, written = (((text.packing.level > 0) == x).nonzero()[:, 0] for x in (False, True))
+    kept = text.take(given)
+    kept = replace(kept, packing=replace(kept.packing, level=None))
+    return replace(batch, text=kept, targets={}, read=None), written
 
 
 def mean_of(rows: Tensor | None, packing: Packing, chosen: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ Step = tuple[Literal["words", "regions", "meet"], int]
 class LocatedRegions(nn.Module):
     """Features and five numbers of a box, each projected, summed and normalised; no positions, no segments."""
 
-    def __init__(self, config: TwoStreamNumbers, feature_size: int) -> None:
+    def __init__(self, config: TwoStreamNumbers) -> None:
         super().__init__()
-        self.feature = nn.Linear(feature_size, config.v_hidden_size)
+        self.feature = nn.Linear(config.feature_size, config.v_hidden_size)
         self.location = nn.Linear(5, config.v_hidden_size)
         self.norm = nn.LayerNorm(config.v_hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)

@@ -44,7 +44,17 @@ class BertNumbers:
 
 
 @dataclass(frozen=True)
-class TwoStreamNumbers(BertNumbers):
+class RegionNumbers(BertNumbers):
+    """A BERT that reads what the usual detector says of regions, beside words."""
+
+    feature_size: int = 2048
+    """Numbers of a region feature."""
+    classes: int = 1601
+    """Classes of the detector's soft labels, background first."""
+
+
+@dataclass(frozen=True)
+class TwoStreamNumbers(RegionNumbers):
     """A BERT for words beside a narrower one for regions, and how the two meet: ViLBERT-base, by the names of its published JSON."""
 
     v_hidden_size: int = 1024
@@ -112,7 +122,8 @@ TINY: dict[str, Any] = {
 }
 """A size of our own, which learns generated scenes in minutes on a CPU: few rows, so no dropout, and larger fresh weights."""
 
-TINY_VISUAL: dict[str, Any] = {
+TINY_TWO_STREAMS: dict[str, Any] = TINY | {
+    "num_hidden_layers": 3,
     "v_hidden_size": 128,
     "v_num_hidden_layers": 2,
     "v_num_attention_heads": 4,
@@ -121,5 +132,7 @@ TINY_VISUAL: dict[str, Any] = {
     "v_attention_probs_dropout_prob": 0.0,
     "bi_hidden_size": 192,
     "bi_num_attention_heads": 6,
+    "v_biattention_id": (0, 1),
+    "t_biattention_id": (1, 2),
 }
-"""What `TINY` is for the regions' stream and the meetings."""
+"""The same of two streams that meet twice."""

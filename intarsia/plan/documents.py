@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from intarsia.batch import Batch, Example, Film, Picture, Sample, pack
+from intarsia.batch import Batch, Example, Film, Picture, Sample
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.plan.given import Size
 from intarsia.recipe import Recipe
 from intarsia.system import System

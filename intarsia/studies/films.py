@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import tyro
 
-from intarsia.batch import Array, Sample, pack
+from intarsia.batch import Array, Sample
 from intarsia.cli_video import sentences
 from intarsia.data.corpora import speaking
 from intarsia.data.opening import open_source
@@ -33,6 +33,7 @@ from intarsia.evaluate.running import piece_rows, pieces_in
 from intarsia.evaluate.words import guess_words
 from intarsia.features.kmeans import CODEBOOK, Codebook, WithWords, drawn, fit, read_codebook, write_codebook
 from intarsia.model import open as open_model
+from intarsia.pack import pack
 from intarsia.recipe import to_json
 from intarsia.systems.cbt import CBT, FOUND
 from intarsia.systems.videobert import VideoBERT

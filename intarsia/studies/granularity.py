@@ -122,7 +122,7 @@ class Watched(Inlay):
         """With "link auc" where nothing is trained."""
         found = super().losses(encoded, batch)
         if not self.training and batch.targets and batch.links is not None:
-            assert isinstance(encoded, Aligned) and encoded.visual_packing is not None and batch.regions is not None
+            assert isinstance(encoded, Aligned) and batch.regions is not None
             rows, regions = batch.links.T
             slots, here = self.tower.slots(encoded.slots, encoded.visual_packing)
             of, words = encoded.text_packing.doc[rows], encoded.told[rows, None, self.config.hidden_size : -2]

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import tyro
 
-from intarsia.batch import Example, Sample, pack
+from intarsia.batch import Example, Sample
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import tying
 from intarsia.studies.family import without_picture, write_section
 from intarsia.studies.numbers import verdict

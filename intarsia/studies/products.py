@@ -17,9 +17,10 @@ import numpy as np
 import torch
 import tyro
 
-from intarsia.batch import Batch, pack
+from intarsia.batch import Batch
 from intarsia.evaluate.products import product_matching
 from intarsia.evaluate.running import Inference
+from intarsia.pack import pack
 from intarsia.recipe import Recipe
 from intarsia.system import Finetune, FineTuned, System, begin
 from intarsia.systems import find

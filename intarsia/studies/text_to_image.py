@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from intarsia.batch import Array, Sample, pack
+from intarsia.batch import Array, Sample
 from intarsia.cli_codes import FILE, keep_codes
 from intarsia.data.source import Source
 from intarsia.drawing import draw
@@ -29,6 +29,7 @@ from intarsia.features.codes import WithCodes
 from intarsia.features.roi import stretched
 from intarsia.features.vq import VQ, Fit, VQNumbers, fit, lost, read_pictures, read_vq, write_vq
 from intarsia.model import open as open_model
+from intarsia.pack import pack
 from intarsia.studies.family import write_section
 from intarsia.systems.m6 import M6
 from intarsia.train import Pace, pretrain

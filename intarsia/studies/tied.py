@@ -114,15 +114,13 @@ class Heads(nn.Module):
         asked = labels.new_zeros(text.documents).index_add(0, text.doc, vague.long()) > 0
         known = torch.where(vague, -1, of_words)
         for name, logits in (("c_tok", encoded.support), (TOLD, encoded.named)):
-            log_all = granular.all_supported(torch.where(vague, logits, 30.0), text.doc, text.documents)
+            log_all = granular.all_supported(logits, vague, text)
             found[name] = granular.supported(logits, known) + granular.some_unsupported(log_all, asked)
         return found
 
     def supported(self, encoded: TiedEncoded, logits: Tensor) -> Tensor:
         """(B) log odds that every content word is supported. Args: logits, (T) of words."""
-        text = encoded.text_packing
-        rows = torch.where(encoded.content > 0, logits.float(), 30.0)
-        return granular.log_odds(granular.all_supported(rows, text.doc, text.documents))
+        return granular.log_odds(granular.all_supported(logits, encoded.content > 0, encoded.text_packing))
 
 
 def word_labels(shown: Array, said: Array, true: Array, content: Array, label: int, own_picture: bool) -> Array:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.batch import Array, Batch, Encoded, Example, Sample, pack
+from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.evaluate.matching import rank
-from intarsia.packed import Packing, pad, taken
-from intarsia.parts import align
+from intarsia.pack import pack
+from intarsia.packed import Packing, taken
 from intarsia.parts.aligned import Aligned
 from intarsia.studies.readouts import attention_maps
 from intarsia.systems.inlay import Inlay
@@ -250,13 +250,7 @@ def _faults(
 
 def _pairs(system: Inlay, encoded: Aligned, text: Packing, visual: Packing) -> dict[str, Array]:
     """(N, N) S_sent and S_tok of all texts with all pictures."""
-    assert encoded.pooled_text is not None and encoded.pooled_visual is not None
-    _, vectors, weights = system._split(encoded.told)
-    slots, here = system.tower.slots(encoded.slots, visual)
-    temperature = system.tower.log_temperature.exp()
-    tokens: Tensor = align.all_scores(
-        pad(vectors, text), slots, here, pad(weights, text), system.config.align_norm, temperature, most=1 << 19
-    )
+    tokens: Tensor = system.tower.all_scores(encoded.told, text, encoded.slots, visual, most=1 << 19)
     return {"sentence": (encoded.pooled_text @ encoded.pooled_visual.T).numpy(), "token": tokens.numpy()}
 
 

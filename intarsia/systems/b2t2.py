@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
 from intarsia.errors import BadInput, TooLong
 from intarsia.features.letterbox import PLACES, grid, pixel_boxes
-from intarsia.layout import picture_of, region_rows, whole_row, with_whole_picture
+from intarsia.layout import document_key, picture_of, region_rows, whole_row, with_whole_picture
 from intarsia.objectives import itm, joint, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
@@ -186,7 +186,7 @@ class B2T2(System):
         shown = region_rows(sample.key, replace(picture, boxes=snapped(picture)), config.feature_size, 0)
         regions = with_whole_picture(shown, picture, feature=None if whole is None else picture.features[whole])
         links.append([1, len(picture.boxes)])
-        key = sample.key if task is None else f"{sample.key}@{form}"
+        key = document_key(sample, task, form)
         return Example(key, text, regions, np.array(links), sample=sample.key)
 
     def _tokens(self, sample: Sample, number: int, mentions: bool) -> list[Token]:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, region_rows, whole_feature, with_whole_picture
+from intarsia.layout import bert_rows, document_key, link_rows, region_rows, whole_feature, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm, sgp
 from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
-from intarsia.parts.numbers import LARGE, TINY, TINY_VISUAL, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks import HeadConfig, linear
 from intarsia.tasks.among import Among
@@ -45,10 +45,6 @@ class ERNIEViLConfig(TwoStreamNumbers):
 
     layer_norm_eps: float = 1e-5
     type_vocab_size: int = 4
-    feature_size: int = 2048
-    """Numbers of a region feature."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     classifier_hid_size: int = 2048
     """Width inside the head of VQA."""
     max_pieces: int = 34
@@ -75,7 +71,7 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
     base = Recipe(
         config=ERNIEViLConfig(),
         mix=Mix(share=dict.fromkeys(both, 1.0)),
-        optim=_adam(1e-4),
+        optim=adam(1e-4),
         schedule=Schedule(steps=700_000, warmup=10_000),
         batching=Batching(rows=3600, window=8192),
         precision="bf16",
@@ -83,12 +79,10 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
         "none of it in code; warm-up, precision and how the kinds of node are mixed are not known.",
     )
     large = LARGE | {"v_num_attention_heads": 16, "v_intermediate_size": 4096, "bi_num_attention_heads": 16}
-    meets = {"num_hidden_layers": 3, "v_biattention_id": (0, 1), "t_biattention_id": (1, 2)}
-    tiny = ERNIEViLConfig(**(TINY | TINY_VISUAL | meets), asks_broken=False)
     return {
         "tiny": replace(
             base,
-            config=tiny,
+            config=ERNIEViLConfig(**TINY_TWO_STREAMS, asks_broken=False),
             mix=Mix(share=dict.fromkeys(apart, 1.0) | dict.fromkeys(both, 2.0), begin=dict.fromkeys(both, 0.3)),
             **TINY_RUN,
             note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
@@ -100,10 +94,6 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
             note="As base; the larger of the two published large ones adds COCO and Visual Genome.",
         ),
     }
-
-
-def _adam(lr: float) -> Optim:
-    return Optim(lr, (0.9, 0.999), 1e-8, 0.01, ("bias", "norm"), max_norm=1.0)
 
 
 def answers(config: HeadConfig, outputs: int) -> nn.Module:
@@ -127,7 +117,7 @@ def _finetune() -> dict[str, Finetune]:
         task: Task, keys: tuple[Move, ...], lr: float, steps: tuple[int, int], samples: int, pieces: int, note: str
     ) -> Finetune:
         rows = samples * (pieces + 103)
-        tuning = Tuning(_adam(lr), Schedule(*steps), Batching(rows=rows), samples=samples, note=note)
+        tuning = Tuning(adam(lr), Schedule(*steps), Batching(rows=rows), samples=samples, note=note)
         if isinstance(task, VQA):
             tuning = replace(tuning, head_lr=2.5)
         return Finetune(task, {"base": tuning}, KeyMap(*keys), config={"max_pieces": pieces})
@@ -199,7 +189,7 @@ class ERNIEViL(System):
         self.config, self.vocab = config, vocab
         width, visual, eps = config.hidden_size, config.v_hidden_size, config.layer_norm_eps
         self.words = Words(config)
-        self.regions = LocatedRegions(config, config.feature_size)
+        self.regions = LocatedRegions(config)
         self.encoder = TwoStreams(config)
         self.text_pooler = ReLUPooler(width, config.bi_hidden_size)
         self.visual_pooler = ReLUPooler(visual, config.bi_hidden_size)
@@ -231,7 +221,7 @@ class ERNIEViL(System):
         picture = sample.pictures[0]
         regions = region_rows(sample.key, picture, self.config.feature_size, 0)
         example = Example(
-            key=sample.key if task is None else f"{sample.key}@{form}",
+            key=document_key(sample, task, form),
             text=text,
             regions=with_whole_picture(regions, picture, (1.0, 1.0)),
             links=link_rows(sample, pieces[0]),
@@ -270,9 +260,8 @@ class ERNIEViL(System):
         config, goals, label = self.config, goal.split("+"), 1
         if wrong := [x for x in goals if x not in self.card.objectives]:
             raise BadInput(f"ernie_vil has no objective {wrong[0]!r}; it has {', '.join(self.card.objectives)}")
-        if "itm" in goals and rng.random() < config.itm_rate:
-            other = draw()
-            sample, label = replace(sample, texts=other.texts, language=other.language, links=(), also=()), 0
+        if "itm" in goals:
+            sample, label = itm.swap_text(sample, rng, draw, config.itm_rate)
         example, pieces = self._lay(sample, None, 0)
         held: list[Array] = [np.zeros(0, np.int64)]
         for kind in [x for x in goals if x in sgp.GOALS]:
@@ -305,10 +294,6 @@ class ERNIEViL(System):
                 found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
         return found
 
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that caption and picture belong together."""
-        return itm.log_odds(self.match_head(encoded.pooled))
-
     # 4 -- recipes -----------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
@@ -320,14 +305,7 @@ class ERNIEViL(System):
 
     # 6 -- checkpoint: one file a variable, matrices stored [in, out]; pre-training heads were not published ---------------------------
 
-    sizes = bert.SIZES | {
-        "v_hidden_size": ("regions.feature.weight", 0),
-        "v_intermediate_size": ("encoder.visual_layers.0.up.weight", 0),
-        "bi_hidden_size": ("text_pooler.dense.weight", 0),
-        "feature_size": ("regions.feature.weight", 1),
-        "classes": ("region_head.out.weight", 0),
-    }
-    depths = {"num_hidden_layers": "encoder.layers.", "v_num_hidden_layers": "encoder.visual_layers."}  # noqa: RUF012
+    sizes, depths = bert.TWO_STREAM_SIZES, bert.TWO_STREAM_DEPTHS
     keys = KeyMap(
         Move("word_embedding", "words.word.weight"),
         Move("pos_embedding", "words.position.weight"),

@@ -25,7 +25,7 @@ from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks.retrieval import Retrieval, RetrievalBinary
+from intarsia.tasks.retrieval import Retrieval, RetrievalBinary, match_row
 from intarsia.text import Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import KeyMap
@@ -110,7 +110,7 @@ def _finetune() -> dict[str, Finetune]:
         samples=24,
         note="130 epochs of Flickr30k at batch 24 over 4 GPUs; negatives by picture and by text; warm-up and decay are not known",
     )
-    keys, first = KeyMap(("head.", "head.")), {"weight": ("match_head.weight", 0), "bias": ("match_head.bias", 0)}
+    keys, first = KeyMap(("head.", "head.")), match_row(0)
     return {
         "retrieval": Finetune(RetrievalBinary(), {"base": tuning}, keys, head_from=first),
         "retrieval_triplet": Finetune(Retrieval(), {"base": tuning}, keys, head_from=first),

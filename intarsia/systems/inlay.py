@@ -8,10 +8,9 @@ is decided on the device, because it follows the alignment: of no link are both 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Encoded, Example, Pick, Regions, Sample, Text, TextRows
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, one_row, picture_of, region_rows, side_by_side
+from intarsia.layout import bert_rows, link_rows, picture_of, picture_rows, region_rows
 from intarsia.objectives import granular, mlm
-from intarsia.packed import Packing, pad, restarts, subset, taken, unpad
-from intarsia.parts import align
-from intarsia.parts.aligned import Aligned, AlignedNumbers, Fusion, Pool, Tower, Weighing, WordWeights
+from intarsia.packed import Packing, restarts, taken, unpad
+from intarsia.parts.aligned import Aligned, AlignedNumbers, Fusion, Pool, Tower, WordWeights
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import TiedHead
 from intarsia.parts.momentum import follow, follower
+from intarsia.parts.numbers import TINY
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System
 from intarsia.text import Pieces, Vocab
@@ -56,14 +55,10 @@ class InlayConfig(AlignedNumbers):
     """The same of matching."""
     visual_unit: Literal["region", "image"] = "region"
     """image = each picture of a sample is one token, the mean of its regions."""
-    align_norm: align.Norm = "softmax"
-    """How alignments of the contrastive score are normalised; those that place targets always by softmax."""
-    word_weight: Weighing = "idf"
-    """idf is counted while training; stop words and punctuation weigh 0 but with uniform."""
     loss: granular.Loss = "softmax"
     """Of contrast."""
     temperature: float = 0.1
-    """Of both contrastive scores at the start; it is learnt."""
+    """Of S_sent and of S_tok at the start; each then learns its own."""
     false_captions: int = 1
     """K of a pair."""
     named: int = 8
@@ -94,22 +89,20 @@ def _recipes() -> dict[str, Recipe[InlayConfig]]:
         precision="bf16",
         note="Not run: the size of the design, for regions of a detector on a GPU.",
     )
-    fresh: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05}
-    fresh |= {"max_position_embeddings": 64, "num_attention_heads": 4}
-    layers: dict[str, Any] = dict.fromkeys(("num_hidden_layers", "v_layers", "x_layers"), 3)
+    numbers = TINY | {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}
     small = replace(
         base,
-        config=InlayConfig(**fresh, **layers, hidden_size=256, intermediate_size=1024, align_size=128, linked=2),
+        config=InlayConfig(**numbers, v_layers=3, x_layers=3, align_size=128, linked=2),
         optim=replace(base.optim, lr=5e-4, max_norm=5.0),
         schedule=Schedule(steps=3000, warmup=150, floor=0.02),
         batching=Batching(rows=8192, samples=64, window=2048),
         precision="fp32",
         note="Not run: drawn scenes on a CPU.",
     )
-    layers = dict.fromkeys(layers, 1)
+    numbers |= {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128}
     tiny = replace(
         small,
-        config=InlayConfig(**fresh, **layers, hidden_size=64, intermediate_size=128, align_size=64, linked=2),
+        config=InlayConfig(**numbers, v_layers=1, x_layers=1, align_size=64, linked=2),
         optim=replace(small.optim, lr=2e-3),
         schedule=Schedule(steps=1200, warmup=60, floor=0.02),
         note="The size `micro` of the studies: unit tests and learning curves.",
@@ -150,9 +143,7 @@ class Inlay(System):
         self.support = nn.Linear(width, 1)
         for part in (self.fusion, self.pool_text, self.pool_visual, self.word_head, self.picture_head):
             initialise(part, config.initializer_range)
-        self.log_scale = nn.Parameter(
-            torch.full((2,), -np.log(config.temperature), dtype=torch.float32)
-        )  # of S_sent, S_tok
+        self.log_scale = nn.Parameter(torch.full((2,), -np.log(config.temperature), dtype=torch.float32))
         self.bias = nn.Parameter(torch.full((2,), -10.0), requires_grad=config.loss == "sigmoid")
         self.word_weights = WordWeights(self.stops, config.word_weight)
 
@@ -160,14 +151,13 @@ class Inlay(System):
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Words, and visual tokens of the first picture; with `visual_unit="image"` every picture is one."""
-        text, pieces = self._said(sample, sample.texts[0])
+        (text, pieces), width = self._said(sample, sample.texts[0]), self.config.feature_size
         if self.config.visual_unit == "region":
-            rows = region_rows(sample.key, picture_of(sample, 0), self.config.feature_size, 1)
-            return Example(sample.key, text, rows, link_rows(sample, pieces[0]), sample=sample.key)
-        numbers, width = range(max(1, len(sample.pictures))), self.config.feature_size
-        rows = side_by_side([one_row(sample.key, picture_of(sample, i), width, 1, i) for i in numbers])
-        alone = replace(sample, links=tuple(replace(x, region=x.picture, picture=0) for x in sample.links))
-        return Example(sample.key, text, rows, link_rows(alone, pieces[0]), sample=sample.key)
+            rows = region_rows(sample.key, picture_of(sample, 0), width, 1)
+        else:
+            rows = picture_rows(sample, width, 1)
+            sample = replace(sample, links=tuple(replace(x, region=x.picture, picture=0) for x in sample.links))
+        return Example(sample.key, text, rows, link_rows(sample, pieces[0]), sample=sample.key)
 
     def _said(self, sample: Sample, text: str) -> tuple[TextRows, list[Pieces]]:
         return bert_rows(self.vocab, sample.key, [(text, 0)], self.config.max_pieces)
@@ -179,19 +169,17 @@ class Inlay(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "Inlay needs text and regions"
         seen, visual = self.encode_visual(regions), regions.packing
-        if not batch.targets:
-            return self.cross(self.encode_text(text), text.packing, seen, visual)
-        parts = batch.labels("a_sent").shape[1]
-        text = replace(text, packing=restarts(text.packing, text.position_ids == 0, parts))
-        owner = torch.arange(len(batch.keys), device=seen.device).repeat_interleave(parts)
-        rows, visual = taken(visual, owner, parts * visual.rows)
-        return self.cross(self.encode_text(text), text.packing, seen[rows], visual)
+        if batch.targets:
+            parts = batch.labels("a_sent").shape[1]
+            text = replace(text, packing=restarts(text.packing, text.position_ids == 0, parts))
+            owner = torch.arange(len(batch.keys), device=seen.device).repeat_interleave(parts)
+            rows, visual = taken(visual, owner, parts * visual.rows)
+            seen = seen[rows]
+        return self.cross(self.encode_text(text), text.packing, seen, visual)
 
     def encode_text(self, text: Text) -> Tensor:
         """(T, H + D + 2) as `Aligned.told`."""
-        x, vectors = self.tower.read(text)
-        content = self.word_weights.content[text.ids]
-        return torch.cat([x.float(), vectors, self.word_weights(text)[:, None], content[:, None]], 1)
+        return self.tower.tell(text, self.word_weights)
 
     def encode_visual(self, regions: Regions) -> Tensor:
         """(R, H) visual tokens among themselves."""
@@ -201,11 +189,7 @@ class Inlay(System):
         self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: dict[str, Tensor] | None = None
     ) -> Aligned:
         """Scores of both granularities and the layers over both; every row is given, whatever is read."""
-        rows, vectors, weights = self._split(words)
-        slots = self.tower.vectors(seen)
-        block, here = self.tower.slots(slots, visual)
-        norm, temperature = self.config.align_norm, self.tower.log_temperature.exp()
-        token = align.score(pad(vectors, text), block, here, pad(weights, text), norm, temperature)
+        rows, slots = self.tower.split(words)[0], self.tower.vectors(seen)
         said, shown = self.fusion(rows, text, seen, visual)
         return Aligned(
             text=said,
@@ -218,14 +202,9 @@ class Inlay(System):
             seen=seen,
             slots=slots,
             text_packing=text,
-            token=token,
+            token=self.tower.scores(words, text, slots, visual),
             support=self.support(said).squeeze(-1),
         )
-
-    def _split(self, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, unit vectors and weights of words."""
-        width = self.config.hidden_size
-        return told[:, :width].to(self.support.weight.dtype), told[:, width:-2], told[:, -2]
 
     # 3 -- objectives ----------------------------------------------------------------------------------------------------------
 
@@ -241,9 +220,8 @@ class Inlay(System):
         assert text is not None
         hidden, stays = granular.draw_words(text, self.stops, rng)
         false = [self._said(sample, sample.false_texts[i])[0] for i in rng.permutation(len(sample.false_texts))[:count]]
-        said = zlib.crc32(" ".join(sorted(sample.texts[0].lower().split())).encode())
         targets: dict[str, Pick | Array] = {
-            "a_sent": np.array([said, *(i < len(false) for i in range(count))], np.int64),
+            "a_sent": granular.told(sample.texts[0], len(false), count),
             "a_tok": Pick("text", np.arange(len(text)), text.ids),
             "mlm": Pick("text", hidden, text.ids[hidden]),
             "b_sent": rng.random(self.config.named),
@@ -260,9 +238,8 @@ class Inlay(System):
         assert isinstance(encoded, Aligned) and batch.text is not None
         if not batch.targets:
             return {}
-        true, said = batch.picks("a_tok").rows, batch.text
-        ids, segments, positions, words = (x[true] for x in (said.ids, said.segment_ids, said.position_ids, said.words))
-        text = Text(ids, segments, positions, words, subset(said.packing, true))
+        true = batch.picks("a_tok").rows
+        text = batch.text.take(true)
         if self.training:
             follow(self.tower, self.slow, self.config.momentum)
             self.word_weights.count(text)
@@ -275,103 +252,78 @@ class Inlay(System):
 
     def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
         """Sentence and token share each objective as `granularity` says; a share of 0 leaves a gradient of exactly 0."""
-        share = {f"{name}_tok": g for name, g in zip("abc", self.config.shares, strict=True)}
-        share |= {f"{name}_sent": 1 - g for name, g in zip("abc", self.config.shares, strict=True)}
+        shares = zip("abc", self.config.shares, strict=True)
+        share = {f"{name}_{unit}": x for name, g in shares for unit, x in (("tok", g), ("sent", 1 - g))}
         total: Tensor = mix.weigh({name: share.get(name, 1.0) * loss for name, loss in losses.items()})
         return total
 
     def _contrast(self, encoded: Aligned, batch: Batch) -> dict[str, Tensor]:
         """A: S_sent and S_tok of all pairs of the batch, and of each picture with its false captions."""
-        assert (
-            encoded.visual_packing is not None and encoded.pooled_text is not None and encoded.pooled_visual is not None
-        )
-        labels, norm = batch.labels("a_sent"), self.config.align_norm
+        labels = batch.labels("a_sent")
         parts = labels.shape[1]
         known, same = labels[:, 1:] > 0, labels[:, :1] == labels[:, 0]
         pairs = encoded.pooled_text[::parts] @ encoded.pooled_visual[::parts].T
-        _, vectors, weights = self._split(encoded.told)
-        u, w = (pad(x, encoded.text_packing)[::parts] for x in (vectors, weights))
-        slots, here = (x[::parts] for x in self.tower.slots(encoded.slots, encoded.visual_packing))
-        tokens = align.all_scores(u, slots, here, w, norm, self.tower.log_temperature.exp())
+        text, slots, visual = encoded.text_packing, encoded.slots, encoded.visual_packing
+        tokens = self.tower.all_scores(encoded.told, text, slots, visual, every=parts)
         scale = self.log_scale.clamp(max=np.log(100.0)).exp()
 
         def loss(square: Tensor, own: Tensor, i: int) -> Tensor:
             false = own.view(-1, parts)[:, 1:]
             return granular.contrast(square, false, known, same, scale[i], self.bias[i], self.config.loss)
 
-        return {
-            "a_sent": loss(pairs, self.sentence_scores(encoded), 0),
-            "a_tok": loss(tokens, encoded.token, 1),
-        }
+        return {"a_sent": loss(pairs, encoded.sentence, 0), "a_tok": loss(tokens, encoded.token, 1)}
 
     def _masked(self, batch: Batch, text: Text, true: Tensor) -> dict[str, Tensor]:
         """B: words in their own place; words on the tokens they are aligned to, tokens on words; and both at addresses that know no alignment."""
         regions, packing = batch.regions, text.packing
         assert regions is not None
-        picks, linked = batch.picks("mlm"), "b_tok" in batch.targets
+        picks, linked, table = batch.picks("mlm"), "b_tok" in batch.targets, self.tower.words.word.weight
         masked = torch.searchsorted(true, picks.rows)
         stays = torch.searchsorted(true, batch.picks("b_tok").rows) if linked else masked[:0]
         links = self._links(text, regions, masked, stays)
         seen = self.encode_visual(replace(regions, masked=regions.masked | unpad(links.hidden, regions.packing)))
         words, _ = self.tower.read(replace(text, ids=text.ids.index_fill(0, masked, self.vocab.mask)))
         said, showing = self.fusion(words, packing, seen, regions.packing)
-        found = {"mlm": mlm.score(self._words_of(said[masked]), picks.labels)}
+        found = {"mlm": mlm.score(self.word_head(said[masked], table), picks.labels)}
         if not linked:
             return found
         first = text.words[masked] != text.words[masked - 1]  # of a word's pieces; [CLS] is never hidden
         ids, draws = batch.picks("b_tok").labels, batch.labels("b_sent")
         for name, x in granular.addresses(links, packing, regions.packing, masked, first, stays, ids, draws).items():
             predicted = F.normalize(self.picture_head(said[x.rows]).float(), dim=-1)
-            found[f"b_{name}"] = granular.name_words(self._words_of(showing[x.slots]), picks.labels, x.shares)
+            found[f"b_{name}"] = granular.name_words(self.word_head(showing[x.slots], table), picks.labels, x.shares)
             found[f"b_{name}"] += granular.picture_words(predicted, x.wanted, x.kinds, links.whole)
         return found
 
     @torch.no_grad()
     def _links(self, text: Text, regions: Regions, masked: Tensor, stays: Tensor) -> granular.Links:
         """What the slow towers say words are aligned to, before anything is hidden."""
-        slots, here = self.slow.slots(self.slow.vectors(self.slow.look(regions)), regions.packing)
-        scores = pad(self.slow.read(text)[1], text.packing) @ slots.transpose(1, 2)
-        alpha = align.shares(scores, here, "softmax", True, self.slow.log_temperature.exp())
+        seen, vectors = self.slow.vectors(self.slow.look(regions)), self.slow.read(text)[1]
+        alpha, slots = self.slow.alphas(vectors, text.packing, seen, regions.packing)
         counts = self.word_weights.content[text.ids[masked]] > 0
         return granular.link(alpha, slots, text.packing, masked, stays, counts, self.config.named, self.config.linked)
 
     def _matching(self, encoded: Aligned, batch: Batch, text: Packing, true: Tensor) -> dict[str, Tensor]:
         """C: true and false captions with their picture, and true ones with the picture of the next pair."""
-        assert encoded.visual_packing is not None and batch.text is not None
-        cut, shown, labels, count = encoded.text_packing, encoded.visual_packing, batch.labels("a_sent"), text.documents
-        following = (torch.arange(count, device=true.device) + 1) % count
+        assert batch.text is not None
+        cut, shown, labels, ids = encoded.text_packing, encoded.visual_packing, batch.labels("a_sent"), batch.text.ids
+        following = torch.arange(text.documents, device=true.device).roll(-1)
         index, visual = taken(shown, following * labels.shape[1], shown.rows // labels.shape[1])
-        said, _ = self.fusion(self._split(encoded.told)[0][true], text, encoded.seen[index], visual)
-        strange = self.support(said).squeeze(-1)  # logits of words with another picture
-        apart, content = labels[:, 0] != labels[following, 0], self.word_weights.content[batch.text.ids] > 0
-        known = torch.cat([torch.ones_like(labels[:, :1]), labels[:, 1:]], 1) > 0  # (B, 1 + K)
-        of_words = granular.word_labels(batch.text.ids, content, cut, known)
-        log_all = granular.all_supported(torch.where(content[true], strange, 30.0), text.doc, count)
-        whole = torch.zeros_like(known, dtype=torch.long).index_fill(1, labels.new_zeros(1), 1)
-        wanted = torch.cat([torch.where(known, whole, -1).flatten(), torch.where(apart, 0, -1)])
-        logits = torch.cat([encoded.support[cut.first], strange[text.first]])
-        return {
-            "c_tok": granular.supported(encoded.support, of_words) + granular.some_unsupported(log_all, apart),
-            "c_sent": granular.supported(logits, wanted),
-        }
+        said, _ = self.fusion(self.tower.split(encoded.told)[0][true], text, encoded.seen[index], visual)
+        strange, content = self.support(said).squeeze(-1), self.word_weights.content[ids] > 0
+        return granular.matching(encoded.support, strange, ids, content, labels, cut, true, text)
 
     # 4 -- read-outs -----------------------------------------------------------------------------------------------------------
-
-    def sentence_scores(self, encoded: Encoded) -> Tensor:
-        """(B) S_sent."""
-        assert encoded.pooled_text is not None and encoded.pooled_visual is not None
-        return (encoded.pooled_text * encoded.pooled_visual).sum(-1)
 
     def scores(self, encoded: Encoded) -> dict[str, Tensor]:
         """(B) each: S_sent and S_tok, times their scales; log odds of matching by [CLS] and by the words."""
         assert isinstance(encoded, Aligned)
         scale, text = self.log_scale.exp(), encoded.text_packing
-        rows = torch.where(encoded.told[:, -1] > 0, encoded.support.float(), 30.0)
         return {
-            "sentence": self.sentence_scores(encoded) * scale[0],
+            "sentence": encoded.sentence * scale[0],
             "token": encoded.token * scale[1],
             "cls": encoded.support[text.first].float(),
-            "words": granular.log_odds(granular.all_supported(rows, text.doc, text.documents)),
+            "words": granular.log_odds(granular.all_supported(encoded.support, encoded.told[:, -1] > 0, text)),
         }
 
     def match_scores(self, encoded: Encoded) -> Tensor:
@@ -381,31 +333,18 @@ class Inlay(System):
         found["fusion"] = (1 - c) * found["cls"] + c * found["words"]
         return found[self.config.read_out]
 
-    @property
-    def predicts_words(self) -> bool:
-        """True: hidden words are named in their own place at any granularity."""
-        return True
-
-    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
-        """(M, vocabulary)."""
-        assert encoded.text is not None
-        return self._words_of(encoded.text.index_select(0, rows))
-
-    def _words_of(self, rows: Tensor) -> Tensor:
-        return self.word_head(rows, self.tower.words.word.weight)  # type: ignore[no-any-return]
-
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Softmax alignment, (B, Lt, Lr): a row sums to what does not lie on the null."""
         assert isinstance(encoded, Aligned) and batch.text is not None and batch.regions is not None
-        slots, here = self.tower.slots(encoded.slots, batch.regions.packing)
-        scores = pad(self._split(encoded.told)[1], batch.text.packing) @ slots.transpose(1, 2)
-        return {"alignment": align.shares(scores, here, "softmax", True, self.tower.log_temperature.exp())[..., 1:]}
+        vectors, text = self.tower.split(encoded.told)[1], batch.text.packing
+        return {"alignment": self.tower.alphas(vectors, text, encoded.slots, batch.regions.packing)[0][..., 1:]}
 
     # 5 -- recipes and checkpoint ----------------------------------------------------------------------------------------------
 
     recipes = _recipes()
     finetune: ClassVar[Mapping[str, Finetune]] = {}
     heads = ()
+    word_table = "tower.words.word.weight"
     sizes = bert.SIZES
     depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "tower.text.layers."}
     keys = KeyMap(("", ""))  # our own names

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from intarsia.attend import attend
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, picture_of, region_rows
+from intarsia.layout import bert_rows, document_key, link_rows, picture_of, region_rows
 from intarsia.objectives import itm, mlm, objects, qa
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
@@ -158,7 +158,7 @@ def _finetune() -> dict[str, Finetune]:
         schedule = Schedule(samples // 8, samples // 80, shape="zero")
         return {"base": Tuning(_adam(lr, 5.0), schedule, Batching(rows=32 * 56), samples=32, note=note)}
 
-    keys = KeyMap(*((f"logit_fc.{theirs}.", f"head.{ours}.") for theirs, ours in ANSWER.items()))
+    keys = KeyMap(*bert.numbered("logit_fc.", "head.", bert.ANSWER_HEAD))
     head = {f"{x}.{y}": (f"answer_head.{x}.{y}", None) for x in ("up", "norm") for y in ("weight", "bias")}
     vqa = tuning(5e-5, 632_117, "run/vqa_finetune.bash: train and val2014 less 5,000 pictures")
     gqa = tuning(1e-5, 1_075_062, "run/gqa_finetune.bash: train and valid")
@@ -172,7 +172,6 @@ def _finetune() -> dict[str, Finetune]:
 
 HEADS = ("word_head.", "match_head.", "object_transform.", "object_heads.", "answer_head.")
 REGIONS = {"visn_fc": "feature", "visn_layer_norm": "feature_norm", "box_fc": "box", "box_layer_norm": "box_norm"}
-ANSWER = {"0": "up", "2": "norm", "3": "out"}
 
 
 def _keys(body: str) -> KeyMap:
@@ -193,7 +192,7 @@ def _keys(body: str) -> KeyMap:
         ("obj_predict_head.transform.dense.", "object_transform.dense."),
         ("obj_predict_head.transform.LayerNorm.", "object_transform.norm."),
         ("obj_predict_head.decoder_dict.", "object_heads."),
-        *((f"answer_head.logit_fc.{theirs}.", f"answer_head.{ours}.") for theirs, ours in ANSWER.items()),
+        *bert.numbered("answer_head.logit_fc.", "answer_head.", bert.ANSWER_HEAD),
         Tied("cls.predictions.decoder.weight", body + "embeddings.word_embeddings.weight"),
         optional=HEADS,
     )
@@ -246,7 +245,7 @@ class LXMERT(System):
         second = form if task == "nlvr2" else 0
         text, pieces = bert_rows(self.vocab, sample.key, [(sample.texts[0], 0)], self.config.max_pieces, cut=True)
         return Example(
-            key=sample.key if task is None else f"{sample.key}@{form}",
+            key=document_key(sample, task, form),
             text=text,
             regions=region_rows(sample.key, picture_of(sample, second), self.config.feature_size, 0, second),
             links=link_rows(sample, pieces[0]),
@@ -324,10 +323,6 @@ class LXMERT(System):
                 case "qa":
                     found[goal] = qa.score(self.answer_head(encoded.pooled), batch.labels(goal))
         return found
-
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that text and picture belong together."""
-        return itm.log_odds(self.match_head(encoded.pooled))
 
     # 4 -- recipes and downstream: the authors', and a recipe that a laptop core learns generated scenes by ---------------------
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.layout import bert_rows, document_key, link_rows, region_rows
 from intarsia.objectives import lm, mlm
 from intarsia.packed import Packing, split
 from intarsia.parts.dropout import Dropout
@@ -142,11 +142,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     )
     tiny = replace(
         base,
-        config=OscarConfig(
-            **TINY,
-            mlm_rate=0.25,
-            **PLUS,
-        ),
+        config=OscarConfig(**TINY, **PLUS, mlm_rate=0.25),
         mix=Mix(share={"mlm": 1, "mlm+contrast": 2}, begin={"mlm+contrast": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: Oscar+ on generated scenes from scratch, in minutes on two CPU cores.",
@@ -279,7 +275,7 @@ class Oscar(System):
         if second >= len(sample.pictures):
             raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
         example = self._document(sample, sample.texts[0], " ".join(sample.pictures[second].tags), second)
-        example.key = sample.key if task is None else f"{sample.key}@{form}"
+        example.key = document_key(sample, task, form)
         return example
 
     def lay_out_caption(self, sample: Sample) -> Example:

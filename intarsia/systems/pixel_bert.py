@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Images, RegionRows, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.features.resnet import MEAN, SIZES, STD, ResNet, ResNetConfig, resnet_state
-from intarsia.layout import bert_rows, bounded_pixels, cell_rows, picture_of
+from intarsia.layout import bert_rows, cell_rows, picture_of
 from intarsia.objectives import contrast, itm, joint, mlm
 from intarsia.packed import Packing
 from intarsia.parts.embeddings import Words, initialise
@@ -29,6 +29,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
+from intarsia.pixels import bounded_pixels
 from intarsia.recipe import SGD, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks.nlvr2 import NLVR2Pair

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample
-from intarsia.layout import bert_rows, link_rows, region_rows
+from intarsia.layout import bert_rows, document_key, link_rows, region_rows
 from intarsia.objectives import itm, joint, mlm, mrm
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
@@ -29,7 +29,7 @@ from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks.retrieval import RetrievalBinary
+from intarsia.tasks.retrieval import RetrievalBinary, match_row
 from intarsia.tasks.vcr import VCROneOf
 from intarsia.text import Vocab
 from intarsia.weights import bert
@@ -117,10 +117,12 @@ def _finetune() -> dict[str, Finetune]:
         note="beside each true pair three broken ones, by picture and by text; steps not known",
     )
     vcr = replace(retrieval, note="not known")
-    first = {"weight": ("match_head.weight", 0), "bias": ("match_head.bias", 0)}
     return {
         "retrieval": Finetune(
-            RetrievalBinary(broken_by=("ppp", "ttt")), {"base": retrieval}, KeyMap(("head.", "head.")), head_from=first
+            RetrievalBinary(broken_by=("ppp", "ttt")),
+            {"base": retrieval},
+            KeyMap(("head.", "head.")),
+            head_from=match_row(0),
         ),
         "vcr": Finetune(VCROneOf(), {"base": vcr}, KeyMap(("head.", "head."))),
     }
@@ -181,7 +183,7 @@ class UnicoderVL(System):
         if self.config.region_position == "sequential":
             regions.position_ids = np.arange(len(regions))
         return Example(
-            key=sample.key if task is None else f"{sample.key}@{form}",
+            key=document_key(sample, task, form),
             text=text,
             regions=regions,
             links=link_rows(sample, pieces[0]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, picture_of, region_rows
+from intarsia.layout import bert_rows, document_key, link_rows, picture_of, region_rows
 from intarsia.objectives import itm, mlm, mrm, wra
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import ClassHead, Pooler, TiedHead
-from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.parts.numbers import LARGE, TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
@@ -31,7 +32,7 @@ from intarsia.tasks import refer
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2, NLVR2Pair
 from intarsia.tasks.refer import Refer
-from intarsia.tasks.retrieval import Retrieval, RetrievalMined
+from intarsia.tasks.retrieval import Retrieval, RetrievalMined, match_row
 from intarsia.tasks.vcr import VCR
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
@@ -40,15 +41,11 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class UNITERConfig(BertNumbers):
+class UNITERConfig(RegionNumbers):
     """The numbers of UNITER-base; the recipes replace some."""
 
     vocab_size: int = 28996
     """Pieces of the vocabulary (bert-base-cased)."""
-    feature_size: int = 2048
-    """Numbers of a region feature."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     max_pieces: int = 60
     """Longer texts are left out of training."""
     mlm_rate: float = 0.15
@@ -109,25 +106,11 @@ NO_DECAY = ("bias", r"words\.norm", r"regions\.norm", r"layers\.\d+\.(attention_
 """What the authors' rule spares: its LayerNorm substrings miss the norms of features, geometry and of the region heads, which are decayed."""
 
 
-def _tuning(
-    lr: float,
-    steps: int,
-    rows: int,
-    accumulate: int,
-    note: str,
-    warmup: int = 0,
-    head_lr: float = 1.0,
-    samples: int = 0,
-) -> Tuning:
-    """What the authors' downstream configs share; one tenth of the steps warms up unless said otherwise."""
-    return Tuning(
-        optim=Optim(lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=NO_DECAY, max_norm=2.0),
-        schedule=Schedule(steps=steps, warmup=warmup or steps // 10),
-        batching=Batching(rows=rows, window=8192, accumulate=accumulate, reduce="sum"),
-        head_lr=head_lr,
-        samples=samples,
-        note=note,
-    )
+def _tuning(lr: float, steps: int, rows: int, accumulate: int, note: str, warmup: int = 0, **more: Any) -> Tuning:
+    """What the authors' downstream configs share; one tenth of the steps warms up unless said otherwise. Args: more, other fields."""
+    optim = Optim(lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, no_decay=NO_DECAY, max_norm=2.0)
+    batching = Batching(rows=rows, window=8192, accumulate=accumulate, reduce="sum")
+    return Tuning(optim, Schedule(steps, warmup or steps // 10), batching, note=note, **more)
 
 
 def _summed(tuning: Tuning) -> Tuning:
@@ -136,90 +119,53 @@ def _summed(tuning: Tuning) -> Tuning:
     return replace(tuning, optim=replace(optim, eps=optim.eps * share, max_norm=optim.max_norm * share))
 
 
-def _answer_keys(name: str) -> KeyMap:
-    return KeyMap((f"{name}.0.", "head.up."), (f"{name}.2.", "head.norm."), (f"{name}.3.", "head.out."))
-
-
 def _finetune() -> dict[str, Finetune]:
-    """The downstream tasks with the numbers of the authors' configs, by size."""
+    """The downstream tasks, by size: rate, steps, rows of a micro-batch, micro-batches, note, and what else differs; of the authors' configs."""
+    asked, boxes_given = "4 GPUs; train + trainval + Visual Genome questions", "1 GPU; annotated boxes"
+    again = "4 GPUs, from weights pre-trained a second time, on the texts of VCR; regions of its people first"
+    ranked = "8 GPUs; beside each true pair one with another picture and one with another text"
+    mined = "16 GPUs; from a run of `retrieval`; 399 broken pairs are read, the 31 best of them train"
     vqa = {
-        "base": _tuning(8e-5, 6000, 5120, 5, "4 GPUs; train + trainval + Visual Genome questions", head_lr=10.0),
+        "base": _tuning(8e-5, 6000, 5120, 5, asked, head_lr=10.0),
         "large": _tuning(5e-5, 5000, 3072, 4, "8 GPUs", head_lr=10.0),
     }
     ve = {"base": _tuning(8e-5, 4000, 4096, 4, "2 GPUs"), "large": _tuning(3e-5, 4000, 4096, 2, "4 GPUs")}
     nlvr2 = {"base": _tuning(3e-5, 8000, 10_240, 1, "1 GPU"), "large": _tuning(2e-5, 5000, 5120, 2, "2 GPUs")}
-    vcr = _tuning(
-        6e-5,
-        8000,
-        4000,
-        5,
-        "4 GPUs, from weights pre-trained a second time, on the texts of VCR; regions of its people first",
-    )
-    retrieval = _tuning(
-        5e-5,
-        20_000,
-        10_240,
-        4,
-        "8 GPUs; beside each true pair one with another picture and one with another text",
-        samples=40,
-    )
-    hard = _tuning(
-        5e-5,
-        5_000,
-        10_240,
-        8,
-        "16 GPUs; from a run of `retrieval`; 399 broken pairs are read, the 31 best of them train",
-        samples=1,
-    )
-    re = _summed(
-        _tuning(1e-4, 24_000, 10_240, 1, "1 GPU; annotated boxes; RefCOCO and RefCOCOg", warmup=1500, samples=128)
-    )
-    re_plus = _summed(_tuning(6e-5, 10_000, 10_240, 1, "1 GPU; annotated boxes; RefCOCO+", warmup=1000, samples=128))
+    vcr = dict.fromkeys(("base", "large"), _tuning(6e-5, 8000, 4000, 5, again))
+    retrieval = {"base": _tuning(5e-5, 20_000, 10_240, 4, ranked, samples=40)}
+    hard = {"base": _tuning(5e-5, 5000, 10_240, 8, mined, samples=1)}
+    re = _tuning(1e-4, 24_000, 10_240, 1, boxes_given + "; RefCOCO and RefCOCOg", 1500, samples=128)
+    re_plus = _tuning(6e-5, 10_000, 10_240, 1, boxes_given + "; RefCOCO+", 1000, samples=128)
     third = {"type_vocab_size": ("words.segment.weight", (1,))}
-    attention = [
+    of_vcr = {"type_vocab_size": ("words.segment.weight", (0, 0)), "vocab_size": ("words.word.weight", (None,) * 81)}
+    answer, answer_vcr = (KeyMap(*bert.numbered(f"{x}_output.", "head.", bert.ANSWER_HEAD)) for x in ("vqa", "vcr"))
+    scorer = KeyMap(*bert.numbered("re_output.", "head.", bert.CLASS_HEAD))
+    rank = KeyMap(("rank_output.", "head."))
+    of_match: dict[str, Any] = {"keeps": ("match_head",), "head_from": match_row(1)}
+    return {
+        "vqa": Finetune(VQA(), vqa, answer),
+        "ve": Finetune(Entailment(), ve, answer),
+        "nlvr2": Finetune(NLVR2(), nlvr2, PAIRED, grows=third),
+        "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),
+        "vcr": Finetune(VCR(layouts=("vcr_qa", "vcr_qar")), vcr, answer_vcr, config={"max_pieces": 220}, grows=of_vcr),
+        "retrieval": Finetune(Retrieval(), retrieval, rank, **of_match),
+        "retrieval_hard": Finetune(RetrievalMined(), hard, rank, **of_match),
+        "re": Finetune(Refer(), {"base": _summed(re)}, KeyMap(("re_output.", "head."))),
+        "re_plus": Finetune(Refer(refer.two_layers), {"base": _summed(re_plus)}, scorer),
+    }
+
+
+PAIRED = KeyMap(
+    *(
         (f"attn{i}.{theirs}", f"head.{side}.{ours}")
         for i, side in ((1, "left"), (2, "right"))
         for theirs, ours in (("in_proj_weight", "qkv.weight"), ("in_proj_bias", "qkv.bias"), ("out_proj.", "out."))
-    ]
-    paired = KeyMap(
-        *attention, ("fc.0.", "head.fuse."), ("attn_pool.fc.0.", "head.weigh."), ("nlvr2_output.", "head.out.")
-    )
-    scorer = KeyMap(
-        ("re_output.0.", "head.transform.dense."),
-        ("re_output.2.", "head.transform.norm."),
-        ("re_output.3.", "head.out."),
-    )
-    return {
-        "vqa": Finetune(VQA(), vqa, _answer_keys("vqa_output")),
-        "ve": Finetune(Entailment(), ve, _answer_keys("vqa_output")),
-        "nlvr2": Finetune(NLVR2(), nlvr2, paired, grows=third),
-        "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),
-        "vcr": Finetune(
-            VCR(layouts=("vcr_qa", "vcr_qar")),
-            {"base": vcr, "large": vcr},
-            _answer_keys("vcr_output"),
-            config={"max_pieces": 220},
-            grows={
-                "type_vocab_size": ("words.segment.weight", (0, 0)),
-                "vocab_size": ("words.word.weight", (None,) * 81),
-            },
-        ),
-        **{
-            name: Finetune(
-                task,
-                {"base": tuning},
-                KeyMap(("rank_output.", "head.")),
-                keeps=("match_head",),
-                head_from={"weight": ("match_head.weight", 1), "bias": ("match_head.bias", 1)},
-            )
-            for name, task, tuning in (
-                ("retrieval", Retrieval(), retrieval),
-                ("retrieval_hard", RetrievalMined(), hard),
-            )
-        },
-        "re": Finetune(Refer(), {"base": re}, KeyMap(("re_output.", "head."))),
-        "re_plus": Finetune(Refer(refer.two_layers), {"base": re_plus}, scorer),
-    }
+    ),
+    ("fc.0.", "head.fuse."),
+    ("attn_pool.fc.0.", "head.weigh."),
+    ("nlvr2_output.", "head.out."),
+)
+"""The authors' names of the head that reads both pictures of NLVR2."""
 
 
 class RegionEmbeddings(nn.Module):
@@ -295,7 +241,7 @@ class UNITER(System):
         second = form if task in ("nlvr2", "nlvr2_pair") else 0
         text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
         return Example(
-            key=sample.key if task is None else f"{sample.key}@{form}",
+            key=document_key(sample, task, form),
             text=text,
             regions=region_rows(sample.key, picture_of(sample, second), self.config.feature_size, 1 + second, second),
             links=link_rows(sample, pieces[0]),
@@ -334,24 +280,20 @@ class UNITER(System):
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal; matching brings the alignment loss along."""
         found: dict[str, Tensor] = {}
+        hidden = {
+            "mlm": (self.word_logits, mlm.score),
+            "mrfr": (self.region_features, mrm.regress),
+            "mrc": (self.region_classes, mrm.classify),
+            "mrc_kl": (self.region_classes, mrm.divergence),
+        }
         for goal in batch.targets:
-            match goal:
-                case "mlm":
-                    picks = batch.picks(goal)
-                    found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
-                case "mrfr":
-                    picks = batch.picks(goal)
-                    found[goal] = mrm.regress(self.region_features(encoded, picks.rows), picks.labels)
-                case "mrc":
-                    picks = batch.picks(goal)
-                    found[goal] = mrm.classify(self.region_classes(encoded, picks.rows), picks.labels)
-                case "mrc_kl":
-                    picks = batch.picks(goal)
-                    found[goal] = mrm.divergence(self.region_classes(encoded, picks.rows), picks.labels)
-                case "itm":
-                    found[goal] = itm.score(self.match_head(encoded.pooled), batch.labels(goal))
-                    cost, plan = self._transport(encoded, batch)
-                    found["wra"] = wra.score(wra.distances(cost, plan), batch.labels(goal))
+            if goal == "itm":
+                found[goal] = itm.score(self.match_head(encoded.pooled), batch.labels(goal))
+                cost, plan = self._transport(encoded, batch)
+                found["wra"] = wra.score(wra.distances(cost, plan), batch.labels(goal))
+            else:
+                picks, (guess, score) = batch.picks(goal), hidden[goal]
+                found[goal] = score(guess(encoded, picks.rows), picks.labels)
         return found
 
     def region_features(self, encoded: Encoded, rows: Tensor) -> Tensor:
@@ -364,10 +306,6 @@ class UNITER(System):
         assert encoded.visual is not None
         return self.class_head(encoded.visual.index_select(0, rows))  # type: ignore[no-any-return]
 
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that text and picture belong together."""
-        return itm.log_odds(self.match_head(encoded.pooled))
-
     def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """The transport plan of WRA, (B, Lt, Lr), and its similarity 1 - cost."""
         cost, plan = self._transport(encoded, batch)
@@ -379,18 +317,15 @@ class UNITER(System):
         assert text is not None and regions is not None and encoded.text is not None and encoded.visual is not None
         return wra.align(encoded.text, encoded.visual, text.packing, regions.packing, self.config.ot_iterations)
 
-    # 4 -- recipes: the authors' configs, and one that a laptop core learns from generated scenes -------------------
+    # 4 -- recipes and downstream: the authors' configs, and one that a laptop core learns from generated scenes ------
 
     recipes = _recipes()
     from_bert = bert.FromBert()
-
-    # 5 -- downstream: heads, and the authors' configs --------------------------------------------------------------
-
     picked_goals = ("mlm", "mrfr", "mrc", "mrc_kl")
     heads = ("word_head", "feature_head", "class_head", "match_head")
     finetune = _finetune()
 
-    # 6 -- checkpoint -----------------------------------------------------------------------------------------------
+    # 5 -- checkpoint -----------------------------------------------------------------------------------------------
 
     sizes = bert.SIZES | {"feature_size": ("regions.feature.weight", 1), "classes": ("class_head.out.weight", 0)}
     keys = KeyMap(
@@ -403,12 +338,9 @@ class UNITER(System):
         ("uniter.img_embeddings.LayerNorm.", "regions.norm."),
         ("uniter.pooler.dense.", "pooler.dense."),
         *bert.word_head(),
-        ("feat_regress.net.0.", "feature_head.transform.dense."),
-        ("feat_regress.net.2.", "feature_head.transform.norm."),
+        *bert.numbered("feat_regress.net.", "feature_head.", bert.CLASS_HEAD[:2]),
         ("feat_regress.bias", "feature_head.bias"),
-        ("region_classifier.net.0.", "class_head.transform.dense."),
-        ("region_classifier.net.2.", "class_head.transform.norm."),
-        ("region_classifier.net.3.", "class_head.out."),
+        *bert.numbered("region_classifier.net.", "class_head.", bert.CLASS_HEAD),
         ("itm_output.", "match_head."),
         Tied("cls.predictions.decoder.weight", "uniter.embeddings.word_embeddings.weight"),
         Tied("feat_regress.weight", "uniter.img_embeddings.img_linear.weight"),

@@ -17,17 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia import boxes
-from intarsia.batch import Batch, Encoded, Example, Pick, RegionRows, Sample, Text
+from intarsia.batch import Batch, Encoded, Example, Pick, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import bert_rows, link_rows, region_rows, with_piece, with_whole_picture
+from intarsia.layout import bert_rows, document_key, link_rows, picture_of, region_rows, with_piece, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm
 from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
-from intarsia.parts.numbers import LARGE, TINY, TINY_VISUAL, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
 from intarsia.tasks.entail import Entailment
@@ -45,10 +44,6 @@ from intarsia.weights.keymap import Drop, KeyMap, Tied
 class ViLBERTConfig(TwoStreamNumbers):
     """The numbers of ViLBERT-base with six meetings; the recipes replace some."""
 
-    feature_size: int = 2048
-    """Numbers of a region feature."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     max_pieces: int = 34
     """Pieces of text in all; longer ones are left out (the authors cut them)."""
     fusion_method: Literal["mul", "sum"] = "mul"
@@ -102,11 +97,6 @@ NO_DECAY = (
 PRETRAINING_HEADS = ("word_head", "region_head", "match_head")
 
 
-def _bert_adam(lr: float) -> Optim:
-    """What the first code trains with: no bias correction, every tensor clipped by its own norm."""
-    return Optim(lr, (0.9, 0.999), 1e-6, 0.01, NO_DECAY, max_norm=1.0, clip="each", bias_correction=False)
-
-
 def _meeting(count: int, layers: int = 12) -> dict[str, Any]:
     """As many layers of regions as meetings, which are spread over the last layers of words."""
     text = tuple(range(layers - count, layers))
@@ -115,10 +105,9 @@ def _meeting(count: int, layers: int = 12) -> dict[str, Any]:
 
 def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
     """The shipped configs by size, the first code's run, and a tiny one."""
-    new = {"objective": 1, "whole_mean": "uncovered"}
     steps = 10 * 3_119_449 // 512
     base = Recipe(
-        config=ViLBERTConfig(**new),  # type: ignore[arg-type]
+        config=ViLBERTConfig(objective=1, whole_mean="uncovered"),
         mix=Mix(share={"mlm+mrc_kl+itm": 1}),
         optim=Optim(1e-4, (0.9, 0.98), 1e-8, 0.01, NO_DECAY, max_norm=0.0),
         schedule=Schedule(steps=steps, warmup=steps // 10),
@@ -128,35 +117,25 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
     beta = replace(
         base,
         config=ViLBERTConfig(),
-        optim=_bert_adam(1e-4),
+        optim=replace(bert_adam(1e-4), no_decay=NO_DECAY),
         schedule=replace(base.schedule, shape="bert"),
         note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too. There what BERT brought learns at a tenth of the rate.",
     )
-    others = {f"base_{n}": ("base", n, _meeting(n)) for n in (2, 4, 8)}
-    others |= {name: ("large", n, LARGE | _meeting(n, 24)) for name, n in (("large", 6), ("large_2", 2))}
     tiny = replace(
         base,
-        config=ViLBERTConfig(
-            **(TINY | {"num_hidden_layers": 3}),
-            **TINY_VISUAL,
-            v_biattention_id=(0, 1),
-            t_biattention_id=(1, 2),
-            objective=1,
-            mlm_rate=0.25,
-        ),
+        config=ViLBERTConfig(**TINY_TWO_STREAMS, objective=1, mlm_rate=0.25),
         mix=Mix(share={"mlm+mrc_kl": 1, "mlm+mrc_kl+itm": 2}, begin={"mlm+mrc_kl+itm": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
-    sized = {
-        name: replace(
-            base,
-            config=replace(base.config, **numbers),
-            note=f"As base with the numbers of config/bert_{kind}_{n}layer_{n}conect.json.",
-        )
-        for name, (kind, n, numbers) in others.items()
-    }
-    return {"tiny": tiny, "base": base, "base_beta": beta, **sized}
+
+    def sized(kind: str, count: int, **numbers: Any) -> Recipe[ViLBERTConfig]:
+        note = f"As base with the numbers of config/bert_{kind}_{count}layer_{count}conect.json."
+        return replace(base, config=replace(base.config, **numbers), note=note)
+
+    found = {"tiny": tiny, "base": base, "base_beta": beta}
+    found |= {f"base_{n}": sized("base", n, **_meeting(n)) for n in (2, 4, 8)}
+    return found | {name: sized("large", n, **LARGE, **_meeting(n, 24)) for name, n in (("large", 6), ("large_2", 2))}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -185,22 +164,14 @@ def _finetune() -> dict[str, Finetune]:
     found = {}
     for name, (head, task, pieces, batch, lr, epochs, samples) in table.items():
         beta, steps = name.startswith("beta_"), epochs * samples // batch
-        optim = _bert_adam(lr) if beta else Optim(lr, (0.9, 0.999), 1e-6, 0.01, NO_DECAY, 0.0, bias_correction=False)
-        tuning = Tuning(
-            optim,
-            Schedule(steps, steps // 10),
-            Batching(rows=batch * (pieces + 100)),
-            head_lr=1e-4 / lr if head.startswith("vil_") and not beta else 1.0,
-            samples=batch,
-            note=f"{epochs} epochs; there a tenth of the rate from epochs 12 and 16" if beta else f"{epochs} epochs",
-        )
-        found[name] = Finetune(
-            Among(task, head, BETA_HEADS if beta else HEADS),
-            {"base": tuning},
-            BETA_KEYS if beta else HEAD_KEYS,
-            keeps=PRETRAINING_HEADS,
-            config={"max_pieces": pieces},
-        )
+        among, keys = (Among(task, head, BETA_HEADS), BETA_KEYS) if beta else (Among(task, head, HEADS), HEAD_KEYS)
+        first = replace(bert_adam(lr), no_decay=NO_DECAY)
+        optim = first if beta else replace(first, max_norm=0.0, clip="joint")
+        head_lr = 1e-4 / lr if head.startswith("vil_") and not beta else 1.0
+        note = f"{epochs} epochs" + "; there a tenth of the rate from epochs 12 and 16" * beta
+        schedule, batching = Schedule(steps, steps // 10), Batching(rows=batch * (pieces + 100))
+        tuning = Tuning(optim, schedule, batching, head_lr, samples=batch, note=note)
+        found[name] = Finetune(among, {"base": tuning}, keys, PRETRAINING_HEADS, config={"max_pieces": pieces})
     return found
 
 
@@ -213,9 +184,7 @@ def _meeting_keys(number: str, letter: str, ours: str) -> tuple[tuple[str, str],
         (f"{layer}biOutput.dense{number}.", f"{side}attention.out."),
         (f"{layer}biOutput.q_dense{number}.", f"idle.{{i}}.{ours}."),
         (f"{layer}biOutput.LayerNorm{number}.", f"{side}attention_norm."),
-        (f"{layer}{letter}_intermediate.dense.", f"{side}up."),
-        (f"{layer}{letter}_output.dense.", f"{side}down."),
-        (f"{layer}{letter}_output.LayerNorm.", f"{side}norm."),
+        *bert.feed_forward(f"{layer}{letter}_intermediate.", f"{layer}{letter}_output.", side),
     )
 
 
@@ -248,7 +217,7 @@ class ViLBERT(System):
         self.config, self.vocab = config, vocab
         width, visual, eps = config.hidden_size, config.v_hidden_size, config.layer_norm_eps
         self.words = TaskWords(config) if config.task_specific_tokens else Words(config)
-        self.regions = LocatedRegions(config, config.feature_size)
+        self.regions = LocatedRegions(config)
         self.encoder = TwoStreams(config)
         self.text_pooler = ReLUPooler(width, config.bi_hidden_size)
         self.visual_pooler = ReLUPooler(visual, config.bi_hidden_size)
@@ -256,12 +225,11 @@ class ViLBERT(System):
         self.word_head = TiedHead(width, config.vocab_size, eps)
         self.region_head = ClassHead(visual, config.classes if config.visual_target == 0 else config.feature_size, eps)
         self.match_head = nn.Linear(config.bi_hidden_size, 2)
+        sides = {"regions": visual, "words": width}  # the authors' files have these maps, nothing reads them
         self.idle = nn.ModuleList(
-            nn.ModuleDict(
-                {"regions": nn.Linear(config.bi_hidden_size, visual), "words": nn.Linear(config.bi_hidden_size, width)}
-            )
+            nn.ModuleDict({name: nn.Linear(config.bi_hidden_size, size) for name, size in sides.items()})
             for _ in config.t_biattention_id
-        ).requires_grad_(False)  # the authors' files have them, nothing reads them
+        ).requires_grad_(False)
         initialise(self, config.initializer_range)
 
     # 1 -- inputs: [CLS] (task) words [SEP]; the regions and the whole picture ----------------------------------------
@@ -274,15 +242,13 @@ class ViLBERT(System):
         """
         name, config = (task or "").removeprefix("beta_"), self.config
         second, shown = name in ("vcr", "vcr_qar"), form if name == "nlvr2" else 0
-        if shown >= len(sample.pictures):
-            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {shown + 1}")
         parts = [(sample.texts[0], 0), *([(sample.texts[1 + form], 1)] if second else [])]
         text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, own_sep=True)
         token = config.task_specific_tokens and name in TASKS
-        picture = sample.pictures[shown]
+        picture = picture_of(sample, shown)
         regions = region_rows(sample.key, picture, config.feature_size, 0, shown)
         return Example(
-            key=sample.key if task is None else f"{sample.key}@{form}",
+            key=document_key(sample, task, form),
             text=with_piece(text, 1, TASKS[name], config.type_vocab_size, 0) if token else text,
             regions=with_whole_picture(regions, picture, (1.0, 1.0)),
             links=link_rows(sample, pieces[0], 1 + token)[: None if shown == 0 else 0],
@@ -301,8 +267,6 @@ class ViLBERT(System):
         both = said * seen if self.config.fusion_method == "mul" else said + seen
         return Encoded(x, v, regions.packing, self.dropout(both), said, seen)
 
-    picked_goals = ("mlm", "mrc_kl", "mrfr", "mrnce", "itm")
-
     # 3 -- objectives ---------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
@@ -313,14 +277,14 @@ class ViLBERT(System):
             raise BadInput(
                 f"vilbert with visual_target {config.visual_target} has no objective {wrong[0]!r}; it has mlm, {target}, itm"
             )
-        if "itm" in goals and config.objective != 2 and rng.random() < config.itm_rate:
-            other = draw()
-            sample, label = replace(sample, texts=other.texts, language=other.language, links=(), also=()), 0
+        if "itm" in goals and config.objective != 2:
+            sample, label = itm.swap_text(sample, rng, draw, config.itm_rate)
         example = joint.hide(self.lay_out(sample), self.vocab, rng, goals, config.mlm_rate, config.mrm_rate, spare=1)
         if target in goals:
             pick, rows = example.targets[target], example.regions
             assert isinstance(pick, Pick) and rows is not None
-            rows.feats[-1] = self.whole(rows, pick.rows, (sample.pictures[0].width, sample.pictures[0].height))
+            picture, padded = sample.pictures[0], config.region_len if config.whole_mean == "uncovered" else None
+            rows.feats[-1] = mrm.whole_of_rest(rows, pick.rows, (picture.width, picture.height), padded)
             if target == "mrnce":
                 example.targets[target] = mrm.draw_negatives(pick, rng, config.num_negative)
         if config.objective == 1 and not label:
@@ -329,34 +293,14 @@ class ViLBERT(System):
             example.targets["itm"] = np.array(label)
         return example
 
-    def whole(self, rows: RegionRows, chosen: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """(F) the feature of the whole picture once regions were hidden, which count as zeros.
-
-        Args:
-            rows: the regions and the whole picture.
-            chosen: (M) regions that are to be given back, hidden or not.
-            size: pixels wide, high; 0 = unknown.
-        """
-        kept = ~rows.masked[:-1]
-        count = len(kept)
-        if self.config.whole_mean == "uncovered":
-            scale = np.array(size if all(size) else (1, 1), np.float32)
-            corner = np.array([0, 0, *((1, 1) if all(size) else (0, 0))], np.float32)
-            places = torch.from_numpy(
-                rows.boxes[:-1] * np.tile(scale, 2) + corner
-            )  # the authors count the last pixel in
-            covered = (boxes.iou(places, places[chosen]) > 0.4).any(1).sum()
-            count = max(count, self.config.region_len) - int(covered)
-        return rows.feats[:-1][kept].astype(np.float32).sum(0) / max(count, 1)  # type: ignore[no-any-return]
-
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal, which are added."""
         assert encoded.visual is not None and batch.regions is not None
         found: dict[str, Tensor] = {}
         for goal in batch.targets:
             if goal == "itm":
-                match = itm.score(self.match_head(encoded.pooled), 1 - batch.labels(goal))
-                found[goal] = match * (self.config.objective != 2)
+                counts = self.config.objective != 2
+                found[goal] = counts * itm.score(self.match_head(encoded.pooled), 1 - batch.labels(goal))
                 continue
             picks = batch.picks(goal)
             if goal == "mlm":
@@ -373,25 +317,16 @@ class ViLBERT(System):
         """(B) log odds that caption and picture belong together; theirs have the true pair first."""
         return -itm.log_odds(self.match_head(encoded.pooled))
 
-    # 4 -- recipes ------------------------------------------------------------------------------------------------------
+    # 4 -- recipes and downstream: the shipped configs, and one that a laptop core learns from generated scenes -----------
 
     recipes = _recipes()
-
-    # 5 -- downstream ---------------------------------------------------------------------------------------------------
-
+    picked_goals = ("mlm", "mrc_kl", "mrfr", "mrnce", "itm")
     heads = PRETRAINING_HEADS
     finetune = _finetune()
 
-    # 6 -- checkpoint: the same in both codes; a "module." in front of all keys goes when a file is read ----------------
+    # 5 -- checkpoint: the same in both codes; a "module." in front of all keys goes when a file is read ----------------
 
-    sizes = bert.SIZES | {
-        "v_hidden_size": ("regions.feature.weight", 0),
-        "v_intermediate_size": ("encoder.visual_layers.0.up.weight", 0),
-        "bi_hidden_size": ("text_pooler.dense.weight", 0),
-        "feature_size": ("regions.feature.weight", 1),
-        "classes": ("region_head.out.weight", 0),
-    }
-    depths = {"num_hidden_layers": "encoder.layers.", "v_num_hidden_layers": "encoder.visual_layers."}  # noqa: RUF012
+    sizes, depths = bert.TWO_STREAM_SIZES, bert.TWO_STREAM_DEPTHS
     flags = {"task_specific_tokens": "words.task.weight"}  # noqa: RUF012
     keys = KeyMap(
         *bert.body("bert."),

@@ -123,12 +123,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     )
     tiny = replace(
         base,
-        config=VisualBERTConfig(
-            **TINY,
-            mlm_rate=0.25,
-            two_captions=False,
-            train_pooler=True,
-        ),
+        config=VisualBERTConfig(**TINY, mlm_rate=0.25, two_captions=False, train_pooler=True),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
@@ -270,10 +265,6 @@ class VisualBERT(System):
         if "itm" in batch.targets:
             found["itm"] = itm.score(self.match_head(encoded.pooled), batch.labels("itm"))
         return found
-
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that the (second) caption belongs to the picture."""
-        return itm.log_odds(self.match_head(encoded.pooled))
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 

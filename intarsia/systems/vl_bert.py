@@ -22,12 +22,12 @@ from intarsia import layout
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Pixels, RegionRows, Sample, TextRows
 from intarsia.features.fast_rcnn import RESNET101, framed
 from intarsia.features.resnet import ResNetConfig
-from intarsia.objectives import itm, mlm, mrm
+from intarsia.objectives import mlm, mrm
 from intarsia.parts.elements import Elements, Sight
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, Pooler, TiedHead
-from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.parts.numbers import LARGE, TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import SGD, TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
@@ -41,15 +41,13 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VLBERTConfig(BertNumbers):
+class VLBERTConfig(RegionNumbers):
     """The numbers of VL-BERT-base on features made beforehand; the recipes replace some."""
 
     type_vocab_size: int = 3
     """Segments: 0 and 1 for texts, 2 for regions and [END]."""
     visual_scale: float = 0.0
     """Gain of the picture part's norms at the start."""
-    feature_size: int = 2048
-    """Numbers of a region feature."""
     trunk: ResNetConfig | None = None
     """The Fast R-CNN that reads regions off the pixels; None = features are made beforehand."""
     short_side: int = 600
@@ -58,8 +56,6 @@ class VLBERTConfig(BertNumbers):
     """.. and the most of its longer one."""
     geometry_waves: int = 256
     """Sines a box number, and as many cosines."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     max_rows: int = 64
     """Text rows and regions, the whole picture among them; the longer of the two is cut until they fit, regions down to the surest."""
     max_pieces: int = 0
@@ -303,10 +299,6 @@ class VLBERT(System):
     def matches(self) -> bool:
         """Only with the optional sentence-image head."""
         return bool(self.config.relation)
-
-    def match_scores(self, encoded: Encoded) -> Tensor:
-        """(B) log odds that caption and picture belong together."""
-        return itm.log_odds(self.match_head(encoded.pooled)) if self.matches else super().match_scores(encoded)
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 

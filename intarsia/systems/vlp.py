@@ -24,7 +24,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
-from intarsia.parts.numbers import TINY, BertNumbers
+from intarsia.parts.numbers import TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
 from intarsia.system import Captioning, Finetune, System, Tuning
@@ -36,18 +36,14 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class VLPConfig(BertNumbers):
-    """The numbers of the one published size."""
+class VLPConfig(RegionNumbers):
+    """The numbers of the one published size; its region features are fc6 of the detector."""
 
     vocab_size: int = 28996
     """Pieces of the vocabulary (bert-base-cased)."""
     layer_norm_eps: float = 1e-5
     type_vocab_size: int = 6
     """Segments: 0 and 1 where all is seen, 4 and 5 where a caption is written."""
-    feature_size: int = 2048
-    """Numbers of a region feature (fc6 of the detector)."""
-    classes: int = 1601
-    """Classes of the detector's soft labels, background first."""
     max_pieces: int = 20
     """Longer texts are cut at their end, as by all commands the authors give."""
     lm_rate: float = 0.15

@@ -25,7 +25,7 @@ from intarsia.errors import BadInput
 from intarsia.features.efficientnet import SHAPES, EfficientNet, Shape, load_trunk
 from intarsia.features.jitter import COLOURS, STILL, Colours
 from intarsia.features.roi import read_weights
-from intarsia.layout import bare_rows, bert_rows, filled, grid_boxes, square_pixels
+from intarsia.layout import bare_rows, bert_rows, filled, grid_boxes, picture_of
 from intarsia.objectives import contrast
 from intarsia.packed import Packing, pad, unpad
 from intarsia.parts.dropout import Dropout
@@ -34,6 +34,7 @@ from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler
 from intarsia.parts.momentum import Queue, follow, follower
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.pixels import square_pixels
 from intarsia.recipe import Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System
 from intarsia.text import Vocab
@@ -281,9 +282,7 @@ class WenLan(System):
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Nothing is hidden: the picture's colours are jittered. The label says that a pair's own key comes first."""
-        if not sample.pictures:
-            raise BadInput(f"sample {sample.key}: has no picture")
-        c, example, picture = self.config, self.lay_out(sample), sample.pictures[0]
+        c, example, picture = self.config, self.lay_out(sample), picture_of(sample, 0)
         example.images = (square_pixels(sample.key, picture, c.image_size, c.trunk.normal, c.colours.draw(rng)),)
         example.targets = {name: np.array(0) for name in goal.split("+")}
         return example

@@ -15,6 +15,7 @@ from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay, Task
 from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import normed
+from intarsia.weights import bert
 from intarsia.weights.keymap import KeyMap
 
 
@@ -93,11 +94,7 @@ _SHARED_KEYS = (
 BETA_KEYS = KeyMap(*_SHARED_KEYS, ("vil_prediction.main.", "head.vil_prediction."))
 HEAD_KEYS = KeyMap(
     *_SHARED_KEYS,
-    *(
-        (f"{name}.logit_fc.{i}.", f"head.{name}.{ours}.")
-        for name in _CLASSIFIERS
-        for i, ours in ((0, "up"), (2, "norm"), (3, "out"))
-    ),
+    *(x for name in _CLASSIFIERS for x in bert.numbered(f"{name}.logit_fc.", f"head.{name}.", bert.ANSWER_HEAD)),
     ("vil_tri_prediction.", "head.vil_tri_prediction."),
 )
 """From the names of 12-in-1 to ours."""

@@ -34,6 +34,11 @@ def shown_with(sample: Sample, other: Sample) -> Sample:
     return replace(sample, pictures=other.pictures, film=other.film)
 
 
+def match_row(row: int) -> dict[str, tuple[str, int | None]]:
+    """Where a head of one output starts: the row of the pre-trained `match_head` that says matched; for `Finetune.head_from`."""
+    return {part: (f"match_head.{part}", row) for part in ("weight", "bias")}
+
+
 class Ranked:
     """A true pair and broken ones of it, a document each."""
 

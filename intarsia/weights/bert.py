@@ -41,10 +41,30 @@ def layers(
         (theirs + attention + "self.{query,key,value}.", ours + "attention.qkv."),
         (theirs + attention + "output.dense.", ours + "attention.out."),
         (theirs + attention + "output.LayerNorm.", ours + "attention_norm."),
-        (theirs + up + "dense.", ours + "up."),
-        (theirs + down + "dense.", ours + "down."),
-        (theirs + down + "LayerNorm.", ours + "norm."),
+        *feed_forward(theirs + up, theirs + down, ours),
     )
+
+
+def feed_forward(up: str, down: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """Rules of the feed-forward half of a layer. Args: up, down: prefixes of their halves of it; ours: of the layer."""
+    return (up + "dense.", ours + "up."), (down + "dense.", ours + "down."), (down + "LayerNorm.", ours + "norm.")
+
+
+CLASS_HEAD = ("transform.dense", "transform.norm", "out")
+"""Tensors of a `ClassHead`; the first two are a `TiedHead`'s."""
+ANSWER_HEAD = ("up", "norm", "out")
+"""Those of an `AnswerHead`."""
+
+
+def numbered(theirs: str, ours: str, parts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Rules of a head that they have as a Sequential of Linear, activation, LayerNorm and Linear: 0, 2, 3.
+
+    Args:
+        theirs: its prefix.
+        ours: the same.
+        parts: our names of so many of the three.
+    """
+    return tuple((f"{theirs}{i}.", f"{ours}{part}.") for i, part in zip((0, 2, 3), parts, strict=False))
 
 
 def torch_layers(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
@@ -77,6 +97,16 @@ SIZES = {
     "intermediate_size": ("encoder.layers.0.up.weight", 0),
 }
 """Config fields that the shapes of a BERT's weights tell, as in `System.sizes`."""
+TWO_STREAM_SIZES = SIZES | {
+    "v_hidden_size": ("regions.feature.weight", 0),
+    "v_intermediate_size": ("encoder.visual_layers.0.up.weight", 0),
+    "bi_hidden_size": ("text_pooler.dense.weight", 0),
+    "feature_size": ("regions.feature.weight", 1),
+    "classes": ("region_head.out.weight", 0),
+}
+"""Those of ViLBERT's network."""
+TWO_STREAM_DEPTHS = {"num_hidden_layers": "encoder.layers.", "v_num_hidden_layers": "encoder.visual_layers."}
+"""Its stacks, as in `System.depths`."""
 
 
 @dataclass(frozen=True)

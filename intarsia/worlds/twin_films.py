@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from intarsia.batch import Array
-from intarsia.data.formats.files import write_whole
+from intarsia.data.formats.files import write_json, write_lines
 from intarsia.data.formats.films import FilmRecord, FilmWriter
 from intarsia.data.source import Provenance
 from intarsia.worlds.film_features import ACTIONS, LENGTH, WIDTH, FilmWorld
@@ -93,16 +92,6 @@ def _whole(shots: Sequence[Shot], ending: str = ".mp4") -> Films:
     return [(f"{name}{ending}", np.concatenate([x.features for x in parts])) for _, name, parts in shots]
 
 
-def _json(path: Path, content: Any) -> None:
-    with write_whole(path) as part:
-        part.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _text(path: Path, lines: Iterable[str]) -> None:
-    with write_whole(path) as part:
-        part.write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
-
-
 def _youcook2(folder: Path, shots: Sequence[Shot]) -> Films:
     said = {
         name: {
@@ -116,7 +105,7 @@ def _youcook2(folder: Path, shots: Sequence[Shot]) -> Films:
         }
         for split, name, parts in shots
     }
-    _json(folder / "youcookii_annotations_trainval.json", {"database": said})
+    write_json(folder / "youcookii_annotations_trainval.json", {"database": said})
     return _whole(shots)
 
 
@@ -131,10 +120,10 @@ def _msr_vtt(folder: Path, shots: Sequence[Shot]) -> Films:
             sentences.append({"sen_id": len(sentences), "video_id": name, "caption": x.text})
         if split == "val":
             test.append((f"ret{len(test)}", f"msr{len(test)}", name, parts[0].text))
-    _json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
+    write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("key", "vid_key", "video_id", "sentence"), *test])
-    _text(folder / "MSRVTT_JSFUSION_test.csv", table.getvalue().splitlines())
+    write_lines(folder / "MSRVTT_JSFUSION_test.csv", table.getvalue().splitlines())
     return _whole(shots)
 
 
@@ -151,9 +140,11 @@ def _ucf101(folder: Path, shots: Sequence[Shot]) -> Films:
     pieces, number = _cut(shots), {x: i for i, x in enumerate(ACTIONS, start=1)}
     for k in (1, 2, 3):
         train = [f"{kind}/{name} {number[kind]}" for split, name, kind, _ in pieces if split == "train"]
-        _text(folder / f"trainlist{k:02d}.txt", train)
-        _text(folder / f"testlist{k:02d}.txt", [f"{kind}/{name}" for split, name, kind, _ in pieces if split == "val"])
-    _text(folder / "classInd.txt", [f"{i} {x}" for x, i in number.items()])
+        write_lines(folder / f"trainlist{k:02d}.txt", train)
+        write_lines(
+            folder / f"testlist{k:02d}.txt", [f"{kind}/{name}" for split, name, kind, _ in pieces if split == "val"]
+        )
+    write_lines(folder / "classInd.txt", [f"{i} {x}" for x, i in number.items()])
     return [(name, features) for _, name, _, features in pieces]
 
 
@@ -162,7 +153,7 @@ def _hmdb51(folder: Path, shots: Sequence[Shot]) -> Films:
     for kind in {x[2] for x in pieces}:
         mine = [f"{name} {1 if split == 'train' else 2}" for split, name, k, _ in pieces if k == kind]
         for k in (1, 2, 3):
-            _text(folder / f"{kind}_test_split{k}.txt", mine)
+            write_lines(folder / f"{kind}_test_split{k}.txt", mine)
     return [(name, features) for _, name, _, features in pieces]
 
 
@@ -170,10 +161,10 @@ def _framewise(rate: int, count: int) -> Callable[[Path, Sequence[Shot]], Films]
     def write(folder: Path, shots: Sequence[Shot]) -> Films:
         for _, name, parts in shots:
             frames = [x.action for x in parts for _ in range(round(len(x.features) * LENGTH * rate))]
-            _text(folder / "groundTruth" / f"{name}.txt", frames)
+            write_lines(folder / "groundTruth" / f"{name}.txt", frames)
         for k in range(1, count + 1):
             for side, part in (("train", "train"), ("test", "val")):
-                _text(
+                write_lines(
                     folder / "splits" / f"{side}.split{k}.bundle", [f"{name}.txt" for s, name, _ in shots if s == part]
                 )
         return _whole(shots)
@@ -192,7 +183,7 @@ def _activitynet(folder: Path, shots: Sequence[Shot]) -> Films:
         }
         for split, name, parts in shots
     }
-    _json(folder / "activity_net.v1-3.min.json", {"version": "1.3", "taxonomy": [], "database": said})
+    write_json(folder / "activity_net.v1-3.min.json", {"version": "1.3", "taxonomy": [], "database": said})
     return [(f"v_{name}", features) for name, features in _whole(shots)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from intarsia.batch import Sample
-from intarsia.data.formats.files import write_whole
+from intarsia.data.formats.files import write_json, write_lines, write_whole
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.errors import BadInput
 from intarsia.worlds.questions import Question, ask, choose, compare, refer
@@ -109,16 +109,6 @@ def write_twin(
     return folder / "regions"
 
 
-def _json(path: Path, content: Any) -> None:
-    with write_whole(path) as part:
-        part.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _lines(path: Path, rows: Iterable[Any]) -> None:
-    with write_whole(path) as part:
-        part.write_text("".join(json.dumps(x) + "\n" for x in rows), encoding="utf-8")
-
-
 def _asked(scenes: Scenes, index: int) -> list[tuple[Question, Sample]]:
     kinds: tuple[Question, ...] = get_args(Question)
     return [(kind, x) for kind in kinds if (x := ask(scenes.source, index, kind)) is not None]
@@ -153,8 +143,8 @@ def _vqa(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                     }
                 )
         about = {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": name, "license": {}}
-        _json(folder / f"v2_OpenEnded_mscoco_{name}_questions.json", {**about, "questions": asked})
-        _json(folder / f"v2_mscoco_{name}_annotations.json", {**about, "annotations": told})
+        write_json(folder / f"v2_OpenEnded_mscoco_{name}_questions.json", {**about, "questions": asked})
+        write_json(folder / f"v2_mscoco_{name}_annotations.json", {**about, "annotations": told})
     return names
 
 
@@ -184,7 +174,7 @@ def _gqa(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                     "semantic": [{"operation": "query", "argument": kind, "dependencies": []}],
                     "semanticStr": f"query: {kind}",
                 }
-        _json(folder / f"{scenes.split}_balanced_questions.json", asked)
+        write_json(folder / f"{scenes.split}_balanced_questions.json", asked)
     return names
 
 
@@ -198,7 +188,7 @@ def _genome(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                 {"qa_id": number, "question": sample.texts[0], "answer": f"{sample.answers[0][0].capitalize()}."}
             )
         rows.append({"id": index, "qas": pairs})
-    _json(folder / "question_answers.json", rows)
+    write_json(folder / "question_answers.json", rows)
     return {f"{index}.jpg": index for scenes in parts for index in scenes.numbers}
 
 
@@ -227,7 +217,7 @@ def _nlvr2(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                     "validation": {},
                 }
             )
-        _lines(folder / f"{split}.json", rows)
+        write_lines(folder / f"{split}.json", map(json.dumps, rows))
     return names
 
 
@@ -257,7 +247,7 @@ def _snli_ve(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                 for label, text in said.items()
                 if text is not None
             ]
-        _lines(folder / f"snli_ve_{'dev' if scenes.split == 'val' else 'train'}.jsonl", rows)
+        write_lines(folder / f"snli_ve_{'dev' if scenes.split == 'val' else 'train'}.jsonl", map(json.dumps, rows))
     return names
 
 
@@ -275,7 +265,7 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             boxes = (np.array(base.pictures[0].boxes, np.float64) * SIDE).tolist()
             shown = dict(zip(scenes.source.regions_of(index), scenes.source.scene(index).objects, strict=True))
             shapes = [shown[i].shape if i in shown else None for i in range(len(boxes))]
-            _json(
+            write_json(
                 folder / "vcr1images" / f"{name}.json",
                 {
                     "boxes": [[*box, 1.0] for box in boxes],
@@ -304,7 +294,7 @@ def _vcr(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                     "annot_id": f"{scenes.split}-{index}",
                 }
             )
-        _lines(folder / f"{scenes.split}.jsonl", rows)
+        write_lines(folder / f"{scenes.split}.jsonl", map(json.dumps, rows))
     return names
 
 
@@ -354,7 +344,7 @@ def _refcoco(name: str, who: str) -> Writer:
                 )
         with write_whole(folder / name / f"refs({who}).p") as part:
             part.write_bytes(pickle.dumps(refs, protocol=2))
-        _json(folder / name / "instances.json", {"images": images, "annotations": boxes, "categories": []})
+        write_json(folder / name / "instances.json", {"images": images, "annotations": boxes, "categories": []})
         return names
 
     return write
@@ -386,7 +376,7 @@ def _visual7w(folder: Path, parts: list[Scenes]) -> dict[str, int]:
                 "multiple_choices": [index * 100 + i for i in others],
             }
             images.append({"image_id": index, "split": scenes.split, "filename": file, "qa_pairs": [pair]})
-    _json(folder / "dataset_v7w_pointing.json", {"dataset": "v7w_pointing", "images": images, "boxes": boxes})
+    write_json(folder / "dataset_v7w_pointing.json", {"dataset": "v7w_pointing", "images": images, "boxes": boxes})
     return names
 
 
@@ -444,7 +434,7 @@ def _karpathy(name: str) -> Writer:
                         **about,
                     }
                 )
-        _json(folder / f"dataset_{name}.json", {"dataset": name, "images": images})
+        write_json(folder / f"dataset_{name}.json", {"dataset": name, "images": images})
         return names
 
     return write
@@ -476,8 +466,7 @@ def _entities(folder: Path, parts: list[Scenes]) -> dict[str, int]:
             ):
                 with write_whole(path) as part:
                     part.write_text(content, encoding="utf-8")
-        with write_whole(folder / f"{scenes.split}.txt") as part:
-            part.write_text("".join(f"{x}\n" for x in ids))
+        write_lines(folder / f"{scenes.split}.txt", ids)
     return names
 
 

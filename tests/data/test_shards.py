@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from pair_makers import MADE, WIDTH, line, picture, same_picture, same_sample
 from safetensors.numpy import load_file
 
-from intarsia.batch import Example, Picture, RegionRows, pack
+from intarsia.batch import Example, Picture, RegionRows
 from intarsia.data.formats import shards as module
 from intarsia.data.formats.shard_files import ShardIndex, check_shard, map_arrays
 from intarsia.data.formats.shards import ShardSource, ShardWriter
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 
 
 def shards(root: Path, count: int = 7, per_shard: int = 3, **changes: Any) -> Path:

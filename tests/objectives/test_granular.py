@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from intarsia.objectives import granular
+from intarsia.packed import Packing
 
 
 def test_contrast_by_hand() -> None:
@@ -88,10 +89,10 @@ def test_pictured_words_leave_out_their_kind() -> None:
 
 
 def test_matching_by_hand() -> None:
-    logits, owner = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0, 0, 2])
+    logits, text = torch.tensor([2.0, -1.0, 0.5]), Packing.of([2, 0, 1])
     found = granular.supported(logits, torch.tensor([1, 0, -1]))
     assert float(found) == pytest.approx((math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2, rel=1e-5)
-    whole = granular.all_supported(logits, owner, 3)
+    whole = granular.all_supported(logits, torch.ones(3, dtype=torch.bool), text)
     p = [1 / (1 + math.exp(-x)) for x in logits.tolist()]
     assert whole.exp().tolist() == pytest.approx([p[0] * p[1], 1, p[2]], rel=1e-5)
     loss = granular.some_unsupported(whole, torch.tensor([True, False, True]))

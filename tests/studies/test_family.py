@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.batch import pack
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import family
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find

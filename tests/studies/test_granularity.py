@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import pack
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import family, granularity, rates, tuning, volume
 from intarsia.studies.granularity import ARMS, COMPARED, MEASURES, Blind, Run
 from intarsia.studies.numbers import effective

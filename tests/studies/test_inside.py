@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import pack
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.studies import inside
 from intarsia.studies.inside import COMPARED, MEASURES, Run
 from intarsia.studies.readouts import MAPS

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from intarsia.attend import Seen, attend, watch
-from intarsia.batch import pack
+from intarsia.pack import pack
 from intarsia.packed import Packing, pad
 from intarsia.studies.readouts import MAPS, _weighted, attention_maps, rollout
 from intarsia.systems.inlay import Inlay

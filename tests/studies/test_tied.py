@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from intarsia.batch import Batch, pack
+from intarsia.batch import Batch
+from intarsia.pack import pack
 from intarsia.studies.tied import SOME_WRONG, tied, word_labels
 from intarsia.systems import find
 from intarsia.train.start import captions, fresh

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Batch, Sample, pack
+from intarsia.batch import Batch, Sample
 from intarsia.evaluate import evaluate
 from intarsia.features.kmeans import WithWords, fit
 from intarsia.model import Model
 from intarsia.objectives import qa
+from intarsia.pack import pack
 from intarsia.system import System, fit_config
 from intarsia.systems import SYSTEMS, find, parity
 from intarsia.text import Vocab
@@ -187,11 +188,11 @@ def test_recipes_say_where_they_come_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_system_files_are_short(name: str) -> None:
-    """350 lines; UNITER, Oscar and ViLBERT, whose tables of tunings are long, and Inlay, whose objectives are each there twice, 450."""
+    """350 lines; Oscar, which holds a second system and two captioners, 450."""
     import intarsia.systems
 
     lines = (Path(intarsia.systems.__file__).parent / f"{name}.py").read_text().count("\n")
-    assert lines <= (450 if name in ("uniter", "oscar", "vilbert", "inlay") else 350)
+    assert lines <= (450 if name == "oscar" else 350)
 
 
 @pytest.mark.parametrize("name", PICTURES)

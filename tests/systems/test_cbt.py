@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from intarsia.batch import Batch, Film, Pick, Sample, pack
+from intarsia.batch import Batch, Film, Pick, Sample
 from intarsia.errors import BadInput
 from intarsia.objectives import contrast
+from intarsia.pack import pack
 from intarsia.systems.cbt import CBT, FOUND
 from intarsia.text import Vocab
 from intarsia.worlds.film_features import ACTIONS, COLOURS, SHAPES, FilmWorld

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Pick, Picks, pack
+from intarsia.batch import Example, Pick, Picks
 from intarsia.cli import main
 from intarsia.errors import BadInput
 from intarsia.model import open as open_model
 from intarsia.objectives import sgp
+from intarsia.pack import pack
 from intarsia.system import begin, fit_config
 from intarsia.systems.ernie_vil import ERNIEViL
 from intarsia.text import Vocab

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.batch import Example, Picture, Sample
 from intarsia.errors import BadInput, TooLong
+from intarsia.pack import pack
 from intarsia.recipe import Mix
 from intarsia.system import begin, fit_config
 from intarsia.systems.fashionbert import FashionBERT, adaptive_weights, cells

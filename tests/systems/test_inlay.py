@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from intarsia.batch import Batch, Picture, pack
+from intarsia.batch import Batch, Picture
+from intarsia.pack import pack
 from intarsia.packed import Packing, restarts, taken
 from intarsia.systems.inlay import EVERY, GOALS, WARM, Inlay
 from intarsia.train.start import captions, fresh
@@ -150,7 +151,7 @@ def vectors(system: Inlay, text: str) -> torch.Tensor:
     """(L, D) aligned vectors of the pieces of a text."""
     sample = dataclasses.replace(WORLD[0], texts=(text,), links=())
     with torch.no_grad():
-        return system._split(system.encode(pack([system.lay_out(sample)])).told)[1][1:-1]
+        return system.tower.split(system.encode(pack([system.lay_out(sample)])).told)[1][1:-1]
 
 
 def test_what_asks_and_what_it_knows() -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.batch import Example, Picture, Sample
 from intarsia.errors import BadInput
 from intarsia.evaluate.crossing import score_crossed
 from intarsia.evaluate.matching import match, score_pairs
 from intarsia.evaluate.running import Inference
 from intarsia.objectives import qa
+from intarsia.pack import pack
 from intarsia.system import Crossing, begin
 from intarsia.systems.lxmert import LXMERT, LXMERTConfig
 from intarsia.tasks.vqa import carry_over

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.batch import Example, Picture, Sample
 from intarsia.drawing import draw
 from intarsia.errors import BadInput, TooLong
 from intarsia.objectives.spans import hide_spans
+from intarsia.pack import pack
 from intarsia.recipe import Mix
 from intarsia.system import begin
 from intarsia.systems.m6 import M6, M6Config

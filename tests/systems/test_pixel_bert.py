@@ -15,14 +15,15 @@ import torch
 from ranks import two_processes
 from safetensors.torch import load_file, save_file
 
-from intarsia.batch import Example, Picture, Sample, pack
+from intarsia.batch import Example, Picture, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput, TooLong
 from intarsia.evaluate import match
 from intarsia.evaluate.grounding import overlap_shares
 from intarsia.evaluate.running import Inference
 from intarsia.features.resnet import ResNet, ResNetConfig
-from intarsia.layout import bounded_pixels
+from intarsia.pack import pack
+from intarsia.pixels import bounded_pixels
 from intarsia.recipe import SGD, Batching, Mix, Optim, Recipe, Schedule
 from intarsia.studies.family import blind
 from intarsia.system import Crossing, begin

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.batch import Example, Sample, pack
+from intarsia.batch import Example, Sample
+from intarsia.pack import pack
 from intarsia.system import System, fit_config
 from intarsia.systems import find
 from intarsia.text import Vocab

@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_single_stream import made, system
 
-from intarsia.batch import Sample, pack
+from intarsia.batch import Sample
 from intarsia.errors import TooLong
+from intarsia.pack import pack
 from intarsia.systems import find
 
 LONGEST = {

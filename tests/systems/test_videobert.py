@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from intarsia import decode
-from intarsia.batch import Example, Pick, Sample, pack
+from intarsia.batch import Example, Pick, Sample
 from intarsia.data.video import sentence
 from intarsia.decode import next_piece
 from intarsia.errors import BadInput
 from intarsia.features.kmeans import WithWords, fit
+from intarsia.pack import pack
 from intarsia.parts.captioner import CaptionNumbers
 from intarsia.systems.videobert import BETWEEN, VideoBERT
 from intarsia.text import Vocab

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Picks, Picture, Sample, pack
+from intarsia.batch import Example, Picks, Picture, Sample
 from intarsia.errors import BadInput, TooLong
 from intarsia.evaluate import word_region_maps
 from intarsia.model import Model, convert, read_ours
+from intarsia.pack import pack
 from intarsia.system import FineTuned, begin, fit_config
 from intarsia.systems.vilbert import TASKS, ViLBERT
 from intarsia.text import SPECIALS, Vocab

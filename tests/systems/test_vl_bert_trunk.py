@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from intarsia.batch import Pick, Picture, Sample, pack
+from intarsia.batch import Pick, Picture, Sample
 from intarsia.errors import BadInput
 from intarsia.features.resnet import ResNet, ResNetConfig
+from intarsia.pack import pack
 from intarsia.system import begin, fit_config
 from intarsia.systems.vl_bert import VLBERT
 from intarsia.text import SPECIALS, Vocab

@@ -15,11 +15,12 @@ from PIL import Image
 from test_vl_bert_trunk import build, slow_boxes, slow_features, slow_pixels
 
 from intarsia import tuning_runs
-from intarsia.batch import Meant, Pick, Sample, pack
+from intarsia.batch import Meant, Pick, Sample
 from intarsia.cli import main
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.features.fast_rcnn import covered
+from intarsia.pack import pack
 from intarsia.system import begin
 from intarsia.systems.vl_bert import VLBERT
 from intarsia.tasks.benchmarks import Annotated, Pictures, find

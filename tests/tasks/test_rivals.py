@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Sample, pack
+from intarsia.batch import Example, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.systems import find as find_system
 from intarsia.tasks.benchmarks import Annotated, find
 from intarsia.tasks.benchmarks.rivals import nearest, read_pool

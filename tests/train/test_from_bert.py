@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from intarsia.batch import Example, TextRows, pack
+from intarsia.batch import Example, TextRows
 from intarsia.cli import main
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.pack import pack
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from ranks import two_processes
 from safetensors.torch import load_file, save_file
 
-from intarsia.batch import Batch, pack
+from intarsia.batch import Batch
 from intarsia.features.efficientnet import Shape
+from intarsia.pack import pack
 from intarsia.recipe import Batching, Recipe, Schedule
 from intarsia.systems.wenlan import WenLan, WenLanConfig
 from intarsia.text import Vocab

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Sample, pack
+from intarsia.batch import Sample
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.evaluate.products import product_matching
 from intarsia.evaluate.running import Inference
 from intarsia.features.extractor import open_extractor
+from intarsia.pack import pack
 from intarsia.studies import products as study
 from intarsia.system import fit_config
 from intarsia.systems import find

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ def write_whole(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines of text, whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

@@ -379,7 +379,7 @@ class ShardSource(LineSource):
     def gather(self, pictures: Sequence[int]) -> Regions:
         """The regions of pictures by number, packed, in one copy from the mapped files.
 
-        What `intarsia.batch.pack` makes of the pictures when nothing is hidden.
+        What `intarsia.pack.pack` makes of the pictures when nothing is hidden.
 
         Args:
             pictures: picture numbers as `picture` takes them; repeats are allowed.

@@ -149,7 +149,7 @@ def _iou(a: Detected, b: Detected) -> float:
 
 
 def places_of(names: Sequence[str], vocab: Vocab, forms: Mapping[str, Sequence[str]]) -> list[list[list[int]]]:
-    """Objects as `decode.Machine.of` takes them: the pieces of each, and for a word of one piece also its forms of one."""
+    """Objects as `naming.Machine.of` takes them: the pieces of each, and for a word of one piece also its forms of one."""
     found = []
     for name in names:
         places: list[list[int]] = []
