@@ -20,9 +20,10 @@ import numpy as np
 import step
 import torch
 
-from intarsia.batch import Example, pack
+from intarsia.batch import Example
 from intarsia.evaluate.matching import score_pairs
 from intarsia.evaluate.running import Inference
+from intarsia.pack import pack
 from intarsia.systems.uniter import UNITER, UNITERConfig
 from intarsia.text import SPECIALS, Vocab
 

@@ -312,12 +312,10 @@ def _glance(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing) ->
     """The loop where nothing is learnt, dropped or hidden: torch's own kernel on each run, which keeps no probabilities and takes half precision as it is."""
     out = q.new_zeros(q.shape)
     for run in _runs(queries, keys, q.shape[1]):
-        blocks = [
-            x[rows].unflatten(0, (run.count, -1)).transpose(1, 2)  # (count, heads, L, D)
-            for x, rows in ((q, run.queries), (k, run.keys), (v, run.keys))
-        ]
-        mixed = F.scaled_dot_product_attention(*blocks)
-        out[run.queries].unflatten(0, (run.count, -1)).copy_(mixed.transpose(1, 2))
+        given = ((q, run.queries), (k, run.keys), (v, run.keys))
+        block_q, block_k, block_v = (x[rows].view(run.count, -1, *x.shape[1:]).transpose(1, 2) for x, rows in given)
+        mixed = F.scaled_dot_product_attention(block_q, block_k, block_v)  # (count, heads, L, D)
+        out[run.queries].view(run.count, -1, *q.shape[1:]).copy_(mixed.transpose(1, 2))
     return out
 
 

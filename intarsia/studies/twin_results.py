@@ -76,6 +76,8 @@ class Budget:
     rows: int
     lr: float
     warmup: int = 50
+    samples: int = 0
+    """Most samples of a step; 0 = as many as the rows allow."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class Options:
     """Scenes of a twin's training split."""
     val: int = 300
     """Scenes held out."""
-    before: Budget = field(default_factory=lambda: Budget(steps=2000, rows=2000, lr=1e-3, warmup=100))
+    before: Budget = field(default_factory=lambda: Budget(steps=1000, rows=2000, lr=1e-3, warmup=50))
     """Pre-training."""
-    tuning: Budget = field(default_factory=lambda: Budget(steps=500, rows=2000, lr=5e-4))
+    tuning: Budget = field(default_factory=lambda: Budget(steps=300, rows=2000, lr=5e-4, samples=64))
     """Of each task."""
     most: int = 200
     """Captions that retrieval ranks."""
@@ -279,7 +281,7 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
         recipe,
         optim=Optim(lr=budget.lr),
         schedule=Schedule(budget.steps, budget.warmup),
-        batching=replace(recipe.batching, rows=budget.rows, samples=0, accumulate=1, reduce="mean"),
+        batching=replace(recipe.batching, rows=budget.rows, samples=budget.samples, accumulate=1, reduce="mean"),
     )
     about = About(system, task, "base", benchmark.name, str(data.resolve()), regions, str(weights), labels, "", book)
     _must_finish(finetune(about, whole, recipe, source, folder, workers=0, device=options.device, pace=pace))

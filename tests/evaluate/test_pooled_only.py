@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, pack
+from intarsia.batch import Example
 from intarsia.evaluate.matching import match, score_pairs
 from intarsia.evaluate.running import QUIET, fitting
+from intarsia.pack import pack
 from intarsia.system import System
 from intarsia.systems import SYSTEMS, find
 from intarsia.tasks.benchmarks import find as find_benchmark
