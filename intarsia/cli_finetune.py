@@ -185,6 +185,8 @@ class ScoreOptions:
     """Of pairs: ridge, nearest, or the run folder of a system of two towers, which rank before; then only --top candidates of each query are read."""
     top: int = 20
     """Candidates of each query that are read after a prefilter."""
+    convention: str = ""
+    """How is counted where papers differ: of RefCOCO whose overlaps, of Entities any box or merged, of VQA the older rule; empty = the default."""
     beams: int = 0
     """Of captions that are written; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
@@ -235,7 +237,9 @@ def table(found: Any) -> Table:
     """Measured numbers, to print."""
     from intarsia.tasks import benchmarks
 
-    title = f"{found.items} items" + (f": {found.told}" if found.told else "")
+    title = "; ".join(
+        x for x in (f"{found.items} items", found.told, found.convention and f"counted as {found.convention}") if x
+    )
     shown = Table("", f"{found.benchmark} {found.split}", title=title)
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():

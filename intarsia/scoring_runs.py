@@ -52,6 +52,8 @@ class Asked:
     """Of pairs, what ranks them before: "ridge", "nearest" (fitted on the training items), or the run folder of a system of two towers."""
     top: int = 20
     """Candidates of each query that are then read."""
+    convention: str = ""
+    """How is counted, where papers differ; "" = the benchmark's default."""
     beams: int = 0
     """Of captions; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
@@ -156,6 +158,7 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         raise BadInput("--beams and --objects: for runs that write captions")
     if (asked.prefilter or asked.most) and not x.benchmark.ranks:
         raise BadInput(f"--prefilter and --most: {x.benchmark.name} does not rank pairs")
+    x.benchmark.counting(asked.convention)
     if x.benchmark.kind == "captions":
         return *_written(x, asked), x.source
     first = _first(x, asked) if asked.prefilter else None
@@ -165,7 +168,9 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         shutil.rmtree(keep, ignore_errors=True)
         return found, said, x.source
     assert isinstance(x.system, Tuned)
-    found, predictions = evaluate(x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how)
+    found, predictions = evaluate(
+        x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how, asked.convention
+    )
     return found, predictions, x.source
 
 

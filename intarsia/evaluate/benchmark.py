@@ -42,6 +42,8 @@ class Measured:
     """The main number by the words alone."""
     told: str = ""
     """The protocol in words, where scores depend on what is drawn."""
+    convention: str = ""
+    """How was counted, where papers differ."""
 
 
 def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dict[str, Array], int]:
@@ -67,10 +69,11 @@ def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dic
     return {key: found[key] for key in order}, len(source) - len(numbers)
 
 
-def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> dict[str, float]:
-    """The official numbers of predictions."""
+def score(benchmark: Benchmark, source: Annotated, predictions: Predictions, convention: str = "") -> dict[str, float]:
+    """The official numbers of predictions, counted by one of the benchmark's conventions."""
+    how = benchmark.counting(convention)
     if benchmark.measure is not None:
-        return benchmark.measure(source.annotations, predictions)
+        return benchmark.measure(source.annotations, predictions, **how)
     assert benchmark.measure_regions is not None, "pairs are ranked"
     boxes = {}
     for i, (item, _) in enumerate(source.kept):
@@ -78,23 +81,29 @@ def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> 
             picture = source[i].pictures[0]
             width, height = item.size if all(item.size) else (picture.width, picture.height)
             boxes[item.key] = picture.boxes.astype(np.float64) * [width, height, width, height]
-    return benchmark.measure_regions(source.annotations, predictions, boxes)
+    return benchmark.measure_regions(source.annotations, predictions, boxes, **how)
 
 
 def evaluate(
-    tuned: Tuned, benchmark: Benchmark, source: Annotated, train: Annotated | None = None, how: Inference = FP32
+    tuned: Tuned,
+    benchmark: Benchmark,
+    source: Annotated,
+    train: Annotated | None = None,
+    how: Inference = FP32,
+    convention: str = "",
 ) -> tuple[Measured, dict[str, Array]]:
     """The official numbers, with chance and, if training items are given, a baseline that sees no picture; and the predictions by item."""
     out = _without_regions(source)
     predictions, long = predict(tuned, source, how)
     out |= {"too long": long} if long else {}
-    numbers = score(benchmark, source, predictions) if source.annotations.gold else {}
+    numbers = score(benchmark, source, predictions, convention) if source.annotations.gold else {}
     blind = None
     if train is not None and source.annotations.gold:
-        blind = score(benchmark, source, blind_guess(train, source))[benchmark.main]
+        blind = score(benchmark, source, blind_guess(train, source), convention)[benchmark.main]
     chance = chance_of(benchmark, source) if source.annotations.gold else None
+    counted = benchmark.counting(convention).get("convention", "")
     return Measured(
-        benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind
+        benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind, convention=counted
     ), predictions
 
 
