@@ -13,6 +13,7 @@ import numpy as np
 
 from intarsia.batch import Array
 from intarsia.errors import BadInput, TooLong
+from intarsia.evaluate.films import name_words, unseen
 from intarsia.evaluate.queries import among_own, listed, ranked
 from intarsia.evaluate.rerank import Prefilter
 from intarsia.evaluate.running import FP32, Inference, run_numbers
@@ -105,6 +106,21 @@ def evaluate(
     return Measured(
         benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind, convention=counted
     ), predictions
+
+
+def evaluate_words(system: System, benchmark: Benchmark, source: Annotated) -> tuple[Measured, dict[str, Array]]:
+    """The official numbers of what a system names in the gaps of a sentence, as pre-training left it; blind = from the sentence alone."""
+    samples, labels = [source[i] for i in range(len(source))], source.annotations.labels
+    was, said = system.training, dict[bool, dict[str, Array]]()
+    system.eval()
+    for sees in (True, False):
+        said[sees], dropped = name_words(system, samples if sees else list(map(unseen, samples)), benchmark, labels)
+    system.train(was)
+    numbers = score(benchmark, source, said[True])
+    blind = score(benchmark, source, said[False])[benchmark.main]
+    out = _without_regions(source) | ({"labels of several pieces, never right": dropped} if dropped else {})
+    split, chance = source.annotations.split, chance_of(benchmark, source)
+    return Measured(benchmark.name, split, len(samples), numbers, out, chance, blind), said[True]
 
 
 def evaluate_pairs(

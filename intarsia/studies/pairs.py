@@ -38,6 +38,10 @@ def table() -> str:
             loss = "its own words" + ", then self-critical" * bool(how.critical)
             said, reached = known["caption"].published or "-", known["caption"].on_twin
             rows.append(f"| {name} | `caption` | {title} | {loss} | {said} | {reached} |")
+        if "words" in known:
+            title = benchmark_of("words", tasks).title
+            said, reached = known["words"].published or "-", known["words"].on_twin
+            rows.append(f"| {name} | `words` | {title} | as pre-trained | {said} | {reached} |")
     return "\n".join(rows) + "\n"
 
 

@@ -30,13 +30,13 @@ from intarsia import caption_runs
 from intarsia.batch import Example, Sample
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
-from intarsia.evaluate.benchmark import evaluate
+from intarsia.evaluate.benchmark import Measured, evaluate
 from intarsia.evaluate.running import QUIET
 from intarsia.features.kmeans import CODEBOOK, WithWords, drawn, fit, read_codebook, write_codebook
 from intarsia.recipe import Optim, Recipe, Schedule, to_json
 from intarsia.scoring_runs import Asked, measure
 from intarsia.studies.family import untagged, without_picture
-from intarsia.systems import SYSTEMS, find
+from intarsia.systems import SYSTEMS, find, scores
 from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Benchmark, benchmark_of
 from intarsia.text import Vocab
@@ -124,9 +124,8 @@ class BlindTuned(Tuned):
 
 
 def tasks_of(system: str) -> list[str]:
-    """All tasks of a system's paper that have a twin, captions among them."""
-    cls = find(system)
-    return [*cls.finetune, *([caption_runs.TASK] if cls.captioning is not None else [])]
+    """All tasks of a system's paper, captions and what it does untuned among them."""
+    return [*scores(system)]
 
 
 def benchmark_for(system: str, task: str) -> Benchmark:
@@ -262,6 +261,9 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
     weights = begun(system, kind, options)
     book = str(weights / CODEBOOK) if (weights / CODEBOOK).is_file() else ""
     data, regions = twin(benchmark.name, kind == "pixels", options)
+    if benchmark.kind == "words":
+        asked = Asked(weights, data=data, regions=regions, benchmark=benchmark.name, device=options.device, how=QUIET)
+        return _told(benchmark, measure(asked)[0])
     folder = options.out / "tuned" / f"{system}-{task}{'' if sees else '-blind'}"
     pace = Pace(log_every=100, save_every=10**9, keep=1, tensorboard=False)
     writes = task == caption_runs.TASK
@@ -291,7 +293,10 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
         return {"blind_tuned": found.numbers[benchmark.main]}
     most = options.most if benchmark.ranks and benchmark.candidates is None else 0
     asked = Asked(folder, _held(benchmark), blind=not benchmark.ranks, most=most, device=options.device, how=QUIET)
-    measured = measure(asked)[0]
+    return _told(benchmark, measure(asked)[0])
+
+
+def _told(benchmark: Benchmark, measured: Measured) -> dict[str, Any]:
     return {
         "main": benchmark.main,
         "reached": measured.numbers[benchmark.main],

@@ -94,6 +94,8 @@ def scores(name: str) -> dict[str, Scores]:
     tasks = dict.fromkeys(cls.finetune, "")
     if cls.captioning is not None:
         tasks["caption"] = cls.captioning.published
+    if hasattr(cls, "ask"):
+        tasks["words"] = ""
     found = {}
     for task, said in tasks.items():
         made = twins.get(f"{name} {task}", {})

@@ -18,7 +18,7 @@ from intarsia.batch import Array
 from intarsia.data.formats.files import write_json, write_lines
 from intarsia.data.formats.films import FilmRecord, FilmWriter
 from intarsia.data.source import Provenance
-from intarsia.worlds.film_features import ACTIONS, LENGTH, WIDTH, FilmWorld
+from intarsia.worlds.film_features import ACTIONS, LENGTH, SHAPES, WIDTH, FilmWorld
 
 PROVENANCE = Provenance("film-twin", WIDTH, settings={"fps": "20", "frames": "30"})  # 1.5 s a clip
 """Of the clips: vectors of `FilmWorld` as they are, with a rate, which its own need not."""
@@ -109,6 +109,13 @@ def _youcook2(folder: Path, shots: Sequence[Shot]) -> Films:
     return _whole(shots)
 
 
+def _named(folder: Path, shots: Sequence[Shot]) -> Films:
+    """With the lists of words that name what is done, and with what."""
+    write_lines(folder / "verbs.txt", ACTIONS)
+    write_lines(folder / "objects.txt", SHAPES)
+    return _youcook2(folder, shots)
+
+
 def _msr_vtt(folder: Path, shots: Sequence[Shot]) -> Films:
     """The test is the validation films once more, a caption each."""
     videos, sentences, test = list[Any](), list[Any](), list[Any]()
@@ -190,6 +197,7 @@ def _activitynet(folder: Path, shots: Sequence[Shot]) -> Films:
 FILMS: dict[str, Callable[[Path, Sequence[Shot]], Films]] = {
     "youcook2": _youcook2,
     "youcook2-captions": _youcook2,
+    "youcook2-words": _named,
     "msr-vtt": _msr_vtt,
     "msr-vtt-captions": _msr_vtt,
     "ucf101": _ucf101,

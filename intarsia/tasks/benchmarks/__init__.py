@@ -21,6 +21,7 @@ from intarsia.tasks.benchmarks import (
     gqa,
     guesswhat,
     karpathy,
+    named,
     nlvr2,
     refer,
     vcr,
@@ -200,6 +201,16 @@ BENCHMARKS = {
             )
         ),
         Benchmark("youcook2", "YouCook2", tuple(video.YOUCOOK2), partial(video.youcook2, "youcook2"), _CAPTIONS),
+        Benchmark(
+            named.NAME,
+            "YouCook2, named in a sentence",
+            tuple(video.YOUCOOK2),
+            named.read,
+            "verb top-5",
+            named.measure,
+            chance=named.chance,
+            sentence=named.SENTENCE,
+        ),
         Benchmark("msr-vtt", "MSR-VTT, 1k-A", tuple(video.MSR_VTT), video.msr_vtt, _CAPTIONS),
         *(
             Benchmark(name, title, tuple(splits), read, "CIDEr", measure_captions=captions.measure)
@@ -263,6 +274,7 @@ _BY_TASK = {
     "anticipation_50salads": "50salads",
     "anticipation_activitynet": "activitynet",
     "caption": "coco-captions",
+    "words": "youcook2-words",
 }
 
 

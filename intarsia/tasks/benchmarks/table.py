@@ -18,7 +18,7 @@ Predictions = Mapping[str, Array]
 """By item, what its choices score: (C); of each phrase, (M, C)."""
 Lists = Mapping[str, Sequence[str]]
 """By text, the pictures that fit it best, the best first."""
-Kind = Literal["answers", "regions", "captions", "pairs"]
+Kind = Literal["answers", "regions", "captions", "pairs", "words"]
 LONG = 10
 """Pictures of a list."""
 
@@ -69,6 +69,8 @@ class Benchmark:
     """The official numbers where each text is given the pictures that fit it best, out of `Annotations.candidates`; never the other way round."""
     submit_lists: Callable[[Path, Annotations, Lists], None] | None = None
     """Writes the server's file of them."""
+    sentence: tuple[str | None, ...] = ()
+    """Asked of a system as pre-training left it: a sentence, None for each gap; predictions are scores of the labels."""
     fold: int = 0
     """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
 
@@ -87,6 +89,8 @@ class Benchmark:
     @property
     def kind(self) -> Kind:
         """What is asked for."""
+        if self.sentence:
+            return "words"
         if self.measure_captions is not None:
             return "captions"
         if self.measure_regions is not None:
