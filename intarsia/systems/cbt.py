@@ -116,6 +116,7 @@ def _finetune() -> dict[str, Finetune]:
         "anticipation": classes(48, False, ahead),
         "anticipation_50salads": classes(17, False, ahead),
         "anticipation_activitynet": classes(200, False, ahead),
+        "segmentation": classes(779, False, "every moment by the clips around it"),
         "retrieval_youcook2": found,
         "retrieval_msrvtt": found,
     }
@@ -135,7 +136,7 @@ class CBT(System):
         streams="dual",
         new="masked clips told apart by noise-contrastive estimation instead of clusters; speech and video matched as wholes",
         objectives=("nce", "mi", "mlm"),
-        tasks=("action", "anticipation", "retrieval of videos", "features for captions"),
+        tasks=("action", "anticipation", "segmentation", "retrieval of videos", "features for captions"),
         weights=(),
         unverified=(
             "length of clips and passages",

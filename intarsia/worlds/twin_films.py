@@ -194,6 +194,25 @@ def _activitynet(folder: Path, shots: Sequence[Shot]) -> Films:
     return [(f"v_{name}", features) for name, features in _whole(shots)]
 
 
+def _coin(folder: Path, shots: Sequence[Shot]) -> Films:
+    """Every other action is a step; what lies between is background."""
+    said = {
+        name: {
+            "subset": {"train": "training", "val": "testing"}[split],
+            "class": "Film",
+            "duration": _times(parts)[-1][1],
+            "annotation": [
+                {"id": str(i), "segment": list(span), "label": x.action}
+                for i, (x, span) in enumerate(zip(parts, _times(parts), strict=True))
+                if i % 2 == 0
+            ],
+        }
+        for split, name, parts in shots
+    }
+    write_json(folder / "COIN.json", {"database": said})
+    return _whole(shots)
+
+
 FILMS: dict[str, Callable[[Path, Sequence[Shot]], Films]] = {
     "youcook2": _youcook2,
     "youcook2-captions": _youcook2,
@@ -205,5 +224,6 @@ FILMS: dict[str, Callable[[Path, Sequence[Shot]], Films]] = {
     "breakfast": _framewise(15, 4),
     "50salads": _framewise(30, 5),
     "activitynet": _activitynet,
+    "coin": _coin,
 }
 """By benchmark."""

@@ -273,6 +273,7 @@ _BY_TASK = {
     "anticipation": "breakfast",
     "anticipation_50salads": "50salads",
     "anticipation_activitynet": "activitynet",
+    "segmentation": "coin",
     "caption": "coco-captions",
     "words": "youcook2-words",
 }

@@ -55,7 +55,7 @@ def read(root: Path, split: str) -> Annotations:
 
 def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
     """Share of the segments with a right word among the first 1 and 5 of each list; -inf ranks nowhere, and of equal scores a right one comes last."""
-    found = {}
+    found: dict[str, float] = {}
     for kind in FILES:
         at = [i for i, x in enumerate(annotations.labels) if x.startswith(f"{kind} ")]
         names = [annotations.labels[i].partition(" ")[2] for i in at]
