@@ -353,17 +353,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     options = tyro.cli(Options, args=args, prog="python -m intarsia.studies.twin_results")
     work = [(system, tasks, options) for system, tasks in chosen(options.pairs).items()]
-    shown = {
-        (benchmark_for(system, x).name, kind_of(system, x) == "pixels")
-        for system, tasks, _ in work
-        for x in tasks_of(system)
-        if kind_of(system, x) in {kind_of(system, y) for y in tasks}
-    }
+    shown = sorted({benchmark_for(x, y).name for x, *_ in work for y in tasks_of(x) if kind_of(x, y) == "scenes"})
     if options.processes == 1:
         failed = sum(make(*x) for x in work)
     else:
         with multiprocessing.get_context("fork").Pool(options.processes) as pool:  # no device is touched before
-            pool.starmap(twin, [(*x, options) for x in sorted(shown)], chunksize=1)
+            pool.starmap(twin, [(x, False, options) for x in shown], chunksize=1)
             failed = sum(pool.starmap(make, work, chunksize=1))
     if failed:
         raise BadInput(f"{failed} pairs were not made")
