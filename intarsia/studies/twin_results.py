@@ -16,6 +16,7 @@ import fcntl
 import json
 import multiprocessing
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,8 +125,8 @@ class BlindTuned(Tuned):
 
 
 def tasks_of(system: str) -> list[str]:
-    """All tasks of a system's paper, captions and what it does untuned among them."""
-    return [*scores(system)]
+    """All tasks of a system's paper that have held-out items, captions and what it does untuned among them."""
+    return [x for x in scores(system) if len(benchmark_for(system, x).splits) > 1]
 
 
 def benchmark_for(system: str, task: str) -> Benchmark:
@@ -334,9 +335,10 @@ def make(system: str, tasks: Sequence[str], options: Options) -> int:
                 found = tuned(system, task, sees, options)
             except Stopped:
                 raise
-            except BadInput as error:
+            except Exception:  # the other pairs go on
                 failed += 1
-                print(f"{pair}: {error}", flush=True)
+                print(f"{pair}: not made", flush=True)
+                traceback.print_exc()
                 continue
             made = {"steps": options.tuning.steps, "rows": options.tuning.rows, "lr": options.tuning.lr}
             made |= {"before": options.before.steps, "train": options.train}
