@@ -126,6 +126,8 @@ class Sample:
     meant: tuple[Meant, ...] = ()
     """Gold boxes of its first text: all of it (referring expressions) or its phrases."""
     language: str = "en"
+    people: int = 0
+    """People among the objects of the questions before it (VCR): where names that go round would go on."""
     film: Film | None = None
     """The clips of its video; `texts` are then the sentences said in it, in order of time."""
 

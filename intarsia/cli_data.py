@@ -85,8 +85,9 @@ class Convert(Reading):
         "vl-bert",
         "brivl",
         "tar",
+        "pairs",
     ] = "shards"
-    """uniter-text and tar take any data set of lines instead: uniter-text its words, cut by --vocab, tar its pictures too."""
+    """uniter-text, tar and pairs take any data set of lines instead: uniter-text its words, cut by --vocab, tar and pairs its pictures too."""
     extractor: str = ""
     """What made the features (butd, vinvl, ..): asked for by shards, unless the source says it."""
     pairs: str = ""
@@ -206,7 +207,7 @@ def _check(options: Check) -> None:
 def _convert(options: Convert) -> None:
     from intarsia.data.convert import convert
 
-    if options.layout in ("uniter-text", "tar"):
+    if options.layout in ("uniter-text", "tar", "pairs"):
         return _convert_lines(options)
     done = convert(
         options.source,
@@ -238,6 +239,7 @@ def _objects(options: Objects) -> None:
 def _convert_lines(options: Convert) -> None:
     from intarsia.data.formats.index import LineSource
     from intarsia.data.opening import open_source
+    from intarsia.data.pairs_writer import write_folder
     from intarsia.data.tar_writer import write_tars
 
     if options.layout == "uniter-text" and options.vocab is None:
@@ -245,8 +247,11 @@ def _convert_lines(options: Convert) -> None:
     source = open_source(options.source, on_error=options.on_error)
     if not isinstance(source, LineSource):
         raise BadInput(f"{options.source}: its texts cannot be taken line by line")
-    tar = options.layout == "tar"
-    lines = write_tars(source, options.out, options.on_error).lines_of_text() if tar else _write_texts(source, options)
+    if options.layout == "uniter-text":
+        lines = _write_texts(source, options)
+    else:
+        write = write_tars if options.layout == "tar" else write_folder
+        lines = write(source, options.out, options.on_error).lines_of_text()
     for line in [*lines, *source.skipped[:20]]:
         out.print(line, highlight=False)
 

@@ -30,7 +30,8 @@ class FinetuneOptions:
     out: Path
     """Folder of the run."""
     weights: Path | None = None
-    """What to begin from: folder of a pre-training run, or weights, ours or the authors'; None = random, which no paper does."""
+    """What to begin from: folder of a pre-training run, or weights, ours or the authors', with the head of the task if they have it; None = random, which
+    no paper does."""
     size: str = "base"
     vocab: Path | None = None
     """vocab.txt of the weights; run folders bring their own."""
@@ -43,7 +44,7 @@ class FinetuneOptions:
     answers: Path | None = None
     """The table of answers that published weights were tuned with; None = made from the training files."""
     steps: int | None = None
-    """Optimizer steps; None, here and below = as in the paper."""
+    """Optimizer steps; None, here and below = as in the paper. 0 = published fine-tuned weights become a run that can be scored."""
     warmup: int | None = None
     lr: float | None = None
     rows: int | None = None
@@ -147,7 +148,7 @@ def _begun(weights: Path | None) -> str:
 
 def overridden(recipe: Any, options: Any) -> Any:
     """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it."""
-    steps = options.steps or recipe.schedule.steps
+    steps = recipe.schedule.steps if options.steps is None else options.steps
     warmup = recipe.schedule.warmup if options.warmup is None else options.warmup
     warmup = steps // 10 if warmup >= steps else warmup
     batching = {

@@ -29,6 +29,7 @@ from safetensors import safe_open
 from intarsia.batch import Picture
 from intarsia.boxes import iou
 from intarsia.data.decode import decode_image, image_size
+from intarsia.data.formats.b2t2 import B2T2Examples, b2t2_files, is_b2t2
 from intarsia.data.formats.columns import SUFFIXES as TABLES
 from intarsia.data.formats.fashiongen import FILE as FASHIONGEN
 from intarsia.data.formats.fashiongen import FashionGen
@@ -244,7 +245,7 @@ def _store(
 # ------------------------------------------------------------------------------------------------------------------------------ what to read
 
 
-Pictures = PairsFolder | TarSource | TableSource | FashionGen | PictureFolder
+Pictures = PairsFolder | TarSource | TableSource | FashionGen | B2T2Examples | PictureFolder
 
 
 def _open(source: Path | str, on_error: OnError) -> Pictures:
@@ -259,6 +260,8 @@ def _open(source: Path | str, on_error: OnError) -> Pictures:
         return TableSource(source, on_error=on_error)
     if FASHIONGEN.fullmatch(source.name):
         return FashionGen(source, on_error=on_error)
+    if b2t2_files(source) if source.is_dir() else is_b2t2(source):
+        return B2T2Examples(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():
         return PairsFolder(source, on_error=on_error)
     return PictureFolder(source)

@@ -30,11 +30,6 @@ def cut_ends(pieces: list[Pieces], limit: int) -> list[Pieces]:
     return [piece.part(0, count) for piece, count in zip(pieces, kept, strict=True)]
 
 
-def cut_first(pieces: list[Pieces], limit: int) -> list[Pieces]:
-    """The same, but of the first among several longest."""
-    return cut_ends(pieces[::-1], limit)[::-1]
-
-
 def bert_rows(
     vocab: Vocab,
     key: str,
@@ -178,6 +173,12 @@ def with_piece(rows: TextRows, row: int, piece: int, segment: int, position: int
     return replace(rows, **columns)
 
 
+def without(rows: TextRows, row: int) -> TextRows:
+    """The rows without one, as if it had never been; positions from 0."""
+    columns: dict[str, Any] = {name: np.delete(getattr(rows, name), row) for name in ("ids", "segment_ids", "words")}
+    return replace(rows, position_ids=np.arange(len(rows) - 1), **columns)
+
+
 def side_by_side(rows: Sequence[RegionRows]) -> RegionRows:
     """The regions of several pictures as those of one document."""
 
@@ -207,18 +208,6 @@ def link_rows(sample: Sample, pieces: Pieces, first: int = 1, text: int = 0) -> 
         for row in np.flatnonzero((pieces.spans[:, 0] < link.end) & (pieces.spans[:, 1] > link.start))
     ]
     return np.array(rows, np.int64).reshape(-1, 2)
-
-
-def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
-    """Gold links of a question and one of its choices, laid out as [CLS] question [SEP] choice [SEP]: (P, 2) text row, region row.
-
-    Args:
-        sample: its texts are the question and the choices.
-        pieces: of the question and of the choice, as laid out.
-        form: number of the choice.
-    """
-    second = link_rows(sample, pieces[1], 2 + len(pieces[0]), 1 + form)
-    return np.concatenate([link_rows(sample, pieces[0]), second])
 
 
 def last_pixel(picture: Picture, images: Sequence[Pixels] = ()) -> tuple[float, float]:
@@ -362,8 +351,8 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0)
     Args:
         sample: its film.
         numbers: (V) which clips.
-        clusters: how many visual words a system reads instead of features; 0 = it reads features.
-        width: F, numbers of a feature.
+        clusters: how many visual words a system reads; 0 = none.
+        width: F, numbers of a feature; 0 = it reads none.
 
     Raises:
         BadInput: features of another width; visual words are needed and the film has none, or one that is not below `clusters`.
@@ -382,8 +371,8 @@ def clip_rows(sample: Sample, numbers: Array, clusters: int = 0, width: int = 0)
         ids = film.ids[numbers].astype(np.int64)
         if ids.max() >= clusters:
             raise BadInput(f"sample {sample.key}: visual word {int(ids.max())}, the system knows {clusters}")
-    feats = np.zeros((count, 0), np.float32) if clusters else film.features[numbers].astype(np.float32)
-    if not clusters and feats.shape[1] != width:
+    feats = film.features[numbers].astype(np.float32) if width else np.zeros((count, 0), np.float32)
+    if feats.shape[1] != width:
         raise BadInput(f"sample {sample.key}: clips have {feats.shape[1]} numbers, the system takes {width}")
     return ClipRows(feats, film.seconds[numbers], none, none, none.astype(np.bool_), ids)
 

@@ -180,7 +180,7 @@ def open(  # the name users type: intarsia.open
         raise BadInput(f"{name}: name the vocabulary with --vocab vocab.txt (only run folders bring their own)")
     words = Vocab.read(vocab)
     if path is None:
-        config = dataclasses.replace(_recipe(cls, name, size).config, vocab_size=len(words))
+        config = dataclasses.replace(sized(cls, name, size).config, vocab_size=len(words))
         if extractor is not None:
             about = extractor.provenance
             config = fit_config(config, len(words), about.width, max(len(about.classes), 2), len(about.attributes))
@@ -310,7 +310,7 @@ def read_ours(cls: type[System], name: str, path: Path, size: str) -> tuple[dict
         raise BadInput(f"{path}: these look like weights of {owner}, not of {name} (keys like {next(iter(state))})")
     layout = next((keys for keys in (cls.keys, *cls.layouts.values()) if keys.knows(state)), cls.keys)
     ours = layout.to_ours(state, str(path))
-    config = _fit(cls, _recipe(cls, name, size).config, ours, path)
+    config = fit_to(cls, sized(cls, name, size).config, ours, path)
     return ours, config
 
 
@@ -318,7 +318,7 @@ def _smallest(cls: type[System]) -> Any:
     return dataclasses.replace(cls.recipes["tiny"].config, vocab_size=len(SPECIALS))
 
 
-def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path) -> Any:
+def fit_to(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path | str) -> Any:
     """The config with the numbers that the shapes of the weights say."""
     found: dict[str, Any] = {field: key in state for field, key in cls.flags.items()}
     for field, (key, axis) in cls.sizes.items():
@@ -336,7 +336,8 @@ def _fit(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path
     return dataclasses.replace(config, **found)
 
 
-def _recipe(cls: type[System], name: str, size: str) -> Recipe[Any]:
+def sized(cls: type[System], name: str, size: str) -> Recipe[Any]:
+    """The recipe of a size; BadInput where there is none."""
     if size not in cls.recipes:
         raise BadInput(f"{name} has no size {size!r} (it has {', '.join(cls.recipes)})")
     return cls.recipes[size]

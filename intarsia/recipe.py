@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -79,19 +80,21 @@ class SGD:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then linear decay, or falls at milestones."""
+    """Linear warm-up from 0, then linear decay, falls at milestones, or one over the root of the steps."""
 
     steps: int = 200_000
     """Optimizer steps in all."""
     warmup: int = 10_000
     floor: float = 0.0
     """Share of the peak learning rate left at the end."""
-    shape: Literal["peak", "bert", "zero", "product", "milestones"] = "peak"
+    shape: Literal["peak", "bert", "zero", "product", "milestones", "noam"] = "peak"
     """peak = step t (from 0) warms up by (t + 1) / warmup and decays from the peak; zero = by t / warmup, then the same (LXMERT); bert = by t / warmup,
     then 1 - t / steps, as in BERT's code; product = 1 - t / steps from the start, times t / warmup while that is below 1 (EasyTransfer); milestones = warms
-    up as peak does, then falls to a tenth at each milestone."""
+    up as peak does, then falls at each milestone; noam = warms up as peak does, then sqrt(warmup / (t + 1))."""
     milestones: tuple[float, ...] = ()
     """Fractions of the run, for that shape."""
+    fall: float = 0.1
+    """What is left of the learning rate at a milestone."""
 
     def scale(self, step: int) -> float:
         """The factor on the peak learning rate at a step (0-based)."""
@@ -100,8 +103,11 @@ class Schedule:
         if self.shape == "bert":
             return max(self.floor, step / self.warmup if step < self.warmup else 1 - step / self.steps)
         if self.shape == "milestones":
-            fallen = 0.1 ** sum(step >= round(milestone * self.steps) for milestone in self.milestones)
+            fallen: float = self.fall ** sum(step >= round(milestone * self.steps) for milestone in self.milestones)
             return max(self.floor, fallen * min(1.0, (step + 1) / max(1, self.warmup)))
+        if self.shape == "noam":
+            risen = (step + 1) / max(1, self.warmup)
+            return max(self.floor, min(risen, math.sqrt(1 / risen)))
         if step < self.warmup:
             return (step + (self.shape == "peak")) / self.warmup
         left = max(0.0, (self.steps - step) / max(1, self.steps - self.warmup))

@@ -35,6 +35,8 @@ class Tuning:
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    """Factors on that of other parameters, by the start of their names in `FineTuned`."""
     sgd: SGD | None = None
     """A second optimizer, where the paper has one."""
     samples: int = 0
@@ -352,6 +354,8 @@ class Finetune:
     """From the authors' names of the head to ours, which begin with "head."."""
     keeps: tuple[str, ...] = ()
     """Pre-training heads that the authors' fine-tuned weights still hold."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Start of a key in the authors' fine-tuned weights -> what it is in `keys` and in `System.keys`, where it differs."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that differ from pre-training."""
     frozen: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.start import captions, fresh
 from intarsia.tuned import Tuned, recipe_of, reserved, start, takes_labels, with_labels
+from intarsia.tuned_files import read_tuned
 from intarsia.weights.files import fill, read_weights
 from intarsia.weights.pickles import read_pickle
 
@@ -173,7 +174,7 @@ def begin(
         task: of its paper.
         size: of the tuning, and of weights in the authors' layout.
         weights: a run folder, or a file as for `intarsia.open`; None = random. Of a run that was tuned itself the head is taken too, where this task has the
-            same: hard negatives go on from plain ones.
+            same: hard negatives go on from plain ones. So is that of published fine-tuned weights.
         vocab: vocab.txt; run folders bring their own, without weights one is learnt from the texts.
         source: the items to train on.
         labels: the list of answers.
@@ -190,6 +191,8 @@ def begin(
         torch.manual_seed(seed)
         if weights is not None and (weights / ABOUT).is_file():
             tuned = _tuned_before(cls, system, task, finetune, weights, source)
+        elif found := _published(cls, task, finetune, size, weights, vocab, source):
+            tuned = found
         else:
             whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
             smaller = replace(finetune, config=bounded(finetune.config, whole.config))
@@ -215,6 +218,24 @@ def _tuned_before(cls: type[System], name: str, task: str, finetune: Finetune, r
         raise BadInput(f"{run}: tuned for {about.task}, whose head or answers {task} has not")
     fill(tuned, state, str(run))
     return tuned
+
+
+def _published(
+    cls: type[System],
+    task: str,
+    finetune: Finetune,
+    size: str,
+    weights: Path | None,
+    vocab: Path | None,
+    source: Annotated,
+) -> Tuned | None:
+    """What others fine-tuned for this task; None where the file is not of such weights."""
+    if weights is None or (weights / "recipe.json").is_file() or vocab is None:
+        return None
+    found = read_tuned(cls, task, finetune, size, read_weights(weights), Vocab.read(vocab), str(weights))
+    if found is not None:
+        must_suit(cls, source.provenance, weights)
+    return found
 
 
 def rivals_of(
@@ -321,7 +342,7 @@ def finetune(
     factors = {}
     if isinstance(tuned, Tuned):
         head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
-        factors = {"head.": head.head_lr}
+        factors = {"head.": head.head_lr, **head.lr_factors}
     return pretrain(
         tuned,
         source,

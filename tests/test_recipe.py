@@ -60,3 +60,14 @@ def test_goals_come_at_their_share_and_repeat() -> None:
 def test_a_step_without_a_goal_is_an_error() -> None:
     with pytest.raises(ValueError, match="no goal takes part at step 0 of 10"):
         Mix(share={"a": 1}, begin={"a": 0.5}).goal(0, 0, 10)
+
+
+def test_schedules_that_fall_and_that_go_by_the_root() -> None:
+    falls = Schedule(
+        26_640, 940, shape="milestones", milestones=(3290 / 26_640, 4700 / 26_640, 7050 / 26_640), fall=0.2
+    )
+    told = {0: 1 / 940, 939: 1.0, 3289: 1.0, 3290: 0.2, 4699: 0.2, 4700: 0.04, 7050: 0.008, 26_639: 0.008}
+    assert {step: falls.scale(step) for step in told} == pytest.approx(told)
+    noam = Schedule(700_000, 10_000, shape="noam")
+    told = {0: 1e-4, 4999: 0.5, 9999: 1.0, 39_999: 0.5, 699_999: (1 / 70) ** 0.5}
+    assert {step: noam.scale(step) for step in told} == pytest.approx(told)

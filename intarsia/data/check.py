@@ -13,17 +13,17 @@ import numpy as np
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.decode import decode_image
-from intarsia.data.formats.copies import check_sum, stated_sums
-from intarsia.data.formats.files import is_file, is_remote, parent_of
 from intarsia.data.formats.films import FilmSource, check_passage
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.regions import EXTRAS, check_shapes
 from intarsia.data.formats.shard_files import check_shard
 from intarsia.data.formats.shards import ShardSource, check_fractions
 from intarsia.data.formats.store import RegionStore
+from intarsia.data.oddities import DETECTORS, odd
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance, Source
 from intarsia.data.stores import open_foreign
+from intarsia.data.sums import check_sums
 from intarsia.errors import BadInput
 
 
@@ -144,12 +144,19 @@ class Counts:
     """What samples are."""
     sums: int = 0
     """Files and shards whose sha256 was compared and is right."""
+    unsummed: int = 0
+    """Files of which nobody says a sha256."""
+    odd: dict[str, int] = field(default_factory=dict)
+    """What is allowed and nearly always a mistake: in how many pictures."""
 
     def lines(self) -> list[str]:
         """The counts and every problem."""
         total = f"{self.spec}: {self.usable:,} of {self.samples:,} {self.unit} can be used"
-        seen = f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {self.sums:,} checksums right, {len(self.problems):,} problems"
-        return [total, seen, *self.problems]
+        sums = f"{self.sums:,} checksums right, {self.unsummed:,} files without one"
+        seen = (
+            f"{self.pictures:,} pictures looked at, {self.decoded:,} decoded, {sums}, {len(self.problems):,} problems"
+        )
+        return [total, seen, *(f"{count:,} pictures {what}" for what, count in self.odd.items()), *self.problems]
 
 
 # -------------------------------------------------------------------------------------------------------------- inspect
@@ -296,10 +303,16 @@ class _Findings:
     decoded: int = 0
     sums: int = 0
     """Files, and shards, whose bytes are those that their sha256 was made of."""
+    unsummed: int = 0
+    """Files of which nobody says one."""
+    odd: Counter[str] = field(default_factory=Counter)
+    detected: bool = False
+    """Whether features are a region detector's."""
 
     def counts(self, spec: str, samples: int, usable: int, pictures: int, unit: str = "pairs") -> Counts:
         """The report."""
-        return Counts(spec, samples, usable, pictures, self.decoded, tuple(self.problems), unit, self.sums)
+        found = self.decoded, tuple(self.problems), unit, self.sums, self.unsummed, dict(self.odd)
+        return Counts(spec, samples, usable, pictures, *found)
 
     def holds(self, test: Callable[[], object]) -> bool:
         """Whether a test raises nothing; what it raises is noted, or raised again if the check stops at the first."""
@@ -327,6 +340,7 @@ class _Findings:
                 self.width = width, picture.name
             if width != self.width[0]:
                 raise BadInput(f"{where}: features are {width} wide, those of {self.width[1]} are {self.width[0]} wide")
+            self.odd.update(odd(picture, self.detected))
         check_fractions(picture.boxes, where)
         if picture.path or picture.pixels is not None:
             made = None if picture.path or picture.pixels is None else picture.pixels()
@@ -383,13 +397,15 @@ def check(spec: str, on_error: OnError = "stop", **reading: Any) -> Counts:
         open_source(spec, on_error=on_error)  # whether they go together
         return _together(spec, [check(part, on_error) for part in spec.split(",")])
     findings = _Findings(on_error)
-    _check_sums(spec, findings)
+    findings.sums, findings.unsummed = check_sums(spec, findings.holds)
     store = open_foreign(spec, **reading)
     if store is not None:
+        findings.detected = True
         usable = sum(_check_stored(store, number, findings) for number in range(len(store)))
         return findings.counts(str(spec), len(store), usable, len(store), "pictures")
     source = open_source(spec, on_error=on_error)
     _check_files(source, findings)
+    findings.detected = source.provenance is not None and source.provenance.extractor in DETECTORS
     if isinstance(source, LineSource):
         findings.problems.extend(source.skipped)
         usable = _check_lines(source, findings)
@@ -418,18 +434,9 @@ def _together(spec: str, parts: list[Counts]) -> Counts:
         decoded=total("decoded"),
         problems=tuple(text for x in parts for text in x.problems),
         sums=total("sums"),
+        unsummed=total("unsummed"),
+        odd=dict(sum((Counter(x.odd) for x in parts), Counter())),
     )
-
-
-def _check_sums(spec: str, findings: _Findings) -> None:
-    """Compares files with a SHA256SUMS beside them: all it names of a folder, or one file."""
-    if "*" in str(spec) or (not is_remote(spec) and not Path(spec).exists()):
-        return  # a pattern, or generated
-    single = is_file(spec)
-    folder = parent_of(spec) if single else spec
-    for name, expected in stated_sums(folder).items():
-        if not single or name == str(spec).rpartition("/")[2]:
-            findings.sums += findings.holds(partial(check_sum, folder, name, expected))
 
 
 def _check_files(source: Source, findings: _Findings) -> None:

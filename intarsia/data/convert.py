@@ -195,24 +195,24 @@ def _to_shards(store: RegionStore, pictures: _Pictures, target: Path, extractor:
     first = next(pictures.but(()), None)
     if first is None:
         raise BadInput(
-            f"{store.path}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
+            f"{store.shown}: no picture can be used; the first: {pictures.problems[0] if pictures.problems else 'there is none'}"
         )
     pictures.problems.clear()
     made = store.provenance
     if made is None:
         if not extractor:
             raise BadInput(
-                f"{store.path}: does not say what made its features; say it: --extractor butd, vinvl or another name"
+                f"{store.shown}: does not say what made its features; say it: --extractor butd, vinvl or another name"
             )
         settings = {"converted from": store.kind}
         made = Provenance(extractor, first.features.shape[1], settings=settings)
     elif extractor and extractor != made.extractor:
-        raise BadInput(f"{store.path}: its features are from {made.extractor}, not {extractor}")
+        raise BadInput(f"{store.shown}: its features are from {made.extractor}, not {extractor}")
     lost: Counter[str] = Counter()
     records = _records(store, pairs, lost)
     head = next(records, None)
     if head is None:
-        raise BadInput(f"{pairs or store.path}: no captions; give --pairs, a data set that names these pictures")
+        raise BadInput(f"{pairs or store.shown}: no captions; give --pairs, a data set that names these pictures")
     writer = ShardWriter(target, made)
     before = writer.done()
     for picture in pictures.but(before):
@@ -253,7 +253,7 @@ def _records(store: RegionStore, pairs: str, lost: Counter[str]) -> Iterator[dic
     source = open_source(pairs)
     if not isinstance(source, LineSource):
         raise BadInput(f"{pairs}: its captions cannot be taken line by line")
-    known = by_key(store.names, str(store.path))
+    known = by_key(store.names, store.shown)
     places = {name: i for i, name in enumerate(store.names)}
     for number, record in enumerate(source.records()):
         kept = {x: y for x, y in record.items() if x not in ("boxes", "labels", "regions")}

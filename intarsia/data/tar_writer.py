@@ -85,14 +85,18 @@ def _sample(source: LineSource, number: int) -> Made:
     record = source.read(int(source.index.lines[number]))[0]
     kept = {x: y for x, y in record.items() if not x.startswith(".") and x not in ("key", "image", "regions")}
     pictures = [source.picture_of(line, slot, number) for slot in range(len(line.entries))]
-    images = [_bytes(picture, line.where) for picture in pictures]
+    images = [image_bytes(picture, line.where) for picture in pictures]
     regions = [x for x in pictures if x.features.shape[-1]]
     # a dot in a key would begin the member's kind
     return line.key.replace(".", "_"), kept, images, regions
 
 
-def _bytes(picture: Picture, where: str) -> tuple[str, bytes]:
-    """The kind and the bytes of a picture's file; pixels without a file become a PNG."""
+def image_bytes(picture: Picture, where: str) -> tuple[str, bytes]:
+    """The kind and the bytes of a picture's file; pixels without a file become a PNG.
+
+    Raises:
+        BadInput: they are not at hand, or of another kind than pictures here.
+    """
     if picture.pixels is not None and not picture.path:
         buffer = io.BytesIO()
         Image.fromarray(picture.pixels()).save(buffer, "PNG")

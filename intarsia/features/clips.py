@@ -3,7 +3,7 @@
 - "s3d": the video network of VideoBERT and CBT, with weights that the user brings (see `s3d.py` for the public files).
 - "frames": EfficientNet-Lite0's vector of a few frames, averaged over the clip. Light, real, and blind to motion.
 - "grid": a network with fixed random weights, 2 x 2 cells of a few frames: their mean, and the last less the first, which shows motion. No download.
-- "motion": the same network's greatest values anywhere, and where the last frame differs from the first: 265 numbers, for visual words. No download.
+- "motion": outline and colour of what stands out, and what becomes of it: 32 numbers, for visual words of moving shapes. No download.
 """
 
 from __future__ import annotations
@@ -26,18 +26,12 @@ from intarsia.data.source import Provenance
 from intarsia.data.video import Sampling, evenly
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet_lite import FEATURES, load_efficientnet, normalised
-from intarsia.features.extractor import Array, make, where_to_run
+from intarsia.features.extractor import Array, make, where_to_run, whole_floats
 from intarsia.features.grid import WIDTHS, RandomTrunk
 from intarsia.features.roi import stretched
 from intarsia.features.s3d import load_s3d, s3d_layout
 from intarsia.features.s3d_text import kylemin_pixels, milnce_pixels, torchvision_pixels
 from intarsia.weights.files import read_weights
-
-CHANGE = 30.0
-"""Brings the changes that `ClipMotion` sees to about a third of the spread of all else; measured on generated films."""
-
-BLANK = 240
-"""Grey level of the empty picture that `ClipMotion` compares with."""
 
 
 @runtime_checkable
@@ -67,7 +61,7 @@ CLIP_EXTRACTORS = {
     "s3d": "intarsia.features.clips:S3DClips",
     "frames": "intarsia.features.clips:Frames",
     "grid": "intarsia.features.clips:ClipGrid",
-    "motion": "intarsia.features.clips:ClipMotion",
+    "motion": "intarsia.features.motion:ClipMotion",
 }
 """Name -> "module:class"."""
 
@@ -145,6 +139,7 @@ class S3DClips:
         settings = {"layout": layout, "size": str(size), "fps": fps, "frames": str(frames)}
         self.provenance = Provenance(self.name, self.net.width, sha256_of(path), settings=settings)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, 1024) float32."""
@@ -200,6 +195,7 @@ class Frames:
         """The middle square, scaled."""
         return squared(pixels, self.size)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, 1280) float32."""
@@ -246,6 +242,7 @@ class ClipGrid:
         """The whole frame, stretched."""
         return stretched(pixels, self.side)
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
         """(B, F) float32."""
@@ -253,52 +250,6 @@ class ClipGrid:
         cells = functional.adaptive_avg_pool2d(self.trunk.features(pixels), self.cells).flatten(1)
         rows = cells.view(*clips.shape[:2], -1)  # (B, T, F / 2)
         return torch.cat([rows.mean(1), rows[:, -1] - rows[:, 0]], 1).cpu().numpy()
-
-
-class ClipMotion:
-    """A random network's view of what is there, wherever it is, and of where something changes: few numbers, which cluster well.
-
-    Each channel's greatest value over the frames, less that of an empty picture, and in 3 x 3 cells the mean over channels of the last frame less the first, times `CHANGE`.
-
-    Args:
-        look: frames of a clip that are looked at, evenly spread.
-        side: pixels of the square a frame is stretched to.
-        fps: frames a second.
-        frames: frames a clip.
-        seed: of the random weights.
-        device: "auto", "cpu", "cuda", ..
-    """
-
-    name = "motion"
-
-    def __init__(
-        self, look: int = 3, side: int = 96, fps: str = "20", frames: int = 30, seed: int = 0, device: str = "auto"
-    ) -> None:
-        if side < 32:
-            raise BadInput(f"extractor motion: side {side}, expected at least 32")
-        self.device = where_to_run(device)
-        self.trunk = RandomTrunk(seed).to(self.device)
-        self.side, self.sampling = side, sampling(fps, frames, look)
-        settings = {"look": str(look), "side": str(side), "fps": fps, "frames": str(frames), "seed": str(seed)}
-        self.provenance = Provenance(self.name, WIDTHS[-1] + 9, settings=settings)
-        self.blank = torch.zeros(1, WIDTHS[-1], device=self.device)
-        self.blank = self._described(np.full((1, 1, side, side, 3), BLANK, np.uint8))[:, : WIDTHS[-1]]
-
-    def shrink(self, pixels: Array) -> Array:
-        """The whole frame, stretched."""
-        return stretched(pixels, self.side)
-
-    def __call__(self, clips: Array) -> Array:
-        """(B, 265) float32."""
-        return self._described(clips).cpu().numpy()
-
-    @torch.inference_mode()
-    def _described(self, clips: Array) -> Tensor:
-        pixels = normalised(torch.from_numpy(clips.reshape(-1, *clips.shape[2:])).to(self.device))
-        maps = self.trunk.features(pixels)
-        maps = maps.view(*clips.shape[:2], *maps.shape[1:])  # (B, T, 256, h, w)
-        cells = functional.adaptive_avg_pool2d((maps[:, -1] - maps[:, 0]).mean(1), 3).flatten(1)
-        return torch.cat([maps.amax((1, 3, 4)) - self.blank, CHANGE * cells], 1)
 
 
 # --------------------------------------------------------------------------------------------------------------- pixels

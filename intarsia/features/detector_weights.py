@@ -1,4 +1,4 @@
-"""Published weights of the region detectors: three layouts of names, told by the names, with sizes read off the shapes."""
+"""Published weights of the region detectors: four layouts of names, told by the names, with sizes read off the shapes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import BadInput
+from intarsia.features.caffe_blobs import caffe_names
 from intarsia.features.detector import D2_WEIGHTS, VINVL, Detector, DetectorConfig
 from intarsia.features.resnet import EXPANSION, detectron_layer, with_statistics
 from intarsia.features.rpn import Form, caffe_cells, d2_cells
 from intarsia.weights.files import counted, fill, read_weights
 from intarsia.weights.keymap import KeyMap, Tied
 
-Layout = Literal["d2", "milvlg", "maskrcnn"]
+Layout = Literal["d2", "milvlg", "maskrcnn", "caffemodel"]
 _PREDICTOR = "roi_heads.box_predictor."
 _BOX, _AGAIN = "roi_heads.box.feature_extractor.head.layer4.", "attribute.feature_extractor.head.layer4."
 _DETECTRON = (
@@ -33,7 +34,7 @@ _DETECTRON = (
     (_PREDICTOR + "cls_score.", "classes."),
     (_PREDICTOR + "bbox_pred.", "boxes."),
 )
-LAYOUTS: dict[Layout, KeyMap] = {
+LAYOUTS: dict[str, KeyMap] = {
     "d2": KeyMap(
         *_DETECTRON,
         (_PREDICTOR + "cls_embedding.", "attributes.embedding."),
@@ -62,7 +63,7 @@ LAYOUTS: dict[Layout, KeyMap] = {
         ("attribute.predictor.attr_score.", "attributes.score."),
     ),
 }
-"""d2: py-bottom-up-attention and Hugging Face. milvlg: bottom-up-attention.pytorch. maskrcnn: VinVL."""
+"""d2: py-bottom-up-attention and Hugging Face. milvlg: bottom-up-attention.pytorch. maskrcnn: VinVL. caffemodel: bottom-up-attention, see `features.caffe_blobs`."""
 
 
 def layout_of(state: Mapping[str, Tensor], where: str = "weights") -> Layout:
@@ -73,10 +74,12 @@ def layout_of(state: Mapping[str, Tensor], where: str = "weights") -> Layout:
     """
     if any(key.startswith("rpn.head.") for key in state):
         return "maskrcnn"
+    if "rpn_cls_score.0" in state:
+        return "caffemodel"
     score, boxes = (state.get(_PREDICTOR + name + ".weight") for name in ("cls_score", "bbox_pred"))
     if score is None or boxes is None:
         raise BadInput(
-            f"{where}: no region detector: neither rpn.head. (VinVL) nor {_PREDICTOR}cls_score and bbox_pred (bottom-up attention) among the keys"
+            f"{where}: no region detector: neither rpn.head. (VinVL) nor rpn_cls_score (Caffe) nor {_PREDICTOR}cls_score and bbox_pred (bottom-up attention) among the keys"
         )
     return "milvlg" if len(boxes) == 4 * len(score) else "d2"
 
@@ -97,8 +100,8 @@ def detector_state(state: Mapping[str, Tensor], where: str = "weights") -> tuple
     """
     layout = layout_of(state, where)
     plain = {key: value.float() for key, value in state.items() if not key.endswith(".num_batches_tracked")}
-    ours = rules(layout).to_ours(plain, where)
-    form: Form = "caffe" if layout == "milvlg" else layout
+    ours = caffe_names(plain, where) if layout == "caffemodel" else rules(layout).to_ours(plain, where)
+    form: Form = layout if layout in ("d2", "maskrcnn") else "caffe"
     try:
         config = _config(ours, form)
     except KeyError as error:
@@ -151,7 +154,7 @@ def load_detector(path: Path | str, **changes: object) -> Detector:
     """A detector with weights from a published file, in evaluation mode. Strict; the file runs no code.
 
     Args:
-        path: .pth, .bin, .safetensors, or .pkl of plain arrays.
+        path: .pth, .bin, .safetensors, .pkl of plain arrays, or .caffemodel.
         changes: fields of the config that the shapes cannot tell, such as `form="milvlg"`, `box_weights` or `limits`.
 
     Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -258,6 +259,17 @@ def given_boxes(boxes: Array, place: int) -> Array:
             f"picture {place}: box {row} is {boxes[row].tolist()}, expected x1 y1 x2 y2 as fractions of width and height"
         )
     return boxes
+
+
+@contextmanager
+def whole_floats() -> Iterator[None]:
+    """Convolutions on CUDA in whole float32, also as a decorator: in TensorFloat-32, the default there, other proposals pass a detector's thresholds."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def where_to_run(device: str) -> torch.device:

@@ -19,7 +19,7 @@ from intarsia.errors import BadInput
 from intarsia.features import frcnn_pixels
 from intarsia.features.detector import RULES, Detections, Proposed
 from intarsia.features.detector_weights import load_detector
-from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run, whole_floats
 from intarsia.features.select import attribute_hits
 
 DEFAULTS = {"caffe": "caffe", "milvlg": "caffe", "d2": "pillow", "maskrcnn": "vinvl"}
@@ -38,6 +38,8 @@ class BottomUp:
         objects: file with the names of the classes but the background, one a line, synonyms behind commas; or VinVL's JSON of labels.
         attributes: the same for attributes; not needed beside a JSON.
         device: "auto", "cpu", "cuda", "cuda:1", ..
+        regress: what the four numbers of a class's regression were multiplied by in training, such as "1,1,1,1"; the default of the weights' form when
+            empty. Converted files may hold either, and nothing in them says which.
     """
 
     name, by_shape, adds_whole = "butd", True, False
@@ -51,13 +53,15 @@ class BottomUp:
         objects: str = "",
         attributes: str = "",
         device: str = "auto",
+        regress: str = "",
     ) -> None:
         if not weights:
             raise BadInput(f"extractor {self.name}: name its weights with --weights FILE")
         if rule not in RULES:
             raise BadInput(f"extractor {self.name}: rule {rule!r} is not one of {', '.join(RULES)}")
         self.device = where_to_run(device)
-        self.detector = load_detector(weights).to(self.device)
+        factors = {"box_weights": _factors(regress)} if regress else {}
+        self.detector = load_detector(weights, **factors).to(self.device)
         config = self.detector.config
         if config.form not in self.forms:
             raise BadInput(f"{weights}: a detector of the form {config.form}, which is not {self.name}'s")
@@ -75,9 +79,11 @@ class BottomUp:
             attributes=("none", *_names("attribute", attributes or objects, config.attributes - 1))
             if config.attributes
             else (),
-            settings={"rule": rule, "prepare": prepare, "form": config.form},
+            settings={"rule": rule, "prepare": prepare, "form": config.form}
+            | ({"regress": regress} if regress else {}),
         )
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """The regions that the rule picks, in its order; the whole picture where there is none.
@@ -87,6 +93,7 @@ class BottomUp:
         """
         return self._each(images, [None] * len(images))
 
+    @whole_floats()
     @torch.inference_mode()
     def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
         """Given boxes, described as proposals are."""
@@ -198,6 +205,21 @@ def _with_area(boxes: Tensor, sides: Tensor) -> Tensor:
     thin = high - low < 0.1
     low = torch.where(thin, torch.minimum(torch.minimum(low, high), sides[2:] - 1).clamp(min=0), low)
     return torch.cat([low, torch.where(thin, low + 1, high)], 1)
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    """Four numbers.
+
+    Raises:
+        BadInput: it is not four numbers over 0.
+    """
+    try:
+        found = tuple(float(x) for x in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 4 or min(found) <= 0:
+        raise BadInput(f"regress {text!r} is not four numbers over 0 with commas between")
+    return found
 
 
 def _names(what: str, path: str, count: int) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from intarsia.data.fetch import fetched
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.features.efficientnet_lite import FEATURES, load_efficientnet, normalised
-from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, where_to_run
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, where_to_run, whole_floats
 from intarsia.features.roi import roi_align, stretched
 
 WIDTHS = (32, 64, 128, 256)
@@ -106,6 +106,7 @@ class Grid:
         """The cells, and before them the whole picture if it is asked for."""
         return self.features_at(images, [self.boxes] * len(images))
 
+    @whole_floats()
     @torch.inference_mode()
     def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
         """The map's mean inside each given box, by RoIAlign with 4 x 4 reads."""

@@ -19,7 +19,7 @@ from intarsia.data.fetch import fetched
 from intarsia.data.source import Provenance
 from intarsia.features.centernet import CLASSES, CenterNet, Detections, detect, heat_in, soft_labels
 from intarsia.features.efficientnet_lite import FEATURES, load_efficientnet, normalised
-from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, where_to_run
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, where_to_run, whole_floats
 from intarsia.features.roi import crops
 
 
@@ -66,6 +66,7 @@ class Light:
             settings={name: str(value) for name, value in limits.items()},
         )
 
+    @whole_floats()
     @torch.inference_mode()
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """The whole picture, then the detections, best first."""
@@ -78,6 +79,7 @@ class Light:
         features = self._describe(images, boxes)
         return [_found(boxes[i], features[i], x, whole[i : i + 1]) for i, x in enumerate(found)]
 
+    @whole_floats()
     @torch.inference_mode()
     def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
         """Given boxes, described; soft labels are read off the heat maps in the middle half of each box."""

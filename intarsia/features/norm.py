@@ -34,6 +34,11 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(x - mean) / sqrt(variance + eps) * weight + bias."""
+        if not self.eps:  # some versions of torch refuse a batch norm without
+            scale = self.weight * self.running_var.rsqrt()
+            shift = self.bias - self.running_mean * scale
+            each = (-1, *[1] * (x.ndim - 2))
+            return torch.addcmul(shift.view(each), x, scale.view(each))
         return functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )

@@ -14,7 +14,7 @@ import torch
 
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run
+from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run, whole_floats
 from intarsia.features.letterbox import crop, letterbox, pixel_boxes
 from intarsia.features.resnet_v2 import SIZES, load_resnet_v2
 
@@ -47,6 +47,7 @@ class Cutouts:
         """The whole picture."""
         return self.features_at(images, [WHOLE] * len(images))
 
+    @whole_floats()
     @torch.inference_mode()
     def features_at(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Found]:
         """Given boxes, cut out in whole pixels as B2T2 cuts them; one without a whole pixel gets one."""

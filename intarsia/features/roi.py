@@ -151,7 +151,7 @@ def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float
     if len(boxes) == 0:
         return maps.new_zeros((0, maps.shape[1], size, size))
     cells = (boxes.float() * scale + 0.5).floor()
-    extent = (cells[:, 2:] - cells[:, :2] + 1).clamp(min=1) / size  # (R, 2) cells a bin
+    extent = shared((cells[:, 2:] - cells[:, :2] + 1).clamp(min=1), size)  # (R, 2) cells a bin
     steps = torch.arange(size + 1, device=boxes.device, dtype=torch.float32)
     edges = extent[:, :, None] * steps  # (R, 2, size + 1)
     limit = torch.tensor([maps.shape[3], maps.shape[2]], device=boxes.device)[None, :, None]
@@ -160,7 +160,7 @@ def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float
     longest = int((end - start).max())
     empty = end <= start
     last = torch.minimum((end - 1).clamp(min=0), limit - 1)
-    planes = maps.permute(0, 2, 3, 1)  # (I, h, w, C)
+    planes = maps.permute(0, 2, 3, 1).contiguous()  # (I, h, w, C)
     each = torch.arange(len(boxes), device=boxes.device)[:, None]
     rows = planes[image[:, None], torch.minimum(start[:, 1], last[:, 1])]  # (R, size, w, C)
     for i in range(1, longest):
@@ -200,18 +200,25 @@ def roi_align_unshifted(
 
 def _read_weights(start: Tensor, extent: Tensor, size: int, length: int, samples: int) -> Tensor:
     """(R, size, length): what each cell along one axis counts for in each bin."""
-    reads = torch.full_like(extent, samples) if samples else (extent / size).ceil()  # (R)
+    each = shared(extent, size)  # (R) cells a bin
+    reads = torch.full_like(extent, samples) if samples else each.ceil()
     most = samples or (int(reads.max()) if len(reads) else 0)
     number = torch.arange(most, device=start.device)
     part = (number + 0.5) / reads[:, None]  # (R, most)
     bins = torch.arange(size, device=start.device)
-    at = (
-        start[:, None, None] + (bins[None, :, None] + part[:, None, :]) * (extent / size)[:, None, None]
-    )  # (R, size, most)
+    at = start[:, None, None] + (bins[None, :, None] + part[:, None, :]) * each[:, None, None]  # (R, size, most)
     counts = (number < reads[:, None])[:, None, :] & (at >= -1) & (at <= length)
     cell = torch.arange(length, device=start.device)
     near = (1 - (at.clamp(0, length - 1)[..., None] - cell).abs()).clamp(min=0)
     return (near * counts[..., None]).sum(2) / reads[:, None, None]
+
+
+def shared(extent: Tensor, size: int) -> Tensor:
+    """An extent over so many bins, rounded as a division is.
+
+    By a plain number CUDA multiplies with the reciprocal, which lies beside the quotient now and then; where a bin ends on a cell, that is another bin.
+    """
+    return extent / torch.full_like(extent, size)
 
 
 def crops(image: Array, boxes: Array, size: int) -> Array:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.attend import attend
-from intarsia.batch import Batch, Text
+from intarsia.batch import Batch, Encoded, Text
 from intarsia.packed import Packing, subset
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.encoder import Encoder, Layer, SelfAttention
 from intarsia.parts.numbers import BertNumbers
+from intarsia.recipe import Batching, Mix, Recipe, Schedule, adam
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,28 @@ class CaptionNumbers:
     """Pieces of a caption; longer ones are cut."""
     max_clips: int = 128
     """Rows of the table of clips' places."""
+    features: bool = False
+    """The clips' own features are read beside the system's: S3D's, in the best published row."""
+
+    def beside(self, width: int) -> int:
+        """How many of a clip's own numbers are read. Args: width, how many it has."""
+        return width if self.features else 0
+
+
+def writer(recipe: Recipe[Any]) -> Recipe[Any]:
+    """A pre-training recipe made one of its captioner, whose numbers are VideoBERT's; dropout is the captioner's alone."""
+    numbers = CaptionNumbers(layers=2, features=True)
+    still = replace(recipe.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, captioner=numbers)
+    return replace(
+        recipe,
+        config=still,
+        mix=Mix(share={"caption": 1}),
+        optim=adam(1e-3, decay=0.0),
+        schedule=Schedule(steps=40_000, warmup=0),
+        batching=Batching(rows=5120, samples=128),
+        precision="fp32",
+        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen; it reads the features, too, as in the best row.",
+    )
 
 
 def apart(batch: Batch) -> tuple[Batch, Tensor]:
@@ -113,7 +138,7 @@ class Captioner(nn.Module):
             hidden_dropout_prob=numbers.dropout,
             attention_probs_dropout_prob=numbers.dropout,
         )
-        width = config.hidden_size
+        width, self.features = config.hidden_size, numbers.features
         self.project, self.project_norm = nn.Linear(seen, width), nn.LayerNorm(width, config.layer_norm_eps)
         self.clip_place, self.place = (nn.Embedding(n, width) for n in (numbers.max_clips, numbers.max_pieces + 1))
         self.words, self.bias = nn.Embedding(vocab_size, width), nn.Parameter(torch.zeros(vocab_size))
@@ -142,6 +167,27 @@ class Captioner(nn.Module):
             x = layer(x, packing, seen, video)
         whole: Tensor = x.new_zeros(len(text.ids), x.shape[1])
         return whole.index_copy(0, written, x)
+
+    def write(
+        self,
+        batch: Batch,
+        encode: Callable[[Batch], Encoded],
+        more: Callable[[Encoded, Batch], Tensor] | None = None,
+    ) -> Encoded:
+        """What a system makes of what is read of a batch, its text rows replaced by those of the captions.
+
+        Args:
+            batch: captions lie at levels of their own.
+            encode: the system's, of what is read alone.
+            more: (V, ..) what is read beside the output of each clip.
+        """
+        read, written = apart(batch)
+        encoded, clips, text = encode(read), read.clips, batch.text
+        assert clips is not None and text is not None and encoded.visual is not None
+        seen = [encoded.visual] if more is None else [encoded.visual, more(encoded, read)]
+        if self.features:
+            seen.append(clips.feats.to(encoded.visual.dtype))
+        return replace(encoded, text=self(torch.cat(seen, 1), clips.packing, text, written))
 
     def logits(self, rows: Tensor) -> Tensor:
         """(M, H) rows of captions to (M, vocab_size) logits of what follows."""

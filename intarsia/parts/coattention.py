@@ -165,6 +165,22 @@ def schedule(config: TwoStreamNumbers) -> Iterator[Step]:
     yield from (("regions", i) for i in range(region, config.v_num_hidden_layers))
 
 
+def layer_decay(config: TwoStreamNumbers, rate: float) -> dict[str, float]:
+    """Factors on the learning rate, by the start of a name in `FineTuned`: `rate` for every layer between it and the last one, counted as they run.
+
+    Meeting k is two layers deeper than the one before, what comes between them one. None where the rate is 1. Source: ERNIE-ViL's code, finetune.py.
+    """
+    if rate == 1:
+        return {}
+    first, last = config.t_biattention_id[0], config.num_hidden_layers + config.v_num_hidden_layers
+    depth = {f"encoder.layers.{i}.": i if i < first else 2 * i - first + 1 for i in range(config.num_hidden_layers)}
+    depth |= {f"encoder.meetings.{k}.": first + 2 * k for k in range(len(config.t_biattention_id))}
+    depth |= {f"encoder.visual_layers.{k}.": first + 2 * k + 1 for k in range(config.v_num_hidden_layers)}
+    depth |= dict.fromkeys(("words.word.", "words.position.", "words.segment."), -1)
+    depth |= dict.fromkeys(("regions.feature.", "regions.location."), first - 1)
+    return {f"system.{name}": rate ** (last - at) for name, at in depth.items()}
+
+
 class ReLUPooler(nn.Module):
     """ReLU of a linear map of one row a document, to a width that both streams share."""
 

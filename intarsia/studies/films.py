@@ -4,8 +4,8 @@
     python -m intarsia.studies.films --out runs/films --data CLIPS               films read back from files, see docs/video.md
 
 Both are trained from scratch and measured on passages that were never trained on: words that name what is shown, with the clips, without them, and by a
-VideoBERT that was trained on text alone; whether speech belongs to a video; hidden clips. Numbers are printed and written to
-`films.json`; runs that are there are not made again.
+VideoBERT that was trained on text alone; whether speech belongs to a video; hidden clips; captions, beside those of a captioner that is blind. Numbers are
+printed and written to `films.json`; runs that are there are not made again.
 """
 
 from __future__ import annotations
@@ -15,30 +15,36 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 
-from intarsia.batch import Array, Sample
+from intarsia import decode
+from intarsia.batch import Array, Film, Sample
 from intarsia.cli_video import sentences
 from intarsia.data.corpora import speaking
 from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance
 from intarsia.evaluate.films import BATCH, hidden_clip_logits, unseen
 from intarsia.evaluate.running import piece_rows, pieces_in
 from intarsia.evaluate.words import guess_words
 from intarsia.features.kmeans import CODEBOOK, Codebook, WithWords, drawn, fit, read_codebook, write_codebook
 from intarsia.model import open as open_model
 from intarsia.pack import pack
-from intarsia.recipe import to_json
+from intarsia.recipe import Recipe, to_json
+from intarsia.system import System
 from intarsia.systems.cbt import CBT, FOUND
 from intarsia.systems.videobert import VideoBERT
+from intarsia.tasks.metrics import ptb
+from intarsia.tasks.metrics.captions import score
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import captions, fresh, with_words
+from intarsia.weights.files import fill
 from intarsia.worlds.captions import LEXICONS
 from intarsia.worlds.film_features import ACTIONS, CHINESE, COLOURS, SHAPES, FilmWorld
 
@@ -72,6 +78,11 @@ class Options:
     text_steps: int = 1000
     """Of its twin of text alone."""
     cbt_steps: int = 1000
+    caption_steps: int = 1000
+    """Of each captioner."""
+    systems: tuple[Literal["videobert", "cbt"], ...] = ("videobert", "cbt")
+    device: str = "cpu"
+    """Of training; what comes of it is measured on the CPU."""
     seed: int = 42
 
 
@@ -83,12 +94,16 @@ def main() -> None:
     held: Any = FilmWorld(options.held_out, split="test")
     if options.data is not None:
         world, held = (open_source(options.data, split) for split in ("train", "test"))
-    book = _codebook(options, world)
-    found = {"videobert": _videobert(options, world, held, book), "cbt": _cbt(options, world, held)}
-    for name, numbers in found.items():
-        for what, value in numbers.items():
-            print(f"{name:<10} {what:<60} {value}")
-    (options.out / "films.json").write_text(json.dumps(found, indent=2, ensure_ascii=False))
+    measured: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+        "videobert": lambda: _videobert(options, world, held, _codebook(options, world)),
+        "cbt": lambda: _cbt(options, world, held),
+    }
+    found: dict[str, dict[str, str]] = {}
+    for name in options.systems:
+        for what, value in measured[name]():
+            print(f"{name:<10} {what:<60} {value}", flush=True)
+            found.setdefault(name, {})[what] = value
+            (options.out / "films.json").write_text(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _codebook(options: Options, world: Any) -> Codebook:
@@ -109,27 +124,112 @@ def _trained(cls: Any, options: Options, source: Any, book: Codebook | None, tex
             steps, share = options.text_steps, {"mlm": 1.0}
         elif cls is VideoBERT:
             share |= {goal: options.joint for goal in share if "+" in goal}
-        schedule, mix = dataclasses.replace(recipe.schedule, steps=steps), dataclasses.replace(recipe.mix, share=share)
-        recipe = dataclasses.replace(recipe, schedule=schedule, mix=mix, seed=options.seed)
+        mix = dataclasses.replace(recipe.mix, share=share)
+        recipe = dataclasses.replace(_of(recipe, steps, options), mix=mix)
         recipe = recipe if book is None else with_words(recipe, book)
         system, recipe = fresh(cls, recipe, captions(source, cls.specials), source.provenance)
         if book is not None:
             system.fill_words(book)
             write_codebook(out / CODEBOOK, book)
-        pretrain(system, source, recipe, out, device="cpu", workers=1, pace=Pace(log_every=100), size="tiny")
+        _train(system, source, recipe, out, options)
     return open_model(name, weights=out).system
+
+
+def _of(recipe: Recipe[Any], steps: int, options: Options) -> Recipe[Any]:
+    """The recipe with so many steps and the run's seed."""
+    return dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, steps=steps), seed=options.seed)
+
+
+def _train(system: System, source: Any, recipe: Recipe[Any], out: Path, options: Options) -> None:
+    pretrain(system, source, recipe, out, device=options.device, workers=0, pace=Pace(log_every=100), size="tiny")
+
+
+# --------------------------------------------------------------------------------------------------------------- captions
+
+
+class Kept:
+    """Samples in memory, so that their visual words are looked up once; a `Source`."""
+
+    def __init__(self, samples: Iterable[Sample], provenance: Provenance | None) -> None:
+        self.samples, self.provenance = list(samples), provenance
+
+    @classmethod
+    def told(cls, source: Any, blind: bool, most: int) -> Kept:
+        """Single sentences with the clips of their time.
+
+        Args:
+            source: films.
+            blind: what the clips show is taken away; how many there are stays.
+            most: passages.
+        """
+        found = [x for i in range(min(most, len(source))) for x in sentences(source[i])]
+        if blind:
+            found = [dataclasses.replace(x, film=_blank(x.film)) for x in found]
+        return cls(found, source.provenance)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def _blank(film: Film) -> Film:
+    ids = None if film.ids is None else np.zeros_like(film.ids)
+    return dataclasses.replace(film, features=np.zeros_like(film.features), ids=ids)
+
+
+WAYS = {"with the clips": (True, False), "blind": (True, True), "without the clips' own features": (False, False)}
+"""Captioners: whether they read the clips' features beside what the system makes of them, and whether both are of blank clips."""
+
+
+def _captions(cls: Any, options: Options, world: Any, held: Any) -> Iterator[tuple[str, str]]:
+    """What captioners on the frozen system write of held-out sentences' clips, greedily. English."""
+    name = cls.card.name
+    for way, (features, blind) in WAYS.items() if options.caption_steps else ():
+        out = options.out / f"{name}-caption-{way.split()[0]}"
+        samples = Kept.told(speaking(held, "en"), blind, options.held_out).samples
+        if not (out / "model.safetensors").is_file():
+            whole = open_model(name, weights=options.out / name).system
+            recipe = _of(cls.recipes["caption"], options.caption_steps, options)
+            config = dataclasses.replace(
+                whole.config, captioner=dataclasses.replace(recipe.config.captioner, features=features)
+            )
+            with torch.random.fork_rng([]):
+                torch.manual_seed(options.seed)
+                writer = cls(config, whole.vocab)
+            fill(writer, whole.state_dict(), name, cls.captioning.fresh)
+            told = Kept.told(speaking(world, "en"), blind, len(world))
+            _train(writer, told, dataclasses.replace(recipe, config=config), out, options)
+        said = decode.caption(open_model(name, weights=out).system, samples, cls.captioning.length)
+        yield f"captions, {way}", _written(samples, said)
+
+
+def _written(samples: Sequence[Sample], said: Sequence[str]) -> str:
+    """How like the sentences the captions are, and how often the words that name something are theirs."""
+    keys = [x.key for x in samples]
+    texts = {x.key: [ptb.tokenise(x.texts[0])] for x in samples}
+    scores = score({key: ptb.tokenise(x) for key, x in zip(keys, said, strict=True)}, texts).corpus
+    right: dict[str, list[bool]] = {}
+    for sample, text in zip(samples, said, strict=True):
+        words = {text[start:end].lower() for _, start, end in _spans(text)}
+        for kind, start, end in _spans(sample.texts[0]):
+            right.setdefault(kind, []).append(sample.texts[0][start:end].lower() in words)
+    named = ", ".join(f"{kind} {np.mean(x):.3f}" for kind, x in right.items())
+    liked = ", ".join(f"{x} {scores[x]:.3f}" for x in ("Bleu_4", "ROUGE_L", "CIDEr"))
+    return f"{liked}; named rightly: {named}; {len(set(said))} different of {len(said)}, such as: {said[0]}"
 
 
 # -------------------------------------------------------------------------------------------------------------- VideoBERT
 
 
-def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> dict[str, str]:
-    source = WithWords(world, book)
+def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> Iterator[tuple[str, str]]:
+    worded = WithWords(world, book)
+    source = Kept((worded[i] for i in range(len(worded))), world.provenance)
     system = _trained(VideoBERT, options, source, book)
     alone = _trained(VideoBERT, options, source, book, text_alone=True)
     samples = [WithWords(held, book)[i] for i in range(min(len(held), options.held_out))]
     parts = [x for sample in samples for x in sentences(sample)]
-    found: dict[str, str] = {}
     for language in dict.fromkeys(x.language for x in parts):
         told = [x for x in parts if x.language == language]
         blank = [unseen(x) for x in told]
@@ -138,12 +238,11 @@ def _videobert(options: Options, world: Any, held: Any, book: Codebook) -> dict[
         for kind, words in _content(told).items():
             common = Counter(words).most_common(1)[0][1] / len(words)
             shares = ", ".join(f"{how} {np.mean(x[kind]):.3f}" for how, x in right.items())
-            found[f"{language}: {kind}, all that name something hidden"] = (
-                f"{shares}, always the commonest {common:.3f} ({len(words)})"
-            )
-    found["own speech above that of another sentence of the passage"] = f"{_aligned(system, parts):.3f}, chance 0.500"
-    found["visual word of a clip, all clips hidden, from the sentence"] = _pictured(system, parts)
-    return found
+            what = f"{language}: {kind}, all that name something hidden"
+            yield what, f"{shares}, always the commonest {common:.3f} ({len(words)})"
+    yield "own speech above that of another sentence of the passage", f"{_aligned(system, parts):.3f}, chance 0.500"
+    yield "visual word of a clip, all clips hidden, from the sentence", _pictured(system, parts)
+    yield from _captions(VideoBERT, options, source, WithWords(held, book))
 
 
 def _spans(text: str) -> list[tuple[str, int, int]]:
@@ -215,14 +314,14 @@ def _pictured(system: VideoBERT, samples: Sequence[Sample]) -> str:
 # -------------------------------------------------------------------------------------------------------------------- CBT
 
 
-def _cbt(options: Options, world: Any, held: Any) -> dict[str, str]:
+def _cbt(options: Options, world: Any, held: Any) -> Iterator[tuple[str, str]]:
+    world = Kept((world[i] for i in range(len(world))), world.provenance)
     system = _trained(CBT, options, world, None)
-    held = speaking(held, "en")
-    samples = [held[i] for i in range(min(len(held), options.held_out))]
-    return {
-        f"own speech first among {RIVALS}": f"{_first(system, samples):.3f}, chance {1 / RIVALS:.3f}",
-        f"hidden clip first among all clips of {BATCH} passages": _told_apart(system, samples),
-    }
+    told = speaking(held, "en")
+    samples = [told[i] for i in range(min(len(told), options.held_out))]
+    yield f"own speech first among {RIVALS}", f"{_first(system, samples):.3f}, chance {1 / RIVALS:.3f}"
+    yield f"hidden clip first among all clips of {BATCH} passages", _told_apart(system, samples)
+    yield from _captions(CBT, options, world, held)
 
 
 @torch.inference_mode()

@@ -7,26 +7,26 @@ video as a whole, not word by word, so matching is a contest of whole sentences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Array, Batch, Clips, Encoded, Example, Pick, Sample
 from intarsia.layout import bert_rows, clip_rows, cut_ends, none_said
-from intarsia.objectives import contrast, mlm, mvm
+from intarsia.objectives import caption, contrast, mlm, mvm
 from intarsia.packed import Packing, join, joined_rows, taken
+from intarsia.parts.captioner import Captioner, CaptionNumbers, writer
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks import mean_shown
 from intarsia.tasks.category import Category
 from intarsia.tasks.retrieval import RetrievalOneOf
@@ -68,6 +68,16 @@ class CBTConfig(BertNumbers):
     """Of words, where they are trained; the paper's weight of that loss is 0."""
     freeze_text: bool = True
     """The text encoder stays as it is."""
+    captioner: CaptionNumbers = field(default_factory=CaptionNumbers)
+    """What writes captions of its features; all else is then frozen."""
+
+
+@dataclass(frozen=True)
+class Met(Encoded):
+    """Also what speech meets."""
+
+    whole: Tensor | None = None
+    """(V, H) clips with nothing hidden, where `mi` is asked for."""
 
 
 def _recipes() -> dict[str, Recipe[CBTConfig]]:
@@ -81,21 +91,14 @@ def _recipes() -> dict[str, Recipe[CBTConfig]]:
         precision="bf16",
         note="Our recipe, not the paper's, whose numbers are not known: VideoBERT's scaled. Start the text encoder from BERT (--start).",
     )
+    small = CBTConfig(**(TINY | {"max_position_embeddings": 128}), feature_size=64, nce_rate=0.25, max_clips=32)
     tiny = replace(
         base,
-        config=CBTConfig(
-            **(TINY | {"max_position_embeddings": 128}),
-            feature_size=64,
-            nce_rate=0.25,
-            max_clips=32,
-            normalize=True,
-            temperature=0.1,
-            freeze_text=False,
-        ),
+        config=replace(small, normalize=True, temperature=0.1, freeze_text=False),
         **TINY_RUN,
         note="Not a published recipe: learns generated films from scratch, the text encoder along with the rest.",
     )
-    return {"tiny": tiny, "base": base}
+    return {"tiny": tiny, "base": base, "caption": writer(base)}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -104,21 +107,19 @@ def _finetune() -> dict[str, Finetune]:
     def tuning(note: str) -> Tuning:
         return Tuning(adam(1e-4), Schedule(steps=10_000, warmup=1000), Batching(rows=9600), samples=64, note=note)
 
-    def classes(answers: int, frozen: bool, note: str) -> Finetune:
+    def classes(answers: int, note: str = "clips until one second before the action", frozen: bool = False) -> Finetune:
         task = Category(answers, reads=mean_shown)
         return Finetune(task, {"base": tuning(note)}, KeyMap(), frozen=("",) if frozen else ())
 
     found = Finetune(RetrievalOneOf(broken_by=("tpt",)), {"base": tuning("not in the paper")}, KeyMap())
-    still, ahead = "the head alone, on features as they are", "clips until one second before the action"
+    still = "the head alone, on features as they are"
+    ahead = {"anticipation": 48, "anticipation_50salads": 17, "anticipation_activitynet": 200}
     return {
-        "action": classes(101, True, still),
-        "action_hmdb51": classes(51, True, still),
-        "anticipation": classes(48, False, ahead),
-        "anticipation_50salads": classes(17, False, ahead),
-        "anticipation_activitynet": classes(200, False, ahead),
-        "segmentation": classes(779, False, "every moment by the clips around it"),
-        "retrieval_youcook2": found,
-        "retrieval_msrvtt": found,
+        "action": classes(101, still, frozen=True),
+        "action_hmdb51": classes(51, still, frozen=True),
+        **{task: classes(answers) for task, answers in ahead.items()},
+        "segmentation": classes(779, "every moment by the clips around it"),
+        **dict.fromkeys(("retrieval_youcook2", "retrieval_msrvtt"), found),
     }
 
 
@@ -135,17 +136,13 @@ class CBT(System):
         code="none published; abstract and introduction alone could be read",
         streams="dual",
         new="masked clips told apart by noise-contrastive estimation instead of clusters; speech and video matched as wholes",
-        objectives=("nce", "mi", "mlm"),
-        tasks=("action", "anticipation", "segmentation", "retrieval of videos", "features for captions"),
+        objectives=("nce", "mi", "mlm", "caption"),
+        tasks=("action", "anticipation", "segmentation", "retrieval of videos", "caption"),
         weights=(),
         unverified=(
-            "length of clips and passages",
-            "sizes of the video and the cross-modal encoder",
-            "what stands for a hidden clip",
-            "rivals of both contests; temperature; normalisation",
-            "weights of the losses (0, 1 and 1)",
-            "the head of the mutual information",
-            "optimizer, rate, batch, steps; published scores",
+            "length of clips and passages; sizes of the video and the cross-modal encoder; what stands for a hidden clip",
+            "rivals of both contests; temperature; normalisation; weights of the losses (0, 1 and 1)",
+            "the head of the mutual information; optimizer, rate, batch, steps; the captioner; published scores",
         ),
     )
 
@@ -169,6 +166,11 @@ class CBT(System):
         nn.init.normal_(self.hidden_clip, 0.0, config.initializer_range)
         for part in (self.words, self.encoder):
             part.requires_grad_(not config.freeze_text)
+        self.captioner = None
+        if config.captioner.layers:
+            self.requires_grad_(False)
+            seen = width + config.captioner.beside(config.feature_size)
+            self.captioner = Captioner(config.captioner, seen, config.vocab_size)
 
     def train(self, mode: bool = True) -> CBT:
         """Training mode; a text encoder that stays as it is drops nothing."""
@@ -189,16 +191,25 @@ class CBT(System):
         clips.position_ids = np.arange(count)
         return Example(sample.key, text, clips=clips, sample=sample.key)
 
+    def lay_out_next(self, sample: Sample, said: Sequence[int]) -> tuple[Example, int]:
+        """The clips, without speech, and what was said of them."""
+        return caption.lay_out(self.lay_out(replace(sample, texts=())), self.vocab, said)
+
     # 2 -- streams: text, video, then both -----------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> Encoded:
-        """Text and video apart, and both together; what is pooled is [CLS] of both. Hidden clips are seen by nobody."""
+        """Text and video apart, and both together: what is pooled is [CLS] of both. Clips see none that is hidden; speech does where `mi` is asked for."""
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "CBT needs text and clips"
+        if text.packing.level is not None:
+            assert self.captioner is not None, "the config has a captioner of no layer"
+            return self.captioner.write(batch, self.encode)
         said = self.encoder(self.words(text), text.packing)
-        shown = self.look(clips)
-        pooled = self.meet(said, text.packing, shown, clips.packing)
-        return Encoded(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first))
+        shown = whole = self.look(clips)
+        if {"nce", "mi"} <= batch.targets.keys():
+            whole = self.look(replace(clips, feats=self._true(batch), masked=clips.masked & False))
+        pooled = self.meet(said, text.packing, whole, clips.packing)
+        return Met(said, shown, clips.packing, pooled, said.index_select(0, text.packing.first), whole=whole)
 
     def targets(self, clips: Clips) -> Tensor:
         """(V, H) features as the contest compares them: projected, seen by no Transformer."""
@@ -219,7 +230,10 @@ class CBT(System):
     # 3 -- objectives --------------------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        """Some clips are hidden, with their true features as targets; words too where `mlm` is trained."""
+        """Some clips are hidden, with their true features as targets; words too where `mlm` is trained. Captions are of all that is shown."""
+        if goal == "caption":
+            read, most = self.lay_out(replace(sample, texts=())), self.config.captioner.max_pieces
+            return caption.hide(read, self.vocab, " ".join(sample.texts), most)
         example, goals = self.lay_out(sample), goal.split("+")
         rows, text = example.clips, example.text
         assert rows is not None and text is not None
@@ -241,14 +255,20 @@ class CBT(System):
         found: dict[str, Tensor] = {}
         assert encoded.visual is not None and encoded.text is not None and batch.clips is not None
         if "nce" in batch.targets:
-            found |= self._nce(encoded.visual, batch)
+            found = self._nce(encoded.visual, batch)
         if "mi" in batch.targets:
             found["mi"] = self._contest(encoded, batch)
-        if "mlm" in batch.targets:
-            picks = batch.picks("mlm")
-            logits = self.word_head(encoded.text.index_select(0, picks.rows), self.words.word.weight)
-            found["mlm"] = mlm.score(logits, picks.labels)
+        for goal in [x for x in ("mlm", "caption") if x in batch.targets]:
+            picks = batch.picks(goal)
+            found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
         return found
+
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocab_size) of words; of a captioner's rows, of the piece that follows."""
+        if self.captioner is None:
+            return super().word_logits(encoded, rows)
+        assert encoded.text is not None
+        return self.captioner.logits(encoded.text.index_select(0, rows))
 
     def _nce(self, seen: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Each hidden clip among all clips of the batch; and how often it comes first, by kind of rival, which is told and not trained."""
@@ -267,24 +287,21 @@ class CBT(System):
         """Each video's own text among those of other documents, which are so many places further in the batch."""
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None and encoded.text is not None
-        count, real = len(batch.keys), batch.labels("mi")
+        assert isinstance(encoded, Met) and encoded.whole is not None
+        count, real, shown = len(batch.keys), batch.labels("mi"), encoded.whole
         rivals = min(count - 1, self.config.num_cross_negatives or count - 1)
-        shown = self.look(replace(clips, feats=self._true(batch), masked=torch.zeros_like(clips.masked)))
-        scores = [self._mutual(self.meet(encoded.text, text.packing, shown, clips.packing))]
+        scores = [self._mutual(encoded.pooled)]
         for shift in range(1, rivals + 1):
             owner = (torch.arange(count, device=real.device) + shift) % count
             rows, packing = taken(text.packing, owner, text.packing.rows)
             score = self._mutual(self.meet(encoded.text[rows], packing, shown, clips.packing))
             scores.append(torch.where(real[owner] > 0, score, -1e4))
-        logits = torch.stack(scores, 1)  # (B, 1 + rivals), the own text first
-        each = F.cross_entropy(logits, torch.zeros(count, dtype=torch.int64, device=real.device), reduction="none")
+        each = -torch.stack(scores, 1).log_softmax(1)[:, 0]  # the own text is first of 1 + rivals
         return (each * real).sum() / real.sum().clamp(min=1)
 
     def _true(self, batch: Batch) -> Tensor:
         """(V, F) features with nothing hidden."""
         assert batch.clips is not None
-        if "nce" not in batch.targets:
-            return batch.clips.feats
         picks = batch.picks("nce")
         return batch.clips.feats.index_copy(0, picks.rows, picks.labels.to(batch.clips.feats.dtype))
 
@@ -308,6 +325,8 @@ class CBT(System):
         *(f"word_head.transform.{x}" for x in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
     )
     finetune = _finetune()
+    remembers = False
+    captioning = Captioning({"base": "caption"}, "hypotheses", 40, fresh=("captioner.",), published="CIDEr 0.64 (T)")
 
     # 6 -- checkpoint: none was published; BERT's names for the text -----------------------------------------------------------------------
 
@@ -326,5 +345,6 @@ class CBT(System):
         ("cross.kind.", "kind."),
         ("cross.encoder.", "cross_encoder."),
         ("mi.", "mi."),
-        optional=("word_head.",),
+        ("captioner.", "captioner."),
+        optional=("word_head.", "captioner."),
     )

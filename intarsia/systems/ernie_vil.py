@@ -20,7 +20,7 @@ from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, document_key, link_rows, region_rows, whole_feature, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm, sgp
-from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
+from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams, layer_decay
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
@@ -31,7 +31,7 @@ from intarsia.tasks import HeadConfig, linear
 from intarsia.tasks.among import Among
 from intarsia.tasks.refer import ReferMean
 from intarsia.tasks.retrieval import RetrievalCircle
-from intarsia.tasks.vcr import VCREach
+from intarsia.tasks.vcr import VCREach, pair_cut
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Pieces, Vocab
 from intarsia.text_graph import TextGraph, load_graphs, read_graph
@@ -63,22 +63,23 @@ class ERNIEViLConfig(TwoStreamNumbers):
 
 
 _load = cache(load_graphs)
+_LARGE = LARGE | {"v_num_attention_heads": 16, "v_intermediate_size": 4096, "bi_num_attention_heads": 16}
+CONFIGS = {"base": ERNIEViLConfig(), "large": ERNIEViLConfig(**_LARGE, t_biattention_id=(18, 19, 20, 21, 22, 23))}
 
 
 def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
     """The published sizes, of whose run little is known, and a tiny one."""
     apart, both = ([f"mlm+mrc_kl+{more}{kind}" for kind in sgp.GOALS] for more in ("", "itm+"))
     base = Recipe(
-        config=ERNIEViLConfig(),
+        config=CONFIGS["base"],
         mix=Mix(share=dict.fromkeys(both, 1.0)),
         optim=adam(1e-4),
-        schedule=Schedule(steps=700_000, warmup=10_000),
+        schedule=Schedule(steps=700_000, warmup=10_000, shape="noam"),
         batching=Batching(rows=3600, window=8192),
         precision="bf16",
-        note="Conceptual Captions and SBU, 3.8 M pairs, batch 512 on 8 GPUs, text begins as ERNIE 2.0; Noam decay there, linear here. From memory of the paper, "
+        note="Conceptual Captions and SBU, 3.8 M pairs, batch 512 on 8 GPUs, text begins as ERNIE 2.0. From memory of the paper, "
         "none of it in code; warm-up, precision and how the kinds of node are mixed are not known.",
     )
-    large = LARGE | {"v_num_attention_heads": 16, "v_intermediate_size": 4096, "bi_num_attention_heads": 16}
     return {
         "tiny": replace(
             base,
@@ -88,12 +89,12 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
             note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
         ),
         "base": base,
-        "large": replace(
-            base,
-            config=ERNIEViLConfig(**large, t_biattention_id=(18, 19, 20, 21, 22, 23)),
-            note="As base; the larger of the two published large ones adds COCO and Visual Genome.",
-        ),
+        "large": replace(base, config=CONFIGS["large"], note="As base; one of the two adds COCO and Visual Genome."),
     }
+
+
+def _falls(steps: int, warmup: int, *at: int, fall: float = 0.1) -> Schedule:
+    return Schedule(steps, warmup, shape="milestones", milestones=tuple(x / steps for x in at), fall=fall)
 
 
 def answers(config: HeadConfig, outputs: int) -> nn.Module:
@@ -111,39 +112,38 @@ def answers(config: HeadConfig, outputs: int) -> nn.Module:
 
 
 def _finetune() -> dict[str, Finetune]:
-    """The downstream tasks: lr, head's factor, steps, warm-up, samples, pieces, note; of the shipped conf files, which the README's table overrides."""
+    """The downstream tasks of the shipped conf files, which the README's table overrides; samples are those of one GPU."""
 
     def one(
-        task: Task, keys: tuple[Move, ...], lr: float, steps: tuple[int, int], samples: int, pieces: int, note: str
+        task: Task, keys: tuple[Move, ...], lr: float, how: Schedule, batch: int, pieces: int, note: str
     ) -> Finetune:
-        rows = samples * (pieces + 103)
-        tuning = Tuning(adam(lr), Schedule(*steps), Batching(rows=rows), samples=samples, note=note)
-        if isinstance(task, VQA):
-            tuning = replace(tuning, head_lr=2.5)
-        return Finetune(task, {"base": tuning}, KeyMap(*keys), config={"max_pieces": pieces})
+        tuning = Tuning(adam(lr), how, Batching(rows=batch * (pieces + 103)), samples=batch, note=note)
+        tuning = replace(tuning, head_lr=2.5) if isinstance(task, VQA) else tuning
+        rate = 0.9 if isinstance(task, VQA | ReferMean) else 1.0
+        sizes = {x: replace(tuning, lr_factors=layer_decay(CONFIGS[x], rate)) for x in CONFIGS}
+        return Finetune(task, sizes, KeyMap(*keys), config={"max_pieces": pieces})
 
     names = ("vcr_qa_fc", "vcr_qar_fc")
     heads = {name: lambda config: linear(config, 1) for name in names}
     both = tuple(move for name in names for move in paddle.fc(name, f"head.{name}.1."))
-    tenth = "there a tenth of the rate from"
-    vcr = f"{tenth} steps 13308 and 19962; both questions trained together. README (large): 1e-4, batch 64, 6 epochs, layer decay .9"
-    vqa = f"{tenth} steps 15100 and 22590, layer decay .9; 2 epochs with Visual Genome's questions first. README: batch 256, 15 epochs"
-    refer = "there a fifth of the rate from steps 3290, 4700 and 7050, layer decay .9; warm-up and steps are not known. README: 1e-4, 30 epochs, dropout .2"
-    ranked = f"{tenth} steps 54360 and 72480; 20 broken pairs with another picture. README: 2e-5"
+    vcr = "both questions trained together there. README (large): 1e-4, batch 64, 6 epochs, layer decay .9"
+    vqa = "16 GPUs, by the steps of an epoch; 2 epochs with Visual Genome's questions first. README: 256, 15 epochs"
+    refer = "8 GPUs, by the steps of an epoch. README: 1e-4, batch 128, 30 epochs, dropout .2"
+    ranked = "8 GPUs, by the steps of an epoch; 20 broken pairs with another picture. README: 2e-5"
     fcs = tuple(
         Move(f"vqa_fc_{x}_{i}", f"head.{ours}.{what}", turned=x == "w")
         for i, ours in enumerate((1, 4))
         for x, what in (("w", "weight"), ("b", "bias"))
     )
+    asked = 2e-5, _falls(26_640, 6654, 13_308, 19_962), 64
+    fc, choose = paddle.fc("match_fc", "head."), VCREach(layouts=("vcr", "vcr_qar"))
     row = Move("cls_seq_label_vl_out_w", "head.weight", turned=True), Move("cls_seq_label_vl_out_b", "head.bias")
     return {
-        "vqa": one(VQA(scorer=answers), fcs, 1e-4, (50_200, 3710), 16, 14, vqa),
-        "vcr": one(Among(VCREach(), names[0], heads), both, 2e-5, (26_640, 6654), 64, 58, vcr),
-        "vcr_qar": one(
-            Among(VCREach(layouts=("", "vcr_qar")), names[1], heads), both, 2e-5, (26_640, 6654), 64, 78, vcr
-        ),
-        "re": one(ReferMean(), row, 2e-5, (9400, 940), 128, 78, refer),
-        "retrieval": one(RetrievalCircle(), paddle.fc("match_fc", "head."), 1e-5, (90_600, 9060), 4, 78, ranked),
+        "vqa": one(VQA(scorer=answers), fcs, 1e-4, _falls(50_200, 3710, 15_100, 22_590), 16, 14, vqa),
+        "vcr": one(Among(choose, names[0], heads), both, *asked, 57, vcr),
+        "vcr_qar": one(Among(choose, names[1], heads), both, *asked, 77, vcr),
+        "re": one(ReferMean(), row, 2e-5, _falls(26_640, 940, 3290, 4700, 7050, fall=0.2), 32, 78, refer),
+        "retrieval": one(RetrievalCircle(), fc, 1e-5, _falls(90_600, 9060, 54_360, 72_480), 4, 46, ranked),
     }
 
 
@@ -179,7 +179,6 @@ class ERNIEViL(System):
             "an attribute head (401 classes) that the published config hints at is not built",
             "the parser, which is ours",
             "the byte layout of Paddle's files, LayerNorm's epsilon and erf GELU: from memory of its API",
-            "layer decay and steps in the learning rate of fine-tuning are told in the notes only",
             "published scores",
         ),
     )
@@ -203,8 +202,8 @@ class ERNIEViL(System):
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Words in segment 0, the regions and after them the whole picture.
 
-        vcr: texts are the question and the choices; vcr_qar: question, right answer and choices. `form` says which choice, in segment 1. Texts of the
-        other tasks are cut where they are too long, as the authors do.
+        vcr: texts are the question and the choices; vcr_qar: question, right answer and choices. `form` says which choice, in segment 1. Texts of
+        tasks are cut where they are too long, as the authors do.
         """
         return self._lay(sample, task, form)[0]
 
@@ -216,7 +215,8 @@ class ERNIEViL(System):
             )
         choice = [(sample.texts[given + form], 1)] if given else []
         parts = [*((x, 0) for x in sample.texts[: max(given, 1)]), *choice]
-        cut = task is not None and not given
+        earlier = [len(self.vocab.encode(x)) for x in sample.texts[given : given + form]] if given else []
+        cut = pair_cut(earlier) if given else task is not None
         text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut, own_sep=True)
         picture = sample.pictures[0]
         regions = region_rows(sample.key, picture, self.config.feature_size, 0)

@@ -155,18 +155,18 @@ def _finetune() -> dict[str, Finetune]:
     """The downstream tasks: 4 epochs of 32 each; the first layer of a question's head starts from pre-training (tasks.vqa.carry_over does the answers)."""
 
     def tuning(lr: float, samples: int, note: str) -> dict[str, Tuning]:
-        schedule = Schedule(samples // 8, samples // 80, shape="zero")
-        return {"base": Tuning(_adam(lr, 5.0), schedule, Batching(rows=32 * 56), samples=32, note=note)}
+        how = Schedule(samples // 8, samples // 80, shape="zero"), Batching(rows=32 * 56)
+        return {"base": Tuning(_adam(lr, 5.0), *how, samples=32, note=note)}
 
     keys = KeyMap(*bert.numbered("logit_fc.", "head.", bert.ANSWER_HEAD))
     head = {f"{x}.{y}": (f"answer_head.{x}.{y}", None) for x in ("up", "norm") for y in ("weight", "bias")}
     vqa = tuning(5e-5, 632_117, "run/vqa_finetune.bash: train and val2014 less 5,000 pictures")
     gqa = tuning(1e-5, 1_075_062, "run/gqa_finetune.bash: train and valid")
-    pairs = tuning(5e-5, 86_373, "run/nlvr2_finetune.bash")
+    pairs, wrapped = tuning(5e-5, 86_373, "run/nlvr2_finetune.bash"), {"lxrt_encoder.model.": ""}
     return {
-        "vqa": Finetune(VQA(never=0), vqa, keys, head_from=head),
-        "gqa": Finetune(VQA(1842, never=0), gqa, keys, head_from=head),
-        "nlvr2": Finetune(nlvr2.NLVR2Pair(nlvr2.two_layers), pairs, keys),
+        "vqa": Finetune(VQA(never=0), vqa, keys, renames=wrapped, head_from=head),
+        "gqa": Finetune(VQA(1842, never=0), gqa, keys, renames=wrapped, head_from=head),
+        "nlvr2": Finetune(nlvr2.NLVR2Pair(nlvr2.two_layers), pairs, keys, renames=wrapped),
     }
 
 

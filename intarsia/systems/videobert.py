@@ -23,7 +23,7 @@ from intarsia.errors import BadInput
 from intarsia.features.kmeans import Codebook
 from intarsia.layout import bare_text, clip_rows
 from intarsia.objectives import caption, itm, mlm, mvm
-from intarsia.parts.captioner import Captioner, CaptionNumbers, apart, mean_of
+from intarsia.parts.captioner import Captioner, CaptionNumbers, mean_of, writer
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import FirstRow, TiedHead
@@ -61,9 +61,9 @@ class VideoBERTConfig(BertNumbers):
     mlm_rate: float = 0.15
     mvm_rate: float = 0.15
     join_rate: float = 0.5
-    """How often two neighbouring sentences are joined."""
+    """How often two neighbouring sentences of a joint document are joined."""
     most_skip: int = 5
-    """Of the clips of a joint document every first, second, .. up to this one is kept."""
+    """Of the clips of a joint document every first, second, .. up to this one is kept, from a random one of them on; one at least."""
     joint_cloze: bool = True
     """Words and clips are hidden in joint documents too."""
     cloze_on_broken: bool = False
@@ -86,7 +86,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         mix=Mix(share={"mlm": 1, "mvm": 1, "align+mlm_joint+mvm_joint": 1}),
         optim=adam(1e-5),
         schedule=Schedule(steps=500_000, warmup=0),
-        batching=Batching(rows=10_240, window=8192),
+        batching=Batching(rows=16_384, samples=128, window=8192),
         precision="bf16",
         note="312 K cooking videos; batch 128, 0.5 M steps, Adam, rate 1e-5 falling to 0. The paper starts from BERT-large (--start).",
     )
@@ -98,16 +98,7 @@ def _recipes() -> dict[str, Recipe[VideoBERTConfig]]:
         note="Not a published recipe: learns generated films from scratch in minutes on two CPU cores.",
     )
     base = replace(large, config=VideoBERTConfig(), note="Not a published size: BERT-base, trained as the large one.")
-    still = replace(large.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    writer = Recipe(
-        config=replace(still, captioner=CaptionNumbers(layers=2)),
-        mix=Mix(share={"caption": 1}),
-        optim=adam(1e-3, decay=0.0),
-        schedule=Schedule(steps=40_000, warmup=0),
-        batching=Batching(rows=5120, samples=128),
-        note="YouCook2: batch 128, 40 K steps, Adam, rate 1e-3 falling to 0, all from memory. All but the captioner is frozen.",
-    )
-    return {"tiny": tiny, "base": base, "large": large, "caption": writer}
+    return {"tiny": tiny, "base": base, "large": large, "caption": writer(large)}
 
 
 class VideoBERT(System):
@@ -151,7 +142,8 @@ class VideoBERT(System):
         self.captioner = None
         if config.captioner.layers:
             self.requires_grad_(False)
-            self.captioner = Captioner(config.captioner, 2 * width, config.vocab_size)
+            seen = 2 * width + config.captioner.beside(config.feature_size)
+            self.captioner = Captioner(config.captioner, seen, config.vocab_size)
 
     def fill_words(self, book: Codebook) -> None:
         """Visual words begin as the centroids of a codebook; where these are projected, less their mean, which says nothing and may be large."""
@@ -186,7 +178,8 @@ class VideoBERT(System):
         segments = np.append(np.zeros(begin, np.int64), int(len(shown) > 0))
         alone = np.concatenate([[-1], words, [-1] * len(between), [-1]]).astype(np.int64)
         text = TextRows(ids, segments, places, alone, cut=0 if said is None else said.cut)
-        clips = clip_rows(sample, shown, self.config.clusters)
+        config = self.config
+        clips = clip_rows(sample, shown, config.clusters, config.captioner.beside(config.feature_size))
         clips.segment_ids, clips.position_ids = np.ones(len(shown), np.int64), begin + np.arange(len(shown))
         return Example(sample.key, text, clips=clips, sample=sample.key)
 
@@ -208,22 +201,19 @@ class VideoBERT(System):
         text, clips = batch.text, batch.clips
         assert text is not None and clips is not None, "VideoBERT needs text and clips"
         if text.packing.level is not None:
-            return self._write(batch)
+            assert self.captioner is not None, "the config has a captioner of no layer"
+            return self.captioner.write(batch, self.encode, self._gaps)
         read = self.read(batch)
         read = None if read is None else {"text": read["text"], "regions": read["clips"]}
         return encode_joined(
             self.encoder, self.first, self.words(text), text.packing, self._seen(clips), clips.packing, read
         )
 
-    def _write(self, batch: Batch) -> Encoded:
-        """Captions: the captioner reads each clip's output beside the mean output of the gaps (sec. 4.6)."""
-        read, written = apart(batch)
-        encoded = self.encode(read)
-        assert self.captioner is not None and batch.text is not None, "the config has a captioner of no layer"
-        assert read.text is not None and read.clips is not None and encoded.visual is not None
-        gaps = mean_of(encoded.text, read.text.packing, read.text.ids == self.vocab.mask)
-        seen = torch.cat([encoded.visual, gaps[read.clips.packing.doc]], 1)  # (V, 2 H)
-        return replace(encoded, text=self.captioner(seen, read.clips.packing, batch.text, written))
+    def _gaps(self, encoded: Encoded, read: Batch) -> Tensor:
+        """(V, H) the mean output of the gaps, which the captioner reads beside each clip's own (sec. 4.6)."""
+        text, clips = read.text, read.clips
+        assert text is not None and clips is not None
+        return mean_of(encoded.text, text.packing, text.ids == self.vocab.mask)[clips.packing.doc]
 
     def _seen(self, clips: Clips) -> Tensor:
         """(V, H) visual words, or [MASK], with position and segment."""
@@ -242,7 +232,8 @@ class VideoBERT(System):
         if goal == "caption":
             read, said = self.ask(sample, SLOTS)[0], " ".join(sample.texts)
             return caption.hide(read, self.vocab, said, config.captioner.max_pieces)
-        segment = partial(mvm.segment, rng=rng, join_rate=config.join_rate, silent=config.silent)
+        rate = config.join_rate if "align" in goals else 0.0
+        segment = partial(mvm.segment, rng=rng, join_rate=rate, silent=config.silent)
         said, shown = segment(sample)
         if "mlm" in goals:
             return self._cloze(self._document(sample, said, shown[:0]), rng, "mlm", "", True, True)
@@ -252,7 +243,8 @@ class VideoBERT(System):
         if known and rng.random() < config.broken_rate:
             said, label = mvm.said_elsewhere(sample, said, rng, config.near_rate, lambda: segment(draw())[0]), 0
         step = int(rng.integers(1, config.most_skip + 1))
-        example = self._document(sample, said, shown[int(rng.integers(step)) :: step] if len(shown) > step else shown)
+        first = int(rng.integers(max(1, min(step, len(shown)))))
+        example = self._document(sample, said, shown[first::step])
         told = config.joint_cloze and (bool(label) or config.cloze_on_broken)
         self._cloze(example, rng, "mlm_joint", "mvm_joint", told, config.joint_cloze)
         example.targets["align"] = np.array(label if known else -1)
@@ -334,7 +326,7 @@ class VideoBERT(System):
     remembers = False
     heads = ("word_head", "align_head")
     finetune: Mapping[str, Finetune] = MappingProxyType({})  # type: ignore[misc]
-    captioning = Captioning(recipes={"large": "caption"}, search="hypotheses", length=40, fresh=("captioner.",))
+    captioning = Captioning({"large": "caption"}, "hypotheses", 40, fresh=("captioner.",), published="CIDEr 0.55 (T)")
 
     # 6 -- checkpoint: none was published; BERT's names, visual words apart ----------------------------------------------------
 

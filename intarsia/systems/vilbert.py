@@ -33,7 +33,7 @@ from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2PairEach
 from intarsia.tasks.refer import ReferShare
 from intarsia.tasks.retrieval import RetrievalOneOf
-from intarsia.tasks.vcr import VCROneOf
+from intarsia.tasks.vcr import VCROneOf, choice_cut, pair_cut
 from intarsia.tasks.vqa import VQA, each_answer_loss
 from intarsia.text import Vocab
 from intarsia.weights import bert
@@ -45,7 +45,7 @@ class ViLBERTConfig(TwoStreamNumbers):
     """The numbers of ViLBERT-base with six meetings; the recipes replace some."""
 
     max_pieces: int = 34
-    """Pieces of text in all; longer ones are left out (the authors cut them)."""
+    """Pieces of text in all; longer captions are left out (the authors cut them), texts of tasks are cut."""
     fusion_method: Literal["mul", "sum"] = "mul"
     """How the two pooled vectors become one."""
     objective: Literal[0, 1, 2] = 0
@@ -86,13 +86,7 @@ class TaskWords(Words):
         return torch.where(here[:, None], self.task(text.ids.masked_fill(~here, 0)), words)
 
 
-NO_DECAY = (
-    "bias",
-    r"(words|regions)\.norm",
-    r"layers\.\d+\.(attention_)?norm",
-    r"meetings\.\d+\.\w+\.norm",
-    r"transform\.norm",
-)
+NO_DECAY = ("bias", r"(words|regions|transform)\.norm", r"layers\.\d+\.(attention_)?norm", r"meetings\.\d+\.\w+\.norm")
 """What the authors' rule spares: its LayerNorm names miss those after co-attention and in the answer heads."""
 PRETRAINING_HEADS = ("word_head", "region_head", "match_head")
 
@@ -150,14 +144,14 @@ def _finetune() -> dict[str, Finetune]:
         "re": ("vision_logit", refer, 18, 256, 2e-5, 20, 96_221),
         "re_plus": ("vision_logit", refer, 18, 256, 2e-5, 20, 95_852),
         "re_g": ("vision_logit", refer, 18, 256, 2e-5, 20, 65_514),
-        "vcr": ("vil_logit", VCROneOf(), 57, 64, 2e-5, 10, 212_923),
-        "vcr_qar": ("vil_logit", VCROneOf(), 77, 64, 2e-5, 10, 212_923),
+        "vcr": ("vil_logit", VCROneOf(layouts=("vcr", "vcr_qar")), 57, 64, 2e-5, 10, 212_923),
+        "vcr_qar": ("vil_logit", VCROneOf(layouts=("vcr", "vcr_qar")), 77, 64, 2e-5, 10, 212_923),
         "retrieval_coco": ("vil_logit", choose, 28, 128, 2e-5, 20, 487_600),
         "retrieval": ("vil_logit", choose, 28, 128, 2e-5, 20, 140_485),
         "nlvr2": ("vil_binary_prediction", NLVR2PairEach(), 38, 64, 2e-5, 20, 86_373),
         "ve": ("vil_tri_prediction", Entailment(each_answer_loss), 54, 256, 2e-5, 20, 500_906),
         "beta_vqa": ("vil_prediction", VQA(), 14, 256, 4e-5, 20, 542_104),
-        "beta_vcr": ("vil_logit", VCROneOf(), 57, 64, 2e-5, 20, 212_923),
+        "beta_vcr": ("vil_logit", VCROneOf(layouts=("beta_vcr", "beta_vcr_qar")), 57, 64, 2e-5, 20, 212_923),
         "beta_re_plus": ("vision_logit", refer, 18, 256, 4e-5, 20, 95_852),
         "beta_retrieval": ("vil_logit", choose, 28, 64, 2e-5, 20, 140_485),
     }
@@ -168,8 +162,8 @@ def _finetune() -> dict[str, Finetune]:
         first = replace(bert_adam(lr), no_decay=NO_DECAY)
         optim = first if beta else replace(first, max_norm=0.0, clip="joint")
         head_lr = 1e-4 / lr if head.startswith("vil_") and not beta else 1.0
-        note = f"{epochs} epochs" + "; there a tenth of the rate from epochs 12 and 16" * beta
-        schedule, batching = Schedule(steps, steps // 10), Batching(rows=batch * (pieces + 100))
+        schedule = Schedule(steps, steps // 10, shape="milestones" if beta else "peak", milestones=(0.6, 0.8))
+        batching, note = Batching(rows=batch * (pieces + 100)), f"{epochs} epochs"
         tuning = Tuning(optim, schedule, batching, head_lr, samples=batch, note=note)
         found[name] = Finetune(among, {"base": tuning}, keys, PRETRAINING_HEADS, config={"max_pieces": pieces})
     return found
@@ -237,13 +231,17 @@ class ViLBERT(System):
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Words in segment 0, the regions and after them the whole picture.
 
-        vcr, vcr_qar: texts are the question (with the right answer, for rationales) and the choices, `form` says which, in segment 1. nlvr2: one
+        vcr, vcr_qar: texts are the question (for rationales the right answer) and four choices, `form` says which, in segment 1. nlvr2: one
         document a picture, `form` says which. With `task_specific_tokens` the task has a row after [CLS].
         """
         name, config = (task or "").removeprefix("beta_"), self.config
-        second, shown = name in ("vcr", "vcr_qar"), form if name == "nlvr2" else 0
-        parts = [(sample.texts[0], 0), *([(sample.texts[1 + form], 1)] if second else [])]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, own_sep=True)
+        asked = max(len(sample.texts) - 4, 1) if name in ("vcr", "vcr_qar") else 0
+        shown = form if name == "nlvr2" else 0
+        second = [(sample.texts[asked + form], 1)] if asked else []
+        parts = [*((x, 0) for x in sample.texts[: asked or 1]), *second]
+        earlier = [len(self.vocab.encode(x)) for x in sample.texts[asked : asked + form]] if asked else []
+        cut = (pair_cut(earlier) if task != name else choice_cut) if asked else task is not None
+        text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, cut, own_sep=True)
         token = config.task_specific_tokens and name in TASKS
         picture = picture_of(sample, shown)
         regions = region_rows(sample.key, picture, config.feature_size, 0, shown)

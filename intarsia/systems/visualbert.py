@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, Regions, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.layout import before_last_sep, bert_rows, choice_links, region_rows, side_by_side
+from intarsia.layout import before_last_sep, bert_rows, region_rows, side_by_side
 from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
@@ -29,7 +29,7 @@ from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
-from intarsia.tasks.vcr import VCROneOf
+from intarsia.tasks.vcr import VCROneOf, choice_links
 from intarsia.tasks.vqa import VQA, share_loss
 from intarsia.text import Pieces, Vocab
 from intarsia.weights import bert
@@ -139,7 +139,9 @@ def _finetune() -> dict[str, Finetune]:
         return {"base": Tuning(bert_adam(2e-5), schedule, batching, samples=samples // 4, note=note)}
 
     classifier = KeyMap(("classifier.", "head.1."))
-    return {
+    wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
+    hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
+    found = {
         "vqa": Finetune(
             VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
             tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
@@ -158,6 +160,7 @@ def _finetune() -> dict[str, Finetune]:
             keeps=("word_head", "match_head"),
         ),
     }
+    return {name: replace(each, renames=wrapped | hf) for name, each in found.items()}
 
 
 class VisualBERT(System):

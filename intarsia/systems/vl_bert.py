@@ -31,9 +31,9 @@ from intarsia.parts.numbers import LARGE, TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import SGD, TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
-from intarsia.tasks import from_end, two_linear
+from intarsia.tasks import evenly, from_end, linear, two_linear
 from intarsia.tasks.refer import ReferEach
-from intarsia.tasks.vcr import VCRAndObjects
+from intarsia.tasks.vcr import VCRAndObjects, choice_rows
 from intarsia.tasks.vqa import VQA, transformed
 from intarsia.text import Vocab
 from intarsia.weights import bert
@@ -58,8 +58,8 @@ class VLBERTConfig(RegionNumbers):
     """Sines a box number, and as many cosines."""
     max_rows: int = 64
     """Text rows and regions, the whole picture among them; the longer of the two is cut until they fit, regions down to the surest."""
-    max_pieces: int = 0
-    """Pieces of a text, or of two; the longer one is cut. 0 = `max_rows` alone bounds them."""
+    max_pieces: int = 64
+    """Pieces of a question and a choice of VCR, special ones not counted; the longer one is cut."""
     flip_rate: float = 0.5
     """Share of pictures whose left and right are exchanged in training; features made beforehand stay."""
     mlm_rate: float = 0.15
@@ -126,16 +126,14 @@ def _finetune() -> dict[str, Finetune]:
     vcr = tunings(_adam(4.48e-3, 10.0), falls, 4, "20 epochs, 64 samples in all", "e2e", sgd=sgd)
     re = tunings(_adam(2.56e-5, 1.0), Schedule(75_000, 3750), 8, "20 epochs of RefCOCO+, 32 samples in all", "e2e")
     long: dict[str, Any] = {"config": {"max_rows": 200, "with_pooler": True}, "fresh": ("pooler.",)}
-    asked, second = {"max_pieces": 64, "long_side": 1200}, {"words.segment.weight": (1, 0)}
-    to_ask = long | {"config": long["config"] | asked, "copies": second, "head_from": named}
-    of_vcr = KeyMap(
-        (choice, "head.choice.1."), (objects + "0.dense.", "head.objects.0."), (objects + "2.", "head.objects.2.")
-    )
+    to_ask = long | {"config": long["config"] | {"long_side": 1200}, "copies": {"words.segment.weight": (1, 0)}}
+    moves = (choice, "choice.1."), (objects + "0.dense.", "objects.0."), (objects + "2.", "objects.2.")
+    of_vcr, choose = KeyMap(*moves).under("head."), VCRAndObjects(scorer=evenly(linear), layouts=("", "vcr_qar"))
     of_re = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.2."))
     return {
-        "vqa": Finetune(VQA(reads=from_end(3), scorer=transformed), vqa, answers, head_from=words, **long),
-        "vcr": Finetune(VCRAndObjects(), vcr, of_vcr, **to_ask),
-        "re": Finetune(ReferEach(two_linear), re, of_re, head_from=regions, **long),
+        "vqa": Finetune(VQA(reads=from_end(3), scorer=evenly(transformed)), vqa, answers, head_from=words, **long),
+        "vcr": Finetune(choose, vcr, of_vcr, renames={"vlbert._module.": "vlbert."}, head_from=named, **to_ask),
+        "re": Finetune(ReferEach(evenly(two_linear)), re, of_re, head_from=regions, **long),
     }
 
 
@@ -187,35 +185,36 @@ class VLBERT(System):
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Texts in segments 0 and 1; [END], the regions and the whole picture in segment 2. A sample without picture is its pieces and [END].
 
-        vqa: the question, then [MASK] as the second text. vcr: question and choice, `form` says which; words with a gold link carry their region.
+        vqa: the question, then [MASK] as the second text. vcr, vcr_qar: question (with right answer) and choice, `form` says which; all regions stay.
         """
         config, images = self.config, self._images(sample)
         if not sample.pictures:
             text = self._ended(layout.bare_text(self.vocab, sample.key, sample.texts[0], config.max_rows))
             none = layout.no_regions(0 if config.trunk else config.feature_size, config.classes)
             return Example(sample.key, text, none, sample=sample.key)
-        picture = sample.pictures[0]
-        texts = sample.texts[:1] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
-        special = 1 + len(texts) + 2 * (task == "vqa")
-        length = sum(len(self.vocab.encode(x)) for x in texts)
-        length, count = min(length, config.max_pieces or length) + special, len(picture.boxes) + 1
-        while length + count > config.max_rows:
-            length, count = (length, count - 1) if count > length else (length - 1, count)
-        parts = [(text, i) for i, text in enumerate(texts)]
-        text, pieces = layout.bert_rows(self.vocab, sample.key, parts, length - special, layout.cut_first, own_sep=True)
-        if task == "vqa":
-            text = layout.before_last_sep(layout.before_last_sep(text, self.vocab.sep), self.vocab.mask)
-            text.segment_ids[-2:] = 1
-        kept = layout.surest(picture, count - 1)
+        picture, asked = sample.pictures[0], {"vcr": 1, "vcr_qar": 2}.get(task or "", 0)
+        if asked:
+            room = config.max_position_embeddings - 5  # less [CLS], two [SEP], the regions and [END]
+            text, links = choice_rows(self.vocab, sample, asked, form, min(config.max_pieces, room), room)
+            key, kept = f"{sample.key}@{form}", np.arange(len(picture.boxes))
+        else:
+            key, links = sample.key, np.zeros((0, 2), np.int64)
+            text, kept = self._caption(sample, picture, task == "vqa")
         regions = self._regions(sample.key, picture, np.append(kept, len(picture.boxes)), images)
         regions.position_ids += len(text)
-        example = Example(sample.key, self._ended(text), regions, images=images, sample=sample.key)
-        if task == "vcr":
-            example.key = f"{sample.key}@{form}"
-            links = layout.choice_links(sample, pieces, form)
-            links = links[np.isin(links[:, 1], kept)]
-            example.links = np.stack([links[:, 0], np.searchsorted(kept, links[:, 1])], 1)
-        return example
+        return Example(key, self._ended(text), regions, links, images=images, sample=sample.key)
+
+    def _caption(self, sample: Sample, picture: Picture, asks: bool) -> tuple[TextRows, Array]:
+        """A text, behind which a question asks [MASK], and the regions that fit beside it."""
+        special = 2 + 2 * asks
+        length, count = special + len(self.vocab.encode(sample.texts[0])), len(picture.boxes) + 1
+        while length + count > self.config.max_rows:
+            length, count = (length, count - 1) if count > length else (length - 1, count)
+        text, _ = layout.bert_rows(self.vocab, sample.key, [(sample.texts[0], 0)], length - special, cut=True)
+        if asks:
+            text = layout.before_last_sep(layout.before_last_sep(text, self.vocab.sep), self.vocab.mask)
+            text.segment_ids[-2:] = 1
+        return text, layout.surest(picture, count - 1)
 
     def _regions(self, key: str, picture: Picture, kept: Array, images: Sequence[Pixels]) -> RegionRows:
         """Some regions, the last of them the whole picture, whose feature is the mean of all; boxes end at the last pixel that is read."""

@@ -74,6 +74,20 @@ def two_layers(scale: int) -> Scorer:
     return make
 
 
+def evenly(scorer: Scorer) -> Callable[..., nn.Module]:
+    """The same head, its layers drawn by Xavier's uniform rule, biases 0. Source: VL-BERT, whose tasks all draw theirs so."""
+
+    def make(config: HeadConfig, outputs: int = 1) -> nn.Module:
+        head = scorer(config, outputs)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        return head
+
+    return make
+
+
 def two_linear(config: HeadConfig, outputs: int = 1) -> nn.Module:
     """Linear, GELU, Linear on the output of a region: what VL-BERT uses, whose configs set the dropout between to 0."""
     width = config.visual_size

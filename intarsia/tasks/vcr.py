@@ -5,19 +5,21 @@ One document a choice; the four share their sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Link, Pick, Sample
+from intarsia.batch import Array, Batch, Encoded, Example, Link, Pick, Sample, TextRows
 from intarsia.errors import BadInput
+from intarsia.layout import Cut, bert_rows, link_rows, without
 from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, two_linear, with_target
+from intarsia.text import Pieces, Vocab
 
 COCO = """person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign parkingmeter bench bird cat dog horse sheep cow
 elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard sportsball kite baseballbat baseballglove skateboard surfboard
@@ -25,6 +27,14 @@ tennisracket bottle wineglass cup fork knife spoon bowl banana apple sandwich or
 diningtable toilet tv laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator book clock vase scissors teddybear hairdrier toothbrush"""
 KINDS = {name: number for number, name in enumerate(COCO.split(), start=1)}
 """COCO's classes as VCR names them; 0 is background."""
+
+
+PERSON = "person"
+NAMES = (
+    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
+    *("Jody", "Kendall", "Frankie", "Pat", "Quinn"),
+)
+"""What people are called in turn, from question to question. Source: VL-BERT, vcr/data/datasets/vcr.py."""
 
 
 def joined(sample: Sample) -> Sample:
@@ -38,6 +48,107 @@ def joined(sample: Sample) -> Sample:
         for x in sample.links
     )
     return replace(sample, texts=(f"{question} {answer}", *rest), links=links)
+
+
+def choice_links(sample: Sample, pieces: Sequence[Pieces], form: int) -> Array:
+    """Gold links of a question and one of its choices, laid out as [CLS] question (right answer) [SEP] choice [SEP]: (P, 2) text row, region row.
+
+    Args:
+        sample: its texts are the question (the right answer) and the choices.
+        pieces: of the question (the right answer) and the choice, as laid out.
+        form: number of the choice.
+    """
+    starts = np.cumsum([1, *map(len, pieces[:-1])]).tolist()
+    asked = [link_rows(sample, piece, starts[i], i) for i, piece in enumerate(pieces[:-1])]
+    return np.concatenate([*asked, link_rows(sample, pieces[-1], starts[-1] + 1, len(asked) + form)])
+
+
+def renamed(sample: Sample) -> Sample:
+    """A sample whose objects are called anew in all texts: people by `NAMES` in the order of the objects, going on from `Sample.people`, others by their class.
+
+    Objects that are no region of the first picture stay as they are called. Source: VL-BERT, vcr/data/datasets/vcr.py.
+    """
+    called, turn = list[str](), sample.people
+    for name in sample.pictures[0].names:
+        called.append(NAMES[turn % len(NAMES)] if name == PERSON else name)
+        turn += name == PERSON
+    texts, links = list(sample.texts), list[Link]()
+    for number, text in enumerate(sample.texts):
+        said, at = "", 0
+        for link in sorted((x for x in sample.links if x.text == number and x.picture == 0), key=lambda x: x.start):
+            said += text[at : link.start]
+            name = (called[link.region] if called else "") or text[link.start : link.end]
+            links.append(replace(link, start=len(said), end=len(said) + len(name)))
+            said, at = said + name, link.end
+        texts[number] = said + text[at:]
+    return replace(sample, texts=tuple(texts), links=(*links, *(x for x in sample.links if x.picture)))
+
+
+def shared_cut(pieces: Sequence[Pieces], asked: int, form: int, limit: int) -> list[Pieces]:
+    """The pieces of a question (its right answer) and one of its choices, cut from their ends until all choices fit.
+
+    A choice is cut while it is longer than what is asked, else the question down to its last piece, then the right answer. Choices take turns and share
+    what is asked: every document has what the last one left of it. Source: VL-BERT, vcr/data/datasets/vcr.py.
+
+    Args:
+        pieces: of the question (the right answer) and all choices.
+        asked: how many of them are no choices, 1 or 2.
+        form: number of the choice.
+        limit: pieces of a document.
+    """
+    kept = list(map(len, pieces))
+    for i in range(asked, len(pieces)):
+        while sum(kept[:asked]) + kept[i] > limit:
+            longer = kept[i] > sum(kept[:asked])
+            kept[i if longer else 0 if kept[0] > 1 or asked == 1 else 1] -= 1
+    return [pieces[i].part(0, kept[i]) for i in (*range(asked), asked + form)]
+
+
+def pair_cut(earlier: Sequence[int]) -> Cut:
+    """How a question (its right answer, behind a [SEP]) and a choice come down to a limit: from the end of the longer one, of the choice where both are alike.
+
+    What the choices before took of the question is gone. Source: the first code of ViLBERT, vcr_dataset.py; ERNIE-ViL's, reader/vcr_finetuning.py.
+
+    Args: earlier, pieces of the choices before this one.
+    """
+
+    def cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
+        said, kept = _said(pieces), 0
+        for kept in (*earlier, len(pieces[-1])):
+            while said + kept > limit:
+                said, kept = (said - 1, kept) if said > kept else (said, kept - 1)
+        return _shorter(pieces, said, kept)
+
+    return cut
+
+
+def choice_cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """The same, but of the choice alone; of what is asked only where nothing of the choice would be left. Source: the second code of ViLBERT, vcr_dataset.py."""
+    said = min(_said(pieces), limit - 1)
+    return _shorter(pieces, said, limit - said)
+
+
+def _said(pieces: Sequence[Pieces]) -> int:
+    return sum(map(len, pieces[:-1])) + len(pieces) - 2
+
+
+def _shorter(pieces: Sequence[Pieces], said: int, kept: int) -> list[Pieces]:
+    """The first `said` rows of what is asked, a [SEP] before an answer among them, and the first `kept` of the choice."""
+    asked = [min(len(pieces[0]), said), *(max(said - len(pieces[0]) - 1, 0) for _ in pieces[1:-1])]
+    return [piece.part(0, count) for piece, count in zip(pieces, (*asked, kept), strict=True)]
+
+
+def choice_rows(vocab: Vocab, sample: Sample, asked: int, form: int, limit: int, room: int) -> tuple[TextRows, Array]:
+    """[CLS] question (right answer) [SEP] choice [SEP], cut by `shared_cut`, and its links.
+
+    Rationales of the test, whose right answers nobody knows, may have `room` pieces. Source: VL-BERT, vcr/data/datasets/vcr.py, which does not cut them.
+    Other arguments as of `shared_cut`.
+    """
+    pieces = [vocab.encode(x) for x in sample.texts]
+    kept = shared_cut(pieces, asked, form, room if asked == 2 and not sample.answers else limit)
+    parts = [*((x, 0) for x in sample.texts[:asked]), (sample.texts[asked + form], 1)]
+    text, _ = bert_rows(vocab, sample.key, parts, limit, lambda *_: kept, own_sep=True)
+    return without(text, 1 + len(kept[0])) if asked == 2 else text, choice_links(sample, kept, form)
 
 
 @dataclass(frozen=True)
@@ -126,7 +237,9 @@ class VCREach(VCROneOf):
 
 @dataclass(frozen=True)
 class VCRAndObjects(VCREach):
-    """And each region's output names its object. Batch.targets["objects"]: Picks of region rows with labels (M) int64, background for the whole picture.
+    """And each region's output names its object; people have names that go round from question to question.
+
+    Batch.targets["objects"]: Picks of region rows with labels (M) int64, background for the whole picture.
 
     Source: VL-BERT, sec. 4.2, and its code, vcr/modules/resnet_vlbert_for_vcr.py.
     """
@@ -135,7 +248,7 @@ class VCRAndObjects(VCREach):
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
         """Only the first choice has the pixels, so that a trunk reads them once; all four stay together."""
-        found = super().forms(lay, sample)
+        found = super().forms(lay, renamed(sample))
         for example in found[1:]:
             example.images = ()
         return found
@@ -143,7 +256,11 @@ class VCRAndObjects(VCREach):
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
     ) -> list[Example]:
-        """With the class of every region: what the benchmark names it, else what its detector says, else background."""
+        """With the class of every region: what the benchmark names it, else what its detector says, else background.
+
+        Names go on from anywhere, as those of a loader that shuffles.
+        """
+        sample = replace(sample, people=int(rng.integers(len(NAMES))))
         found = super().documents(lay, self._labelled(sample), rng, draw)
         for example in found:
             assert example.regions is not None, "names objects by their regions"

@@ -1,6 +1,6 @@
 """Readers and writers of weight files. Nothing here runs code from a file.
 
-`safetensors`, torch files of plain tensors, pickles of plain arrays, TensorFlow checkpoints, Paddle's variables.
+`safetensors`, torch files of plain tensors, pickles of plain arrays, TensorFlow checkpoints, Caffe's blobs, Paddle's variables.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.errors import BadInput
-from intarsia.weights import paddle
+from intarsia.weights import caffe, paddle
 from intarsia.weights.pickles import read_pickle
 from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weights_of
 
-WRAPPERS = ("model_state", "state_dict", "model", "module", "learnable")
+WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 COUNTER = ".num_batches_tracked"
 
@@ -31,7 +31,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Reads a state dict.
 
     From .safetensors, a torch file (.pt, .pth, .bin) or a pickle of arrays (.pkl), unwrapped, a TensorFlow checkpoint, without what its optimizer left, or a
-    folder or .tar.gz of Paddle's variables.
+    folder or .tar.gz of Paddle's variables, or a .caffemodel, whose blobs are "LAYER.0", "LAYER.1", ..
 
     Raises:
         BadInput: no such file, damaged, a pickle that wants to run code, or not a state dict.
@@ -48,6 +48,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    if path.suffix == caffe.SUFFIX:
+        return caffe.read_caffemodel(path)
     if path.suffix == ".pkl":
         return _unwrap(_tensors(read_pickle(path)), path)
     try:

@@ -14,8 +14,8 @@ import torch
 from intarsia.batch import Array, Film, Sample
 from intarsia.data.source import Provenance
 from intarsia.data.video import sentence
-from intarsia.features.clips import ClipMotion
 from intarsia.features.kmeans import Codebook, fit
+from intarsia.features.motion import ClipMotion
 from intarsia.worlds.films import FilmConfig, FilmWorld, frame
 
 

@@ -113,3 +113,104 @@ def test_splits_and_tags_of_coco_cn(tmp_path: Path) -> None:
     source = open_source(path)
     assert source.index.splits == {"val": 1, "train": 1}
     assert source[0].pictures[0].tags == ("狗", "草地") and source[1].pictures[0].tags == ()
+
+
+RELATED = [
+    {
+        "image_id": 7,
+        "relationships": [
+            {"relationship_id": 1, "predicate": "RIDES", "subject": {"object_id": 1, "x": 1, "y": 2, "w": 3, "h": 4, "name": "man"},
+             "object": {"object_id": 2, "x": 5, "y": 6, "w": 50, "h": 8, "names": ["horse", "pony"]}},
+            {"relationship_id": 2, "predicate": "rides", "subject": {"object_id": 1, "x": 1, "y": 2, "w": 3, "h": 4, "name": "man"},
+             "object": {"object_id": 3, "x": 0, "y": 0, "w": 9, "h": 9, "name": "horse"}},
+            {"relationship_id": 3, "predicate": "near", "subject": {"object_id": 1, "x": 1, "y": 2, "w": 3, "h": 4, "name": "man"},
+             "object": {"object_id": 4, "x": 45, "y": 0, "w": 9, "h": 9, "name": "tree"}},
+        ],
+    },
+    {"image_id": 8, "relationships": []},
+]  # fmt: skip
+
+
+def thing(number: int, x: int, name: str) -> dict[str, Any]:
+    return {"object_id": number, "x": x, "y": 2, "w": 3, "h": 4, "names": [name]}
+
+
+def test_relationships_of_visual_genome_are_phrases_with_both_ends_linked(tmp_path: Path) -> None:
+    put(tmp_path, "image_data.json", SIZES)
+    path = put(tmp_path, "relationships.json", RELATED)
+    source = open_source(path)
+    assert [x.texts[0] for x in source] == ["man rides horse", "man near tree"]
+    words = [[(x.texts[0][y.start : y.end], y.region) for y in x.links] for x in source]
+    assert words == [[("man", 0), ("horse", 1), ("horse", 2)], [("man", 0)]]
+    boxes = [[1, 2, 4, 6], [5, 6, 40, 14], [0, 0, 9, 9]]
+    np.testing.assert_allclose(source[0].pictures[0].boxes * [40, 30, 40, 30], boxes, atol=1e-5)
+    assert source[0].pictures[0].tags == ("man", "horse", "horse")
+    assert inspect(str(path)).ignored == {".boxes without area": 1} and check(str(path)).usable == 2
+    graph = {
+        "image_id": 7,
+        "objects": [thing(1, 1, "man"), thing(2, 9, "hat")],
+        "relationships": [{"predicate": "wears", "subject_id": 1, "object_id": 2}],
+    }
+    path = put(tmp_path, "scene_graphs.json", [graph])
+    assert [(x.texts[0], len(x.links)) for x in open_source(path)] == [("man wears hat", 2)]
+    graph["relationships"][0]["object_id"] = 3
+    with pytest.raises(
+        BadInput, match=r"scene_graphs\.json: not a whole file of Visual Genome relationships: KeyError\(3\)"
+    ):
+        open_source(put(tmp_path, "scene_graphs.json", [graph]))
+
+
+def open_images(root: Path) -> None:
+    put(root, "class-descriptions-boxable.csv", "/m/01g317,Person\n/m/04bcr3,Table\n")
+    put(root, "oidv7-class-descriptions.csv", 'LabelName,DisplayName\n/m/01bqk0,"Wheel, spare"\n/m/083wq,Wooden\n')
+    (root / "images").mkdir()
+    (root / "images/0001eeaf4aed83f9.jpg").write_bytes(jpeg(0, 40, 30))
+
+
+def test_tags_boxes_and_relationships_of_open_images(tmp_path: Path) -> None:
+    open_images(tmp_path)
+    head, image = "ImageID,Source,LabelName,Confidence", "0001eeaf4aed83f9"
+    tags = f"{head}\n{image},verification,/m/01g317,1\n{image},verification,/m/01bqk0,0\n{image},crowdsource-verification,/m/04bcr3,1\nffff,verification,/m/083wq,0\n"
+    path = put(tmp_path, "oidv6-train-annotations-human-imagelabels.csv", tags)
+    (sample,) = open_source(path)
+    assert (sample.texts, sample.pictures[0].tags) == (("person, table",), ("person", "table"))
+    assert sample.pictures[0].path.endswith(f"images/{image}.jpg")
+    assert inspect(str(path)).ignored == {".labels not confirmed": 1} and check(str(path)).decoded == 1
+    boxes = f"{head},XMin,XMax,YMin,YMax,IsOccluded\n{image},xclick,/m/01g317,1,0.1,0.5,0.2,0.8,0\n{image},xclick,/m/01bqk0,1,0,1,0.5,1,0\n"
+    path = put(tmp_path, "validation-annotations-bbox.csv", boxes)
+    (sample,) = open_source(path)
+    assert (sample.texts[0], list(open_source(path).index.splits)) == ("person, wheel, spare", ["val"])
+    np.testing.assert_allclose(sample.pictures[0].boxes, [[0.1, 0.2, 0.5, 0.8], [0, 0.5, 1, 1]], atol=1e-6)
+    columns = "ImageID,LabelName1,LabelName2,XMin1,XMax1,YMin1,YMax1,XMin2,XMax2,YMin2,YMax2,RelationLabel"
+    person, table = "/m/01g317", "/m/04bcr3"
+    ends = "0.1,0.5,0.2,0.8,0,1,0.5,1"
+    related = f"{columns}\n{image},{person},{table},{ends},at\n{image},{table},/m/083wq,0,1,0.5,1,0,1,0.5,1,is\n{image},{person},{table},{ends},inside_of\n"
+    path = put(tmp_path, "oidv6-train-annotations-vrd.csv", related)
+    samples = list(open_source(path))
+    assert [x.texts[0] for x in samples] == ["person at table", "table is wooden", "person inside of table"]
+    assert [[(y.start, y.end, y.region) for y in x.links] for x in samples] == [
+        [(0, 6, 0), (10, 15, 1)],
+        [(0, 5, 1)],
+        [(0, 6, 0), (17, 22, 1)],
+    ]
+    np.testing.assert_allclose(samples[1].pictures[0].boxes, [[0.1, 0.2, 0.5, 0.8], [0, 0.5, 1, 1]], atol=1e-6)
+
+
+def test_what_open_images_lacks_is_named(tmp_path: Path) -> None:
+    row = "ffff,xclick,/m/01g317,1,0.1,0.5,0.2,0.8\n"
+    path = put(
+        tmp_path, "train-annotations-bbox.csv", f"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n{row}"
+    )
+    with pytest.raises(BadInput, match=r"bbox\.csv: its labels are codes: put class-descriptions\.csv beside it"):
+        open_source(path)
+    open_images(tmp_path)
+    with pytest.raises(
+        BadInput, match=r"bbox\.csv, Open Images, record ffff: has boxes, but picture ffff\.jpg, whose size they need"
+    ):
+        open_source(path)
+    path.write_text(path.read_text().replace("0.1", "left"))
+    with pytest.raises(BadInput, match=r"bbox\.csv, line 2: could not convert string to float: 'left'"):
+        open_source(path)
+    path.write_text(path.read_text().replace("/m/01g317", "/m/none"))
+    with pytest.raises(BadInput, match=r"line 2: label '/m/none' has no name among 5 in"):
+        open_source(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from intarsia.data.formats.shard_files import map_arrays
 from intarsia.data.formats.shards import ShardSource, ShardWriter
 from intarsia.data.formats.tar import TarSource, write_tar
 from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.worlds import WorldSource
 
@@ -78,8 +80,8 @@ def test_what_cannot_be_opened_lists_what_can(tmp_path: Path) -> None:
         (tmp_path / "other" / f"{name}.csv").write_text("")
     accepted = (
         r"expected a folder with shards\.json, films\.json, pairs\.jsonl, \*\.tar, \*\.parquet or \*\.arrow, a UNITER text database, "
-        r"folders of pictures with texts; a \.jsonl, \.tar, \.parquet or \.arrow file; a caption file of a known corpus "
-        r"or FashionGen's \.h5; worlds:"
+        r"folders of pictures with texts; a \.jsonl, \.tar, \.parquet or \.arrow file; a caption file of a known corpus, "
+        r"FashionGen's \.h5 or B2T2's records; worlds:"
     )
     for name, found in (
         ("none", "no such file or folder"),
@@ -264,3 +266,27 @@ def test_any_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [x.split(": ", 1)[0] for x in found.problems] == [f"sample {samples[i].key}" for i in (1, 2, 3)]
     assert "its key was already given" in found.problems[1]
     assert "a text is empty" in found.problems[2]
+
+
+def test_what_is_nearly_always_a_mistake_is_counted(tmp_path: Path) -> None:
+    """Region features whose numbers are fine and whose meaning is not."""
+    good = picture(0, 3)
+    probs = np.full((3, 5), 0.1, np.float32)
+    probs[:, 2] = 0.6
+    cases = {
+        "good": replace(good, features=np.abs(good.features), probs=probs, labels=np.full(3, 2)),
+        "shifted": replace(good, features=np.abs(good.features), probs=probs, labels=np.full(3, 1)),
+        "logits": replace(good, features=np.abs(good.features), probs=probs * 9, labels=np.full(3, 2)),
+        "signed": replace(good, features=-np.abs(good.features) - 1, probs=probs, labels=np.full(3, 2)),
+    }
+    for extractor, expected in (("butd", 3), ("light", 2)):
+        root = tmp_path / extractor
+        made = Provenance(extractor, good.features.shape[1], classes=tuple("abcde"))
+        writer = ShardWriter(root, made)
+        for name, shown in cases.items():
+            writer.add(replace(shown, name=f"{name}.jpg"))
+        writer.finish({"key": name, "image": f"{name}.jpg", "caption": "x"} for name in cases)
+        found = check(str(root))
+        assert found.usable == 4 and found.problems == ()
+        assert sum(found.odd.values()) == len(found.odd) == expected
+        assert any("1 pictures whose labels are one beside their likeliest classes" in x for x in found.lines())

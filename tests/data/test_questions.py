@@ -177,3 +177,37 @@ def test_multi30k_in_all_its_languages(tmp_path: Path) -> None:
     put(tmp_path, "val.de", "Ein Hund.\n")
     with pytest.raises(BadInput, match=r"val\.de: 1 sentences for 2 pictures of val\.txt"):
         open_source(tmp_path / "val.en")
+
+
+def test_vilberts_cache_of_answers_finds_its_questions(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    entries = [
+        {"question_id": 42001, "image_id": 42, "labels": [1, 0], "scores": [1.0, 0.3]},
+        {"question_id": 42002, "image_id": 42, "labels": [], "scores": []},
+    ]
+    path = cache / "val_target.pkl"
+    path.write_bytes(pickle.dumps(entries, protocol=2))  # as Python 2 wrote it
+    with pytest.raises(BadInput, match=r"val_target\.pkl: its answers are numbers: put trainval_label2ans\.pkl"):
+        open_source(path)
+    (cache / "trainval_label2ans.pkl").write_bytes(pickle.dumps(["yes", "no"]))
+    with pytest.raises(
+        BadInput,
+        match=r"val_target\.pkl: holds answers only: put v2_OpenEnded_mscoco_val2014_questions\.json beside it",
+    ):
+        open_source(path)
+    asked = [{"question_id": 42000 + i, "image_id": 42, "question": f"what is {i}?"} for i in (1, 2)]
+    put(tmp_path, "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked})
+    source = open_source(path)
+    assert [(x.key, x.texts[0], x.answers) for x in source] == [
+        ("42001#0", "what is 1?", (("no", 1.0), ("yes", 0.3))),
+        ("42002#0", "what is 2?", ()),
+    ]
+    assert source[0].pictures[0].name == "COCO_val2014_000000000042.jpg" and source.index.splits == {"val": 2}
+    assert inspect(str(path)).samples == 2
+    path.write_bytes(pickle.dumps([{**entries[0], "labels": [7, 0]}]))
+    with pytest.raises(BadInput, match=r"val_target\.pkl, entry 0: label 7 is not among 2 answers"):
+        open_source(path)
+    path.write_bytes(b"cos\nsystem\n(S'touch /nowhere/pwned'\ntR.")
+    with pytest.raises(BadInput, match=r"val_target\.pkl: .*(os|posix)\.system"):
+        open_source(path)

@@ -235,11 +235,33 @@ def test_sums_of_tars_and_of_several_data_sets(tmp_path: Path) -> None:
     sums(tmp_path / "tars")
     both = f"{upload(tmp_path / 'tars')},{upload(folder(tmp_path / 'pairs'))}"
     found = check(both)
-    assert (found.samples, found.usable, found.pictures, found.sums) == (5, 5, 5, 2)
+    assert (found.samples, found.usable, found.pictures, found.sums, found.unsummed) == (5, 5, 5, 2, 4)
+    assert "2 checksums right, 4 files without one" in found.lines()[1]
     with open(tmp_path / "tars/1.tar", "ab") as handle:
         handle.write(bytes(512))
     with pytest.raises(BadInput, match=r"1\.tar: its bytes have changed"):
         check(upload(tmp_path / "tars"))
+
+
+def test_a_remote_tar_is_compared_as_it_passes(cache: Path, tmp_path: Path) -> None:
+    """Bytes that no reader asks for, in a picture, count too."""
+    samples = [(f"k{i}", {"caption": f"dog {i}"}, [("jpg", jpeg(i))], []) for i in range(5)]
+    write_tar(tmp_path / "tars/0.tar", samples)
+    sums(tmp_path / "tars")
+    where = upload(tmp_path / "tars")
+    assert len(open_source(where)) == 5
+    data = bytearray((tmp_path / "tars/0.tar").read_bytes())
+    data[data.index(jpeg(3)) + 200] ^= 1
+    for changed in (data, data[:-512], bytes(data) + bytes(512)):
+        MEMORY.pipe_file(f"{where}/0.tar", bytes(changed))
+        with pytest.raises(
+            BadInput, match=r"^memory:/+remote\d+/tars/0\.tar: its bytes have changed: sha256 \w+\.\., SHA256SUMS says"
+        ):
+            open_source(where)
+    MEMORY.rm(f"{where}/{SUMS}")
+    copies._sums.cache_clear()
+    assert len(open_source(where)) == 5
+    assert (check(where).sums, check(where).unsummed) == (0, 1)
 
 
 def test_a_remote_tar_is_read_through_once_and_then_only_for_pictures(

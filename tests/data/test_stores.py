@@ -40,6 +40,7 @@ from intarsia.data.formats.names import picture_key
 from intarsia.data.formats.npz import read_npz
 from intarsia.data.formats.shards import ShardSource
 from intarsia.data.formats.uniter_lmdb import UniterLmdb
+from intarsia.data.opening import open_source
 from intarsia.data.stores import open_store
 from intarsia.errors import BadInput
 
@@ -124,6 +125,14 @@ def test_every_layout_can_be_inspected_and_checked(name: str, tmp_path: Path) ->
     assert check(str(path), width=F).usable == 3
     left = {"vl_bert-folder": "image_box_feature", "vl_bert-zip": "image_box_feature", "tensorpack-volta": "attrs"}
     assert report.ignored == ({left[name]: 3} if name in left else {})
+
+
+@pytest.mark.parametrize("make", [butd, uniter_msgpack])
+def test_features_given_as_a_data_set_are_told_from_one(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"region features \(.+\), no data set; make it one: `intarsia data convert .+ OUT --extractor"
+    ):
+        open_source(make(tmp_path))
 
 
 def pairs(root: Path) -> Path:

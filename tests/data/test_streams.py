@@ -18,16 +18,22 @@ import numpy as np
 import pytest
 import torch
 from pair_makers import jpeg
+from test_tfrecord import write as write_records
+from test_uniter_text import by_hand, database
+from test_uniter_text import numbers as msgpack_numbers
+from test_uniter_text import text as msgpack_text
 from toy import toy
 
 from intarsia.batch import Picture, Sample
 from intarsia.data.check import check, inspect
 from intarsia.data.decode import decode_image
 from intarsia.data.formats.files import RandomAccess
+from intarsia.data.formats.films import FilmRecord, FilmWriter, Track
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.loader import Plan, Prepare, load, measure, requests
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance
+from intarsia.data.subtitles import Sentence
 from intarsia.errors import BadInput
 from intarsia.recipe import Batching
 from intarsia.train.parallel import weightless
@@ -58,6 +64,9 @@ class WithRegions:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
+        if sample.film is not None:
+            picture = Picture(sample.film.name, sample.film.features[:2].astype(np.float32), BOXES, 40, 30)
+            return replace(sample, texts=sample.texts[:1], pictures=(picture,), film=None)
         picture = sample.pictures[0]
         if len(picture.features):
             return sample  # type: ignore[no-any-return]
@@ -180,8 +189,10 @@ def rows_of(sample: Sample) -> tuple[int, int]:
 BATCHING = Batching(rows=24, window=10)
 
 
-def same_for_everyone(local: Any, remote: Any, batching: Batching = BATCHING) -> None:
-    """The same bits from 1, 2 and 4 workers, in 1, 2 and 4 processes, from the start and from amid the first epoch."""
+def same_for_everyone(
+    local: Any, remote: Any, batching: Batching = BATCHING, some: tuple[int, ...] = (1, 2, 4)
+) -> None:
+    """The same bits from `some` numbers of workers, in as many processes, from the start and from amid the first epoch."""
     local, remote = WithRegions(local), WithRegions(remote)
     assert len(local) == len(remote) == 24
     rows = measure(local, partial(rows_of)).rows
@@ -199,12 +210,12 @@ def same_for_everyone(local: Any, remote: Any, batching: Batching = BATCHING) ->
     epoch = len(Plan(rows, batching, 3).epoch(0))
     assert 4 < epoch < steps  # so that 4 is amid the first epoch and the last is in the second
     assert sorted(key for x in whole[:epoch] for key in x[2]) == sorted(local[i].key for i in range(24))
-    for workers in (1, 2, 4):
+    for workers in some:
         assert made(local, workers) == whole
-    assert made(local, 4, first=4) == whole[4:]
+    assert made(local, some[-1], first=4) == whole[4:]
     assert made(remote) == whole
     assert made(remote, 2, first=4) == whole[4:]
-    for world in (1, 2, 4):
+    for world in some:
         for source, workers, first in ((local, 0, 0), (local, int(world == 2), 4), (remote, 0, 4)):
             ranks = [made(source, workers, first, rank, world) for rank in range(world)]
             assert [x for together in zip(*ranks, strict=True) for x in together] == whole[first:]
@@ -218,6 +229,75 @@ def test_order_and_bits_do_not_depend_on_workers_ranks_or_where_it_goes_on(
     local, remote = open_source(f"{tmp_path / 'data'}{file}"), open_source(uploaded(tmp_path / "data") + file)
     assert type(local) is type(remote)
     same_for_everyone(local, remote)
+
+
+def uniter(root: Path, numbers: range = range(24)) -> str:
+    """UNITER's text database: pieces and their vocabulary."""
+    root.mkdir(parents=True)
+    words = sorted({word for text in WORDS for word in text.split()})
+    (root / "vocab.txt").write_text("\n".join([*"abcde", *words]) + "\n")
+    examples = {}
+    for i in numbers:
+        ids = [5 + words.index(word) for word in caption(i).split()]
+        examples[f"k{i}"] = by_hand({"input_ids": msgpack_numbers(ids), "img_fname": msgpack_text(f"{i}.npz")})
+    meta = {"CLS": 2, "SEP": 3, "MASK": 4, "UNK": 1, "v_range": [5, 5 + len(words)], "tokenizer": "bert-base-cased"}
+    database(root, "itm_coco_train.db", examples, meta=meta)
+    return "/itm_coco_train.db"
+
+
+def arrow(root: Path, numbers: range = range(24)) -> str:
+    """ViLT's file of Arrow's."""
+    root.mkdir(parents=True)
+    rows = {"image": [jpeg(i) for i in numbers], "caption": [[caption(i)] for i in numbers]}
+    table = pa.table(rows | {"image_id": [f"{i}.jpg" for i in numbers], "split": ["train"] * len(numbers)})
+    path = str(root / "coco_caption_karpathy_train.arrow")
+    with pa.OSFile(path, "wb") as sink, pa.RecordBatchFileWriter(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return "/coco_caption_karpathy_train.arrow"
+
+
+def fashion(root: Path, numbers: range = range(24)) -> str:
+    h5py = pytest.importorskip("h5py")
+    root.mkdir(parents=True)
+    with h5py.File(root / "fashiongen_256_256_train.h5", "w") as file:
+        file["input_image"] = np.random.default_rng(0).integers(0, 256, (len(numbers), 8, 8, 3), np.uint8)
+        file["input_description"] = np.array([[caption(i).encode()] for i in numbers])
+        for name in ("category", "subcategory", "productID"):
+            file[f"input_{name}"] = np.array([[b"x"] for _ in numbers])
+    return "/fashiongen_256_256_train.h5"
+
+
+def asked(root: Path, numbers: range = range(24)) -> str:
+    """B2T2's records, in two files."""
+    root.mkdir(parents=True)
+    words = ["[PAD]", "[CLS]", "[IMAGE]", "[SEP]", *sorted({word for text in WORDS for word in text.split()})]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    for part in range(2):
+        rows = []
+        for i in numbers[part * 12 : part * 12 + 12]:
+            ids = [words.index(x) for x in f"[CLS] [IMAGE] {caption(i)} [SEP] cat [SEP]".split()]
+            fields = {"image": jpeg(i), "annot_id": [i], "img_id": [i], "choice_id": [0], "label": [1]}
+            rows.append(fields | {"input_ids": ids, "bbox_pos": [0, 0, 1, 1], "bbox_idx": [-1] * len(ids)})
+        write_records(root / f"vcr-train-{part:05}-of-00002", rows)
+    return ""
+
+
+def films(root: Path, numbers: range = range(24)) -> str:
+    """Film shards, a passage a film."""
+    writer = FilmWriter(root, Provenance("s3d", 3, settings={"fps": "20", "frames": "30"}), films_per_shard=5)
+    for i in numbers:
+        said = (Track("en", (Sentence(caption(i), 0.0, 3.0),)),)
+        writer.add(FilmRecord(f"{i}.mp4", 3.0, np.random.default_rng(i).random((2, 3)), np.arange(2) * 1.5, said))
+    writer.finish()
+    return ""
+
+
+@pytest.mark.parametrize("make", [uniter, arrow, fashion, asked, films])
+def test_nor_do_those_of_other_projects_stores(make: Callable[[Path], str], tmp_path: Path) -> None:
+    file = make(tmp_path / "data")
+    local, remote = open_source(f"{tmp_path / 'data'}{file}"), open_source(uploaded(tmp_path / "data") + file)
+    assert type(local) is type(remote)
+    same_for_everyone(local, remote, some=(2, 4))
 
 
 @pytest.mark.parametrize("makes", MIXTURES)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,8 +12,10 @@ from pair_makers import folder, jpeg, line, picture
 
 from intarsia.cli_data import data
 from intarsia.data import tar_writer
+from intarsia.data.check import check
 from intarsia.data.decode import decode_image
 from intarsia.data.formats.regions import write_regions
+from intarsia.data.formats.tar import write_tar
 from intarsia.data.opening import open_source
 from intarsia.data.tar_writer import write_tars
 from intarsia.errors import BadInput
@@ -104,3 +107,41 @@ def test_fashiongen_is_inspected_checked_and_written_as_tars(
     again = open_source(tmp_path / "out")
     np.testing.assert_array_equal(decode_image(again[1].pictures[0].path), pixels[1])
     assert again[1].texts == ("description 1",) and again[1].pictures[0].tags == ("subcategory 1", "category 1")
+
+
+def test_any_data_set_becomes_pairs_to_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files stay where they are, pictures inside other files come along, regions and links too; and a run may be repeated."""
+    path = karpathy(tmp_path)
+    source = open_source(path)
+    data(["convert", str(path), str(tmp_path / "files"), "--layout", "pairs", "--on-error", "skip"])
+    again = open_source(tmp_path / "files")
+    assert not (tmp_path / "files/images").exists() and 0 < len(again) <= len(source)
+    assert check(str(tmp_path / "files")).decoded == len({x.pictures[0].name for x in again})  # type: ignore[attr-defined]
+    shown = picture(0)
+    write_tar(
+        tmp_path / "x/0.tar",
+        [
+            (
+                "a_b",
+                {"caption": "a dog", "links": [[0, 2, 5, 1]]},
+                [("jpg", jpeg(1, 40, 30))],
+                [replace(shown, width=40, height=30)],
+            )
+        ],
+    )
+    for _ in range(2):
+        data(["convert", str(tmp_path / "x"), str(tmp_path / "out"), "--layout", "pairs"])
+    said = capsys.readouterr().out
+    assert "1 lines written, 2 files beside them" in said and "1 lines written, 0 files beside them" in said
+    (one,), (other,) = open_source(tmp_path / "x"), open_source(tmp_path / "out")
+    assert one.texts == other.texts and one.links == other.links and one.key == other.key
+    np.testing.assert_array_equal(other.pictures[0].features, one.pictures[0].features)
+    np.testing.assert_array_equal(decode_image(other.pictures[0].path), decode_image(one.pictures[0].path))
+    (tmp_path / "annot.json").write_text(json.dumps([["none.jpg", "a dog"]]))
+    with pytest.raises(
+        BadInput, match="no line can be used; the first: .* the pixels of picture none.jpg are not at hand"
+    ):
+        data(
+            ["convert", str(tmp_path / "annot.json"), str(tmp_path / "none"), "--layout", "pairs", "--on-error", "skip"]
+        )
+    assert not (tmp_path / "none/pairs.jsonl").exists()

@@ -1,5 +1,6 @@
 import pickle
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,57 @@ def test_arrays_in_a_pickle_counters_and_no_attributes(tmp_path):
         again.attribute_probs(torch.zeros(1, 32), torch.zeros(1, 7))
     counters = {"backbone.stem.conv1.norm.num_batches_tracked": torch.zeros(1)}
     assert detector_state(published(detector) | counters)[0].keys() == detector_state(published(detector))[0].keys()
+
+
+def detectron2s(state):
+    """py-bottom-up-attention's pickle: arrays, as detectron2's converters leave them."""
+    arrays = {key: value.numpy() for key, value in state.items()}
+    return "faster_rcnn_from_caffe_attr.pkl", {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def hugging_faces(state):
+    """frcnn-vg-finetuned's pytorch_model.bin, with the counters of its converter."""
+    norms = [key.removesuffix("running_mean") for key in state if key.endswith("running_mean")]
+    return "pytorch_model.bin", OrderedDict(state | {f"{x}num_batches_tracked": torch.zeros(1) for x in norms})
+
+
+def milvlgs(state):
+    """bottom-up-attention.pytorch's checkpoint of a training run of detectron2's."""
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return "bua-caffe-frcn-r101-k10-100.pth", {"model": OrderedDict(state), "optimizer": optimizer, "iteration": 9}
+
+
+def vinvls(state):
+    """maskrcnn-benchmark's checkpoint, from several GPUs."""
+    model = OrderedDict((f"module.{key}", value) for key, value in state.items())
+    return "vinvl_vg_x152c4.pth", {"model": model, "scheduler": {"last_epoch": 3}, "iteration": 9}
+
+
+def folded(state):
+    """Frozen norms of Caffe2's and detectron2's, their statistics in weight and bias."""
+    kept = {key: value for key, value in state.items() if not key.endswith(("running_mean", "running_var"))}
+    return "folded.pth", kept
+
+
+@pytest.mark.parametrize(
+    ("form", "published_as"),
+    [("d2", detectron2s), ("d2", hugging_faces), ("milvlg", milvlgs), ("maskrcnn", vinvls), ("d2", folded)],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_as_their_projects_publish_them(tmp_path, form, published_as, zipped):
+    detector = tiny_detector(form)
+    name, content = published_as(published(detector))
+    if name.endswith(".pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol=4 if zipped else 2))
+    else:
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    again = load_detector(tmp_path / name, limits=detector.config.limits)
+    assert again.config == replace(detector.config, form="caffe" if form == "milvlg" else form)
+    ours, theirs = detector.state_dict(), again.state_dict()
+    kept = [key for key in ours if published_as is not folded or "running" not in key]
+    assert all(torch.equal(theirs[key], ours[key]) for key in kept) and ours.keys() == theirs.keys()
+    if published_as is folded:
+        assert all(float(theirs[key].abs().max()) == 0 for key in ours if "running_mean" in key)
 
 
 @each_form

@@ -121,6 +121,18 @@ def test_given_boxes_are_described_in_their_order(tmp_path: Path, small: None) -
     np.testing.assert_allclose(again.features, own.features, atol=2e-2, rtol=1e-3)  # rounded boxes
 
 
+def test_a_converted_file_may_hold_other_regressions(tmp_path: Path, small: None) -> None:
+    path = weights(tmp_path, "d2")
+    one, other = (open_extractor("butd", weights=path, device="cpu", regress=x) for x in ("", "1,1,1,1"))
+    assert "regress" not in one.provenance.settings and other.provenance.settings["regress"] == "1,1,1,1"
+    assert other.detector.config.box_weights == (1.0, 1.0, 1.0, 1.0)
+    assert not np.array_equal(one([picture(0)])[0].boxes, other([picture(0)])[0].boxes)
+    assert reopen(other.provenance, device="cpu").provenance == other.provenance
+    for text in ("1,1,1", "1,1,1,x", "1,1,1,0"):
+        with pytest.raises(BadInput, match=f"regress '{text}' is not four numbers over 0"):
+            open_extractor("butd", weights=path, device="cpu", regress=text)
+
+
 def test_a_picture_that_is_too_thin_is_named_and_skipped(tmp_path: Path, small: None) -> None:
     for form in KINDS:
         extractor = open_extractor(KINDS[form], weights=weights(tmp_path, form), device="cpu")

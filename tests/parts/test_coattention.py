@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
-from intarsia.parts.coattention import TwoStreams, schedule
+from intarsia.parts.coattention import TwoStreams, layer_decay, schedule
 from intarsia.parts.numbers import TwoStreamNumbers
 
 SMALL = TwoStreamNumbers(
@@ -91,3 +91,26 @@ def test_a_meeting_reads_both_streams_as_they_were() -> None:
         torch.testing.assert_close(x[first:last], meet.words.read(words[first:last], mixed), atol=1e-5, rtol=0)
         mixed = torch.einsum("hqk,khd->qhd", said, value)
         torch.testing.assert_close(v[a:b], meet.regions.read(regions[a:b], mixed), atol=1e-5, rtol=0)
+
+
+def test_layers_learn_less_the_earlier_they_run() -> None:
+    """ERNIE-ViL's numbers: 18 layers, six of words alone."""
+    found = layer_decay(TwoStreamNumbers(), 0.9)
+    told = {
+        "words.word.": 19,
+        "words.position.": 19,
+        "words.segment.": 19,
+        "regions.feature.": 13,
+        "regions.location.": 13,
+        "encoder.layers.0.": 18,
+        "encoder.layers.5.": 13,
+        "encoder.meetings.0.": 12,
+        "encoder.layers.6.": 11,
+        "encoder.visual_layers.0.": 11,
+        "encoder.meetings.5.": 2,
+        "encoder.layers.11.": 1,
+        "encoder.visual_layers.5.": 1,
+    }
+    assert {name: found[f"system.{name}"] for name in told} == pytest.approx({k: 0.9**v for k, v in told.items()})
+    assert len(found) == 5 + 12 + 6 + 6
+    assert layer_decay(TwoStreamNumbers(), 1.0) == {}

@@ -10,12 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from intarsia import decode
 from intarsia.batch import Batch, Film, Pick, Sample
+from intarsia.data.video import sentence
 from intarsia.errors import BadInput
 from intarsia.objectives import contrast
 from intarsia.pack import pack
+from intarsia.parts.captioner import CaptionNumbers
 from intarsia.systems.cbt import CBT, FOUND
 from intarsia.text import Vocab
+from intarsia.weights.files import fill
 from intarsia.worlds.film_features import ACTIONS, COLOURS, SHAPES, FilmWorld
 
 WORLD = FilmWorld(64, seed=5)
@@ -221,3 +225,62 @@ def test_a_process_that_turns_is_learnt() -> None:
     keys = F.normalize(system.targets(dataclasses.replace(clips, feats=true)), dim=-1)
     found = (F.normalize(system.look(clips)[picks.rows], dim=-1) @ keys.T).argmax(1)
     assert float((found == picks.rows).float().mean()) > 0.95
+
+
+def test_speech_meets_all_clips_in_one_pass_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, meetings = build(num_cross_negatives=3), []
+    meet = CBT.meet
+    monkeypatch.setattr(CBT, "meet", lambda self, *x: meetings.append(1) or meet(self, *x))
+    losses, encoded = system(batch_of(system, "nce+mi"))
+    assert len(meetings) == 4
+    plain = system.encode(pack([system.lay_out(WORLD[i]) for i in range(8)]))
+    torch.testing.assert_close(encoded.pooled, plain.pooled)
+    assert not torch.allclose(encoded.visual, plain.visual)
+    assert losses["mi"].isfinite()
+
+
+# ---------------------------------------------------------------------------------------------------------------- captions
+
+PARTS = [sentence(WORLD[i], 0) for i in range(8)]
+
+
+def captioner(features: bool) -> CBT:
+    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20, features=features)
+    system = build(captioner=writer, num_hidden_layers=1, freeze_text=True)
+    fill(system, build(num_hidden_layers=1).state_dict(), "a run", CBT.captioning.fresh)
+    return system
+
+
+def test_captions_are_told_from_the_clips_and_the_pieces_before() -> None:
+    for features, reads in ((False, 32), (True, 32 + 64)):
+        system = captioner(features)
+        assert system.captioner is not None and system.captioner.project.in_features == reads
+        batch = pack([system.hide(x, "caption", np.random.default_rng(0), lambda: WORLD[9]) for x in PARTS[:4]])
+        text, picks = batch.text, batch.picks("caption")
+        assert text is not None and batch.clips is not None
+        said = [VOCAB.encode(x.texts[0]).ids.tolist() for x in PARTS[:4]]
+        assert picks.labels.tolist() == [piece for pieces in said for piece in [*pieces, VOCAB.sep]]
+        logits = system.word_logits(system.encode(batch), picks.rows)
+        step = decode.next_piece(system, PARTS[:4])([(0, said[0][:3]), (2, [])])
+        third = len(said[0]) + len(said[1]) + 2
+        torch.testing.assert_close(step, torch.stack([logits[3], logits[third]]))
+        blind = dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, feats=batch.clips.feats * 0))
+        assert not torch.allclose(logits, system.word_logits(system.encode(blind), picks.rows))
+
+
+def test_a_captioner_learns_with_all_else_frozen() -> None:
+    system = captioner(True).train()
+    before = {name: x.clone() for name, x in system.state_dict().items() if not name.startswith("captioner.")}
+    optimizer = torch.optim.Adam([x for x in system.parameters() if x.requires_grad], lr=3e-3)
+    batch = pack([system.hide(x, "caption", np.random.default_rng(0), lambda: WORLD[9]) for x in PARTS])
+    for _ in range(70):
+        losses, _ = system(batch)
+        optimizer.zero_grad()
+        losses["caption"].backward()
+        optimizer.step()
+    assert all(torch.equal(x, system.state_dict()[name]) for name, x in before.items())
+    said = decode.caption(system.eval(), PARTS, 12, 1)
+    assert said == [VOCAB.decode(VOCAB.encode(x.texts[0]).ids) for x in PARTS]
+    recipe, plain = CBT.recipes["caption"], CBT.recipes["base"].config
+    changed = {x.name for x in dataclasses.fields(plain) if getattr(recipe.config, x.name) != getattr(plain, x.name)}
+    assert changed == {"captioner", "hidden_dropout_prob", "attention_probs_dropout_prob"}

@@ -118,10 +118,26 @@ def test_sentences_are_joined_and_clips_left_out_at_the_rates() -> None:
         assert len(gaps) <= 1
         if gaps:
             steps[int(gaps.pop())] += 1
+    for number in range(40):  # in documents of one kind nothing is joined
+        words, clips = hidden(number, "mlm", join_rate=1.0), hidden(number, "mvm", join_rate=1.0)
+        assert words.text is not None and clips.clips is not None
+        said = build().vocab.decode([int(x) for x in words.text.ids[1:-1]])
+        assert said.count(".") <= 1 and len(clips.clips) <= 4
     # Between a third and a sixth of the sentences are the last, which has no neighbour.
     assert 0.25 * 300 < joined < 0.5 * 300
     assert {1, 2, 3} <= set(steps)
     assert max(steps) <= 5
+
+
+def test_of_few_clips_one_is_kept_whatever_the_step() -> None:
+    counts = Counter[int]()
+    for number in range(200):
+        example = hidden(number, "align", joint_cloze=False, join_rate=0.0, broken_rate=0.0, most_skip=5)
+        assert example.clips is not None
+        counts[len(example.clips)] += 1
+    assert set(counts) == {1, 2, 3, 4}
+    one = (4 / 5 + (1 / 2 + 3) / 5 + (2 / 3 + 2) / 5) / 3  # sentences of 2, 3 and 4 clips, a third each
+    assert abs(counts[1] / 200 - one) < 5 * (one * (1 - one) / 200) ** 0.5
 
 
 def test_negatives_by_content() -> None:
@@ -231,9 +247,9 @@ def test_the_joint_table_is_made_once_a_batch(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------------------------------------------------- captions
 
 
-def captioner() -> VideoBERT:
+def captioner(features: bool = False) -> VideoBERT:
     tiny = build().config
-    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20)
+    writer = CaptionNumbers(layers=2, hidden_size=64, dropout=0.0, max_pieces=20, features=features)
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         system = VideoBERT(dataclasses.replace(tiny, captioner=writer), VOCAB)
@@ -269,6 +285,18 @@ def test_every_piece_of_a_caption_is_told_from_those_before_and_the_clips() -> N
     assert not torch.allclose(logits, system.word_logits(system.encode(blind), picks.rows))
     step = next_piece(system, PARTS[:4])([(0, said[0][:3]), (2, [])])
     torch.testing.assert_close(step, torch.stack([logits[3], logits[first + len(said[1]) + 1]]))
+
+
+def test_a_captioner_reads_the_features_of_clips_where_it_is_asked_to() -> None:
+    for features in (False, True):
+        system = captioner(features).eval()
+        batch = caption_batch(system, PARTS[:4])
+        assert batch.clips is not None
+        assert batch.clips.feats.shape[1] == (64 if features else 0)
+        logits = system.word_logits(system.encode(batch), batch.picks("caption").rows)
+        other = dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, feats=batch.clips.feats + 1))
+        again = system.word_logits(system.encode(other), batch.picks("caption").rows)
+        assert torch.allclose(logits, again) != features
 
 
 def test_a_captioner_learns_with_all_else_frozen_and_writes_by_the_common_search() -> None:

@@ -209,6 +209,13 @@ def seen_width(system: VLBERT, sample: Sample) -> int:
     return system.lay_out(sample).images[0].width
 
 
+def test_fresh_heads_are_drawn_by_xaviers_rule() -> None:
+    head = begin(build(hidden_size=64), VLBERT.finetune["vcr"]).head["choice"][1].requires_grad_(False)
+    bound = (6 / (64 + 1)) ** 0.5
+    assert 0.8 * bound < float(head.weight.abs().max()) <= bound
+    assert not head.bias.any()
+
+
 def test_heads_and_the_second_segment_start_from_what_was_pretrained() -> None:
     before = build()
     after = begin(before, VLBERT.finetune["vcr"])

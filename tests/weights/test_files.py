@@ -26,7 +26,7 @@ def test_there_and_back(tmp_path: Path, name: str) -> None:
     assert [x.name for x in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("wrapper", ["model_state", "state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["model_state", "model_state_dict", "state_dict", "model"])
 def test_wrappers_and_prefixes_of_data_parallel_are_taken_off(tmp_path: Path, wrapper: str) -> None:
     torch.save({wrapper: {f"module.{key}": value for key, value in STATE.items()}, "epoch": 3}, tmp_path / "x.pt")
     assert read_weights(tmp_path / "x.pt").keys() == STATE.keys()

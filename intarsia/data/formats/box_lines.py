@@ -2,14 +2,14 @@
 
 COCO's `instances_*.json` (and refer's `instances.json`), Visual Genome's `objects.json` and `attributes.json`, GQA's `*_sceneGraphs.json` and MAttNet's
 `*_dets.json`: a line a picture, its caption the names of its objects. Visual Genome's `region_descriptions.json` with `image_data.json` beside it: phrases,
-each linked to its region. Boxes are clipped to the picture; those without area are left out, and their lines counted under ".boxes without area".
-Pictures without objects give no line.
+each linked to its region; its `relationships.json` and `scene_graphs.json`: phrases whose ends are linked. Boxes are clipped to the picture; those without
+area are left out, and their lines counted under ".boxes without area". Pictures without objects give no line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,52 @@ def genome_regions(path: Path) -> Iterator[Record]:
             yield record | {"links": links, "width": width, "height": height} | ({LOST: ""} if lost else {})
 
 
+class Relations:
+    """The relationships of a picture as phrases, "man riding horse", both names linked to their boxes. Equal phrases are one, and so are equal boxes."""
+
+    def __init__(self) -> None:
+        self.phrases: dict[str, int] = {}
+        self.boxes: dict[tuple[float, ...], str] = {}
+        """Box -> its name."""
+        self.links: list[list[int]] = []
+        self.lost = 0
+        """Names without a box."""
+
+    def add(self, names: tuple[str, str], between: str, boxes: Sequence[Sequence[float] | None]) -> None:
+        """A relationship of what has these names; each box xyxy, None if it has no area; fewer boxes than names leave a name without a link."""
+        text = f"{names[0]} {between} {names[1]}"
+        caption = self.phrases.setdefault(text, len(self.phrases))
+        spans = ((0, len(names[0])), (len(text) - len(names[1]), len(text)))
+        for name, span, box in zip(names, spans, boxes, strict=False):
+            if box is None:
+                self.lost += 1
+                continue
+            self.boxes.setdefault(tuple(box), name)
+            link = [caption, *span, list(self.boxes).index(tuple(box))]
+            self.links += [link] if link not in self.links else []
+
+    def record(self) -> Record:
+        """What a line says of them."""
+        found: Record = {"captions": list(self.phrases), "links": self.links, "boxes": [list(x) for x in self.boxes]}
+        return found | {"labels": list(self.boxes.values())} | ({LOST: ""} if self.lost else {})
+
+
+def genome_relationships(path: Path) -> Iterator[Record]:
+    """Visual Genome's relationships, or its scene graphs, whose relationships name objects by their numbers."""
+    sizes = _sizes(path)
+    for x in read_json(path):
+        number, size = x["image_id"], sizes.get(x["image_id"], (0, 0))
+        objects, found = {y["object_id"]: y for y in x.get("objects", ())}, Relations()
+        for y in x["relationships"]:
+            ends = [y[z] if z in y else objects[y[f"{z}_id"]] for z in ("subject", "object")]
+            names = [str(z["name"] if "name" in z else z["names"][0]).strip() for z in ends]
+            boxes = [clipped([z[side] for side in "xywh"], size) for z in ends]
+            found.add((names[0], names[1]), y["predicate"].strip().lower(), boxes)
+        if found.phrases:
+            record = {"key": str(number), "image": f"{number}.jpg", **found.record()}
+            yield record | ({"width": size[0], "height": size[1]} if all(size) else {})
+
+
 def scene_graphs(path: Path) -> Iterator[Record]:
     """GQA's scene graphs: names with their attributes before them."""
     for number, x in read_json(path).items():
@@ -149,6 +195,7 @@ def coco_cn(path: Path) -> Iterator[Record]:
 KINDS: tuple[tuple[str, str, Callable[[Path], Iterator[Record]]], ...] = (
     (r"instances(_\w+)?\.json", "COCO instances", instances),
     (r"(objects|attributes)\.json", "Visual Genome objects", genome_objects),
+    (r"(relationships|scene_graphs)\.json", "Visual Genome relationships", genome_relationships),
     (r"\w*sceneGraphs\.json", "GQA scene graphs", scene_graphs),
     (r"\w+_dets\.json", "MAttNet detections", detections),
     (r"imageid\.[\w-]+-caption\.txt", "COCO-CN", coco_cn),

@@ -23,6 +23,8 @@ from intarsia.data.formats.files import file_system, is_file, is_remote, join, p
 from intarsia.errors import BadInput
 
 SUMS = "SHA256SUMS"
+PIECE = 1 << 22
+"""Bytes read at once."""
 SPARE = 20
 """One part in so many of the disk is left free by what passes through."""
 
@@ -145,6 +147,57 @@ def stated_sums(folder: Path | str) -> dict[str, str]:
 
 
 _sums = lru_cache(maxsize=256)(stated_sums)
+
+
+class Passing:
+    """A file read forward, whose bytes are compared with a sha256 as they pass; what is jumped over is read all the same.
+
+    Args:
+        handle: open at its beginning.
+        sha256: of all its bytes.
+    """
+
+    def __init__(self, handle: Any, sha256: str) -> None:
+        self._handle, self._sha256 = handle, sha256
+        self._seen, self._sum = 0, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        at = self._handle.tell()
+        data = bytes(self._handle.read(size))
+        fresh = data[max(self._seen - at, 0) :]
+        self._sum.update(fresh)
+        self._seen += len(fresh)
+        return data
+
+    def seek(self, place: int) -> int:
+        """Goes to a place from the beginning."""
+        if place > self._seen:
+            self._handle.seek(self._seen)
+            while self._seen < place and self.read(min(PIECE, place - self._seen)):
+                pass
+        return int(self._handle.seek(place))
+
+    def tell(self) -> int:
+        """The place."""
+        return int(self._handle.tell())
+
+    def finish(self, path: str) -> None:
+        """Reads what is left.
+
+        Raises:
+            BadInput: the bytes have another sha256.
+        """
+        self._handle.seek(self._seen)
+        while self.read(PIECE):
+            pass
+        if (found := self._sum.hexdigest()) != self._sha256:
+            raise BadInput(f"{path}: its bytes have changed: sha256 {found[:16]}.., {SUMS} says {self._sha256[:16]}..")
+
+
+def stated_sum(path: str) -> str:
+    """What SHA256SUMS beside a remote file says of it; "" where it says nothing."""
+    return _sums(str(parent_of(path))).get(path.rpartition("/")[2], "")
 
 
 def check_sum(folder: Path | str, name: str, sha256: str) -> None:

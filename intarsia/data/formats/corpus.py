@@ -11,6 +11,7 @@ from intarsia.data.formats.corpus_lines import Corpus
 from intarsia.data.formats.files import is_file, is_remote, join, parent_of
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line
+from intarsia.data.formats.open_images import FRACTIONS
 from intarsia.data.formats.pairs import empty_picture
 from intarsia.data.formats.recognise import recognise
 from intarsia.data.formats.records import HeldRecords, Records
@@ -52,18 +53,32 @@ class CorpusSource(LineSource):
     def read(self, number: int) -> tuple[dict[str, Any], str, str]:
         """A record as a line."""
         record = self._records[number]
-        return record, f"{self.path}, {self.kind}, record {record['key']}", str(record["key"])
+        where = f"{self.path}, {self.kind}, record {record['key']}"
+        if FRACTIONS in record:
+            record = self._in_pixels(record, where)
+        return record, where, str(record["key"])
+
+    def _in_pixels(self, record: dict[str, Any], where: str) -> dict[str, Any]:
+        """A line whose boxes are fractions, in pixels of its picture."""
+        wide, high = self._size(record["image"], where)
+        boxes = [[x1 * wide, y1 * high, x2 * wide, y2 * high] for x1, y1, x2, y2 in record["boxes"]]
+        return {**record, "boxes": boxes, "width": wide, "height": high}
+
+    def _beside(self, name: str) -> Path | str | None:
+        """The file of a picture, if it is at hand."""
+        places = () if is_remote(name) else ((name,), ("images", name))
+        return next((x for x in (join(parent_of(self.path), *names) for names in places) if is_file(x)), None)
+
+    def _size(self, name: str, where: str) -> tuple[int, int]:
+        file = self._beside(name)
+        if file is None:
+            raise BadInput(f"{where}: has boxes, but picture {name}, whose size they need, is not beside the file")
+        return image_size(str(file))
 
     def picture_of(self, line: Line, slot: int, number: int) -> Picture:
         """A picture of a record, with its boxes if the corpus gives them."""
         entry = line.entries[slot]
-        beside = () if is_remote(entry.name) else ((entry.name,), ("images", entry.name))
-        file = next((x for x in (join(parent_of(self.path), *names) for names in beside) if is_file(x)), None)
-        size = entry.size
+        file, size = self._beside(entry.name), entry.size
         if entry.boxes is not None and not all(size):
-            if file is None:
-                raise BadInput(
-                    f"{line.where}: has boxes, but picture {entry.name}, whose size they need, is not beside the file"
-                )
-            size = image_size(str(file))
+            size = self._size(entry.name, line.where)
         return empty_picture(line, slot, size, str(file) if file else "")

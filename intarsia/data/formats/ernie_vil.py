@@ -39,7 +39,7 @@ class ErnieTsv(RegionStore):
 
     def where(self, number: int) -> str:
         """Names a line in errors."""
-        return f"{self.path}, line {number + 1}"
+        return f"{self.shown}, line {number + 1}"
 
     def _cells(self, number: int) -> list[bytes]:
         cells = self.lines[number].split(b"\t")

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from intarsia.batch import Film, Sample
-from intarsia.data.formats.files import sha256_of, write_whole
-from intarsia.data.formats.shard_files import check_shard, map_arrays
+from intarsia.data.formats.copies import at_hand
+from intarsia.data.formats.files import join, sha256_of, write_whole
+from intarsia.data.formats.shard_files import check_shard, map_whole
 from intarsia.data.source import Provenance
 from intarsia.data.subtitles import Sentence
 from intarsia.data.video import passages, sampling_of
@@ -90,15 +91,15 @@ class FilmIndex:
     finished: bool = False
 
     @classmethod
-    def read(cls, root: Path) -> FilmIndex:
-        """The index of a folder.
+    def read(cls, root: Path | str) -> FilmIndex:
+        """The index of a folder, local or remote.
 
         Raises:
             BadInput: no such file, or not an index of this version.
         """
-        path = root / INDEX
+        path = join(root, INDEX)
         try:
-            tree = json.loads(path.read_bytes())
+            tree = json.loads(at_hand(path).read_bytes())
             if tree.pop("format") != "intarsia film shards" or tree.pop("version") != VERSION:
                 raise ValueError(f"not film shards of version {VERSION}")
             made = tree.pop("provenance")
@@ -149,7 +150,7 @@ class FilmWriter:
         if not (self.root / INDEX).exists():
             self._save(self._index)
         self._stored = sum(x.films for x in self._index.shards)
-        self._done = {x["name"] for shard in self._index.shards for x in _films(self.root, shard.name, shard.films)}
+        self._done = {x["name"] for shard in self._index.shards for x in _films(self.root, shard.name, shard)}
         self._held: list[FilmRecord] = []
         while (self._part(len(self._held)).with_suffix(".json")).exists():
             self._held += _records(self.root, self._part(len(self._held)).stem)
@@ -269,11 +270,12 @@ def _checked(film: FilmRecord, provenance: Provenance) -> FilmRecord:
     return replace(film, features=features, starts=film.starts.astype(np.float32))
 
 
-def _films(root: Path, name: str, count: int | None = None) -> list[dict[str, Any]]:
+def _films(root: Path | str, name: str, listed: FilmShard | None = None) -> list[dict[str, Any]]:
     """What NAME.json says of its films."""
-    path = root / f"{name}.json"
+    path, count = join(root, f"{name}.json"), None if listed is None else listed.films
     try:
-        films: list[dict[str, Any]] = json.loads(path.read_bytes())["films"]
+        file = at_hand(path, "" if listed is None else listed.names_sha256)
+        films: list[dict[str, Any]] = json.loads(file.read_bytes())["films"]
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -312,10 +314,11 @@ class _Shard:
     cu_sentences: list[int]
 
     @classmethod
-    def open(cls, root: Path, name: str, count: int | None = None) -> _Shard:
-        arrays = map_arrays(root / f"{name}.safetensors")
+    def open(cls, root: Path | str, name: str, listed: FilmShard | None = None) -> _Shard:
+        path = join(root, f"{name}.safetensors")
+        arrays, _ = map_whole(path, "" if listed is None else listed.sha256)
         cumulated = (arrays[x].tolist() for x in ("cu_clips", "cu_tracks", "cu_sentences"))
-        return cls(arrays, _films(root, name, count), *cumulated)
+        return cls(arrays, _films(root, name, listed), *cumulated)
 
     def texts(self, low: int, high: int) -> tuple[str, ...]:
         """Some of its sentences."""
@@ -331,7 +334,7 @@ class FilmSource:
     them in a film with speech, are counted in `outside`.
 
     Args:
-        root: the folder.
+        root: the folder, local or remote; of a remote one each shard is fetched when it is first needed, and its bytes are compared.
         split: "train", "val" or "test"; None = all films.
         verify: compares the sha256 of every file first (reads all of it).
         most: seconds a passage spans at the most.
@@ -344,7 +347,7 @@ class FilmSource:
     def __init__(
         self, root: str | Path, split: str | None = None, verify: bool = False, most: float = MOST, silent: int = SILENT
     ) -> None:
-        self.root = Path(root)
+        self.root = join(root)
         self.films = FilmIndex.read(self.root)
         self.provenance: Provenance | None = self.films.provenance
         self.length = float(sampling_of(self.films.provenance.settings).length)
@@ -396,7 +399,7 @@ class FilmSource:
                 seconds=starts,
                 length=self.length,
                 spans=spans,
-                path=str(self.root / self.films.videos / name) if self.films.videos else "",
+                path=str(join(self.root, self.films.videos, name)) if self.films.videos else "",
             ),
         )
 
@@ -414,7 +417,7 @@ class FilmSource:
         shard = self._opened[at]
         if shard is None:
             listed = self.films.shards[at]
-            shard = self._opened[at] = _Shard.open(self.root, listed.name, listed.films)
+            shard = self._opened[at] = _Shard.open(self.root, listed.name, listed)
         return shard, film - self._starts[at]
 
     def _passages(self, shard: _Shard, local: int, most: float, silent: int) -> tuple[list[tuple[int, ...]], int]:

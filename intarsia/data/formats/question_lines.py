@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from intarsia.data.formats.corpus_lines import SIDES, read_json, text_lines
 from intarsia.data.formats.records import Record
 from intarsia.data.formats.torch_file import read_torch
@@ -200,6 +202,49 @@ def imdb(path: Path) -> Iterator[Record]:
         key = str(item.get("question_id", number))
         record = {"key": key, "image": f"{name}.jpg", "question": str(text), "split": split_of(path)}
         yield record | ({"answers": shares} if shares else {})
+
+
+# ------------------------------------------------------------------------------------------------------- ViLBERT's VQA
+
+
+def targets(path: Path) -> Iterator[Record]:
+    """ViLBERT's cache of VQA's answers, `{train,val}_target.pkl`: dicts of question_id, image_id, labels and scores.
+
+    The questions themselves are taken from VQA's file beside it or in a folder above, `v2_OpenEnded_mscoco_train2014_questions.json`; the answers from
+    `trainval_label2ans.pkl` beside it.
+
+    Raises:
+        BadInput: one of the two is missing, or an entry cannot be used.
+    """
+    entries, split = read_pickle(path), split_of(path)
+    if not isinstance(entries, list):
+        raise BadInput(f"{path}: holds a {type(entries).__name__}, expected a list of answers to questions")
+    table = answer_table(path.parent)
+    if not table:
+        raise BadInput(f"{path}: its answers are numbers: put {TABLES[3]} beside it")
+    wanted = f"v2_OpenEnded_mscoco_{split}2014_questions.json"
+    asked = next((x / wanted for x in (path.parent, *path.resolve().parents[1:3]) if (x / wanted).is_file()), None)
+    if asked is None:
+        raise BadInput(f"{path}: holds answers only: put {wanted} beside it")
+    texts = {x["question_id"]: x["question"] for x in read_json(asked)["questions"]}
+    for number, item in enumerate(entries):
+        where = f"{path}, entry {number}"
+        try:
+            question, image = int(item["question_id"]), int(item["image_id"])
+            labels, scores = (
+                [y.item() if isinstance(y, np.generic) else y for y in item[x]] for x in ("labels", "scores")
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{where}: {error!r}") from None
+        if question not in texts:
+            raise BadInput(f"{where}: question {question} is not in {asked}")
+        record = {
+            "key": str(question),
+            "image": f"COCO_{split}2014_{image:012d}.jpg",
+            "question": texts[question].strip(),
+        }
+        answers = named(labels, scores, table, where)
+        yield record | {"split": split} | ({"answers": answers} if answers else {})
 
 
 # ------------------------------------------------------------------------------------------------------- lines of JSON

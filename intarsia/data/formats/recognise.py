@@ -9,6 +9,7 @@ from typing import Any
 from intarsia.data.formats import corpus_lines
 from intarsia.data.formats.box_lines import by_name
 from intarsia.data.formats.corpus_lines import Make
+from intarsia.data.formats.open_images import is_open_images, open_images
 from intarsia.data.formats.question_lines import (
     LANGUAGES,
     captions_file,
@@ -20,6 +21,7 @@ from intarsia.data.formats.question_lines import (
     oscar_questions,
     picture_list,
     sentences,
+    targets,
 )
 from intarsia.data.formats.torch_file import read_torch
 
@@ -38,6 +40,10 @@ def recognise(path: Path) -> tuple[str, Make] | None:
         return known
     if suffix in (".json", ".jsonl"):
         return _by_object(path) or corpus_lines.recognise(path)
+    if path.name.endswith("_target.pkl"):
+        return "ViLBERT VQA answers", targets
+    if suffix == ".csv" and is_open_images(path):
+        return "Open Images", open_images
     if suffix == ".npy":
         return ("Pythia imdb", imdb) if holds_objects(path) else None
     if suffix == ".pt":

@@ -172,18 +172,27 @@ def map_shard(root: Path | str, shard: Shard, index: ShardIndex) -> Mapped:
         BadInput: it cannot be fetched, its bytes have changed, it is not a whole safetensors file, or it says that other than the index's extractor made it.
     """
     path = join(root, f"{shard.name}.safetensors")
-    file = at_hand(path, shard.sha256, passing=True)
-    try:
-        arrays = map_arrays(file)
-        with safetensors.safe_open(file, "numpy") as opened:
-            made = (opened.metadata() or {}).get(MADE, "")
-    except (BadInput, FileNotFoundError):
-        if not is_remote(path) or file.exists():
-            raise
-        return map_shard(root, shard, index)  # another process has just made room
+    arrays, made = map_whole(path, shard.sha256)
     if made and made != index.provenance_text():
         raise BadInput(f"{path}: says its features were made by {made[:160]}.., {INDEX} says something else")
     return Mapped(arrays, arrays["cu_regions"].tolist())
+
+
+def map_whole(path: Path | str, sha256: str) -> tuple[dict[str, Array], str]:
+    """The arrays of a .safetensors file, and what it says made them; a remote one is fetched first and compared with its sha256.
+
+    Raises:
+        BadInput: as `map_shard`.
+    """
+    file = at_hand(path, sha256, passing=True)
+    try:
+        arrays = map_arrays(file)
+        with safetensors.safe_open(file, "numpy") as opened:
+            return arrays, (opened.metadata() or {}).get(MADE, "")
+    except (BadInput, FileNotFoundError):
+        if not is_remote(path) or file.exists():
+            raise
+        return map_whole(path, sha256)  # another process has just made room
 
 
 def check_shard(root: Path | str, shard: Listed, verify: bool, index: str = INDEX) -> None:

@@ -38,6 +38,8 @@ class RegionStore(ABC):
     true_fractions: ClassVar[bool] = True
     """Boxes are fractions of the true size of the picture."""
     path: Path
+    address: str = ""
+    """Where it lies, if `path` is a copy of it."""
     names: Sequence[str]
     """Names of the pictures, in the order stored."""
     provenance: Provenance | None = None
@@ -82,7 +84,12 @@ class RegionStore(ABC):
 
     def where(self, number: int) -> str:
         """Names a picture in errors."""
-        return f"{self.path}, picture {self.names[number]}"
+        return f"{self.shown}, picture {self.names[number]}"
+
+    @property
+    def shown(self) -> str:
+        """Names it in errors."""
+        return self.address or str(self.path)
 
 
 def decode_array(text: Any, dtype: DTypeLike, where: str, rows: int | None = None) -> Array:

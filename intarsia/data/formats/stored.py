@@ -45,7 +45,7 @@ class StoredFilms(FilmSource):
     """Every video of a folder of film shards, whole, as a sample without text.
 
     Args:
-        root: the folder.
+        root: the folder, local or remote.
 
     Raises:
         BadInput: see `FilmSource`.
@@ -64,7 +64,7 @@ class StoredFilms(FilmSource):
             shard.arrays["starts"][some],
             self.length,
             np.zeros((0, 2), np.float32),
-            path=str(self.root / path / name) if path else "",
+            path=str(join(self.root, path, name)) if path else "",
         )
         return Sample(name, (), film=film)
 

@@ -6,8 +6,8 @@ The members of one sample lie behind one another and share a key, the path up to
 `key.regions.safetensors` (`key.0.regions.npz`, .. for several pictures). Other members are counted as unused fields.
 
 Headers are walked once per tar; what was found is kept beside it as `NAME.tar.index.npz` where the folder can be
-written, else in memory. Of a remote tar, which is read through once for this, the index and the texts are kept in the cache; pictures and regions are fetched
-one by one.
+written, else in memory. Of a remote tar, which is read through once for this, its bytes compared with SHA256SUMS where that names it, the index and the texts are
+kept in the cache; pictures and regions are fetched one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from intarsia.batch import Picture
 from intarsia.data.decode import image_size, tar_address
-from intarsia.data.formats.copies import beside
+from intarsia.data.formats.copies import Passing, beside, stated_sum
 from intarsia.data.formats.files import RandomAccess, find_files, is_remote, open_file, told, write_whole
 from intarsia.data.formats.index import LineSource, OnError, build_index
 from intarsia.data.formats.lines import Line, parse_json, parse_line
@@ -78,16 +78,22 @@ def walk_tar(path: Path | str, texts: BinaryIO | None = None) -> Members:
         texts: gets the bytes of all text members, one behind another.
 
     Raises:
-        BadInput: not an uncompressed tar, cut short, or a key that comes back after other samples.
+        BadInput: not an uncompressed tar, cut short, a key that comes back after other samples, or bytes of another sha256 than a remote tar's SHA256SUMS says.
     """
     if isinstance(path, str):
         with told(path, "read"), open_file(path) as handle:
-            return _walk(path, handle, texts)
+            length, stated = handle.seek(0, 2), stated_sum(path)
+            handle.seek(0)
+            checked = Passing(handle, stated) if stated else None
+            members = _walk(path, checked or handle, length, texts)
+            if checked is not None:
+                checked.finish(path)
+            return members
     with open(path, "rb") as handle:
-        return _walk(path, handle, texts)
+        return _walk(path, handle, path.stat().st_size, texts)
 
 
-def _walk(path: Path | str, handle: BinaryIO, texts: BinaryIO | None) -> Members:
+def _walk(path: Path | str, handle: Any, length: int, texts: BinaryIO | None) -> Members:
     keys: list[bytes] = []
     seen: set[str] = set()
     kinds: list[bytes] = []
@@ -96,8 +102,6 @@ def _walk(path: Path | str, handle: BinaryIO, texts: BinaryIO | None) -> Members
     sizes: list[int] = []
     said: list[int] = []
     last = ""
-    length = handle.seek(0, 2)
-    handle.seek(0)
     try:
         with tarfile.open(fileobj=handle, mode="r:") as archive:
             while (member := archive.next()) is not None:

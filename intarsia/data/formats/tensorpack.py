@@ -50,7 +50,7 @@ class TensorpackLmdb(RegionStore):
 
     def where(self, number: int) -> str:
         """Names a record in errors."""
-        return f"{self.path}, record {self._keys[number].decode()}"
+        return f"{self.shown}, record {self._keys[number].decode()}"
 
     def _record(self, number: int) -> dict[str, Any]:
         where, value = self.where(number), self.file.get(self._keys[number])

@@ -1,4 +1,4 @@
-"""TensorFlow's record files, and FashionBERT's training rows in them, read without TensorFlow.
+"""TensorFlow's record files, and FashionBERT's training rows in them or as text, read without TensorFlow.
 
 A record is its length (uint64), the length's checksum, the bytes and their checksum (CRC-32C, masked). The bytes are a protocol buffer
 `tf.train.Example`: a map from names to lists of bytes, floats or whole numbers.
@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from intarsia.batch import Picture
 from intarsia.data.formats.files import RandomAccess
-from intarsia.data.formats.store import Array, RegionStore, make_picture
+from intarsia.data.formats.line_index import open_lines
+from intarsia.data.formats.store import Array, RegionStore, decode_array, make_picture
 from intarsia.errors import BadInput
 from intarsia.weights.tf_checkpoint import crc32c, masked, message_fields, varint
 
 HEAD, TAIL = 12, 4
+SUFFIXES = (".tfrecord", ".tfrecords")
 SIDE = 8
 """Patches a side of FashionBERT's pictures."""
+NUMBERS: dict[str, DTypeLike] = {
+    **{"image_feature": np.float32, "image_mask": np.int64, "masked_patch_positions": np.int64},
+    **{"input_ids": np.int64, "input_mask": np.int64, "segment_ids": np.int64},
+    **{"masked_lm_positions": np.int64, "masked_lm_ids": np.int64, "masked_lm_weights": np.float32},
+    "nx_sent_labels": np.int64,
+}
+"""The columns of numbers of FashionBERT's rows as text, in their order."""
+NAMES = ("prod_desc", "text_prod_id", "image_prod_id", "prod_img_id")
+"""What follows them, or nothing."""
+WEB_SAFE = bytes.maketrans(b"-_", b"+/")
 USED = {"image_feature", "image_mask", "prod_desc", "text_prod_id", "image_prod_id", "prod_img_id"}
 
 
@@ -51,12 +65,24 @@ class Records:
     def __len__(self) -> int:
         return len(self._places) - 1
 
+    def unchecked(self, number: int) -> bytes:
+        """A record whose checksum is not compared."""
+        at, end = int(self._places[number]), int(self._places[number + 1])
+        return self._file.read(at + HEAD, end - at - HEAD - TAIL)
+
     def __getitem__(self, number: int) -> bytes:
         at, end = int(self._places[number]), int(self._places[number + 1])
         raw = self._file.read(at + HEAD, end - at - HEAD)
         if _sum(raw[:-TAIL]) != raw[-TAIL:]:
             raise BadInput(f"{self.path}, record {number}: damaged: its checksum is another")
         return raw[:-TAIL]
+
+
+def is_records(path: Path) -> bool:
+    """Whether a file begins as one of records does: with a length and its checksum."""
+    with open(path, "rb") as handle:
+        head = handle.read(HEAD)
+    return len(head) == HEAD and _sum(head[:8]) == head[8:]
 
 
 def _sum(data: bytes) -> bytes:
@@ -104,8 +130,65 @@ def _bytes(value: int | bytes) -> bytes:
     return value
 
 
+class Lined:
+    """FashionBERT's rows as text: columns behind tabs in the order of its `input_schema`, numbers behind commas, features perhaps in base64."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = open_lines(path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def example(self, number: int, where: str) -> dict[str, list[bytes] | Array]:
+        """A row as `parse_example` gives it.
+
+        Raises:
+            BadInput: other columns, or cells that are no numbers.
+        """
+        cells = self._lines[number].split(b"\t")
+        if len(cells) not in (len(NUMBERS), len(NUMBERS) + len(NAMES)):
+            raise BadInput(f"{where}: {len(cells)} columns, expected {len(NUMBERS)} or {len(NUMBERS) + len(NAMES)}")
+        found: dict[str, list[bytes] | Array] = {}
+        for (name, kind), cell in zip(NUMBERS.items(), cells, strict=False):
+            found[name] = _cell(cell, kind, f"{where}: {name}")
+        return found | {name: [cell] for name, cell in zip(NAMES, cells[len(NUMBERS) :], strict=False)}
+
+
+def _cell(cell: bytes, kind: DTypeLike, where: str) -> Array:
+    if kind is np.float32 and b"," not in cell and len(cell) > 40:
+        return decode_array(cell.translate(WEB_SAFE) + b"=" * (-len(cell) % 4), kind, where)
+    try:
+        return np.array(cell.split(b","), "S").astype(kind)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def is_lined(cells: Sequence[bytes]) -> bool:
+    """Whether these are the columns of one of FashionBERT's rows."""
+    whole = len(cells) in (len(NUMBERS), len(NUMBERS) + len(NAMES))
+    return whole and cells[1].count(b",") == SIDE * SIDE - 1
+
+
+class Recorded:
+    """FashionBERT's rows in a file of records."""
+
+    def __init__(self, path: Path) -> None:
+        self._records = Records(path)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def example(self, number: int, where: str) -> dict[str, list[bytes] | Array]:
+        """A row.
+
+        Raises:
+            BadInput: damaged, or not an Example.
+        """
+        return parse_example(self._records[number], where)
+
+
 class FashionBERTRecords(RegionStore):
-    """FashionBERT's training rows as a store with captions: 8 x 8 patches a picture, and the description where it is of the same product.
+    """FashionBERT's training rows, records or lines, as a store with captions: 8 x 8 patches a picture, and the description where it is of the same product.
 
     A picture that comes in several rows is one, with the descriptions of all of them.
 
@@ -113,11 +196,12 @@ class FashionBERTRecords(RegionStore):
         BadInput: not such a file.
     """
 
-    kind = "FashionBERT TFRecord"
+    kind = "FashionBERT rows"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.records = Records(self.path)
+        recorded = self.path.suffix in SUFFIXES or is_records(self.path)
+        self.records = Recorded(self.path) if recorded else Lined(self.path)
         self._rows: dict[str, list[int]] = {}
         self._texts: dict[str, list[str]] = {}
         for number in range(len(self.records)):
@@ -133,7 +217,7 @@ class FashionBERTRecords(RegionStore):
         self.names = list(self._rows)
 
     def _row(self, number: int) -> dict[str, list[bytes] | Array]:
-        return parse_example(self.records[number], f"{self.path}, record {number}")
+        return self.records.example(number, f"{self.shown}, record {number}")
 
     def picture(self, number: int) -> Picture:
         """The patches of a picture that its mask has."""

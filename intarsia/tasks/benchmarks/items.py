@@ -62,6 +62,8 @@ class Item:
     phrases: tuple[Phrase, ...] = ()
     size: tuple[int, int] = (0, 0)
     """Wide, high in pixels; 0 = the region store says."""
+    people: int = 0
+    """People among the objects of the items before it."""
     span: tuple[float, float] | None = None
     """Of a video, which is named in place of a picture: seconds it is shown from and to."""
 
@@ -280,6 +282,7 @@ class Annotated:
             answers=item.answers,
             language=item.language,
             meant=tuple(Meant(x.start, x.end, fractions(x.boxes, item, shown[0])) for x in item.phrases),
+            people=item.people,
         )
 
     def _clips(self, item: Item, place: tuple[int, int]) -> tuple[int, ...]:
@@ -344,7 +347,7 @@ def _named(item: Item, picture: Picture, region: Mapping[int, int]) -> Picture:
         return picture
     names = [""] * len(picture.boxes)
     for number, row in sorted(region.items(), reverse=True):
-        names[row] = item.names[number]
+        names[row] = item.names[number] if number < len(item.names) else names[row]
     return replace(picture, names=tuple(names))
 
 

@@ -88,11 +88,12 @@ def _read(root: Path, split: str, parts: tuple[str, ...]) -> Annotations:
     """`SPLIT.jsonl`, and the boxes of `metadata_fn` where it is there; in the test each rationale is asked beside every answer."""
     path = find_file(root, f"{of_split(SPLITS, split, 'vcr')}.jsonl")
     folders = [x for x in (root / "vcr1images", path.parent / "vcr1images", path.parent, root) if x.is_dir()]
-    items, gold = [], {}
+    items, gold, people = [], {}, 0
     for where, x in read_lines(path):
         key = str(at(x, "annot_id", where))
         shown = str(at(x, "img_fn", where))
-        known = _about(folders, x, where)
+        known = _about(folders, x, where) | {"people": people}
+        people += at(x, "objects", where).count("person")
         label, reason = x.get("answer_label"), x.get("rationale_label")
         gold[key] = (label, reason)
         if "qa" in parts:
@@ -115,11 +116,12 @@ def _texts(x: Any, offered: list[Any], answer: Any, where: str) -> tuple[tuple[s
 
 
 def _about(folders: Sequence[Path], x: Any, where: str) -> dict[str, Any]:
-    """What `metadata_fn` says of the objects, as fields of an item; nothing where it is not there."""
+    """What the objects are called and what `metadata_fn` says of them, where it is there, as fields of an item."""
+    names = tuple(map(str, at(x, "objects", where)))
     path = next((y for y in (folder / str(x.get("metadata_fn", "")) for folder in folders) if y.is_file()), None)
     if path is None:
-        return {}
-    about, names = read_json(path), tuple(map(str, at(x, "objects", where)))
+        return {"names": names}
+    about = read_json(path)
     boxes = _boxes(about, path)
     if len(boxes) != len(names):
         raise BadInput(f"{where}: {len(names)} objects, {path} has {len(boxes)} boxes")
