@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from dataclasses import replace
@@ -353,3 +354,21 @@ def test_vqa_tells_the_soft_target_too(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="for test-dev too: --split test"):
         vqa.submit(tmp_path / "x.json", replace(known, split="test-dev"), {"5": np.array([1.0, 0.0])})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_files_that_lack_something_are_named(tmp_path: Path) -> None:
+    game = {"id": 7, "status": "success", "image": {"id": 1, "width": 9, "height": 9}, "qas": [], "object_id": 5}
+    game["objects"] = [{"id": 4, "bbox": [0, 0, 1, 1]}]
+    with gzip.open(tmp_path / "guesswhat.valid.jsonl.gz", "wt") as file:
+        file.write(json.dumps(game))
+    with pytest.raises(BadInput, match=r"guesswhat.valid.jsonl.gz: game 7: object 5 is none of 4"):
+        find("guesswhat").read(tmp_path, "val")
+    (tmp_path / "train_balanced_questions.json").write_text('{"q1": {"question": "what?", "imageId": "1"}}')
+    labels = find("gqa").labels
+    assert labels is not None
+    with pytest.raises(BadInput, match=r"gqa question q1 of train_balanced: .*answer"):
+        labels(tmp_path)
+    (tmp_path / "refs(unc).json").write_text("[]")
+    (tmp_path / "instances.json").write_text('{"annotations": [{"id": 3, "image_id": 1}], "images": []}')
+    with pytest.raises(BadInput, match=r"instances.json: annotation 3: .*bbox"):
+        find("refcoco").read(tmp_path, "val")

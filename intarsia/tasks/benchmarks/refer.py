@@ -59,9 +59,16 @@ def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[Box, ...]], 
     content = read_json(path)
     boxes, around = dict[int, Box](), dict[int, tuple[Box, ...]]()
     for x in at(content, "annotations", str(path)):
-        boxes[int(x["id"])] = box = xyxy(x["bbox"])
-        around[int(x["image_id"])] = (*around.get(int(x["image_id"]), ()), box)
-    sizes = {int(x["id"]): (int(x["width"]), int(x["height"])) for x in at(content, "images", str(path))}
+        number, image = int(at(x, "id", str(path))), int(at(x, "image_id", f"{path}: annotation {x['id']}"))
+        boxes[number] = box = xyxy(at(x, "bbox", f"{path}: annotation {number}"))
+        around[image] = (*around.get(image, ()), box)
+    sizes = {
+        int(at(x, "id", str(path))): (
+            int(at(x, "width", f"{path}: picture {x['id']}")),
+            int(at(x, "height", str(path))),
+        )
+        for x in at(content, "images", str(path))
+    }
     return boxes, around, sizes
 
 
