@@ -215,9 +215,22 @@ def score(args: Sequence[str]) -> None:
         out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
+    if said_by_paper := published(options.run):
+        out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
     path = options.out or options.run / f"score-{found.split}.json"
     path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
+
+
+def published(run: Path) -> str:
+    """What the paper reached in the task that a run was tuned for; empty where that is not known, or it was not tuned."""
+    from intarsia.systems import scores
+    from intarsia.tuning_runs import ABOUT, About
+
+    if not (run / ABOUT).is_file():
+        return ""
+    about = About.read(run)
+    return scores(about.system)[about.task].published
 
 
 def _asked(options: Any) -> Any:

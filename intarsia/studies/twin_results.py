@@ -95,9 +95,9 @@ class Options:
     """Scenes of a twin's training split."""
     val: int = 300
     """Scenes held out."""
-    before: Budget = field(default_factory=lambda: Budget(steps=1000, rows=2000, lr=1e-3, warmup=50))
+    before: Budget = field(default_factory=lambda: Budget(steps=1000, rows=2400, lr=1e-3))
     """Pre-training."""
-    tuning: Budget = field(default_factory=lambda: Budget(steps=300, rows=2000, lr=5e-4, samples=64))
+    tuning: Budget = field(default_factory=lambda: Budget(steps=250, rows=2400, lr=5e-4, samples=64))
     """Of each task."""
     most: int = 200
     """Captions that retrieval ranks."""
