@@ -274,7 +274,8 @@ def tuned(system: str, task: str, sees: bool, options: Options) -> dict[str, Any
     if writes:
         whole, recipe = caption_runs.begin(system, "tiny", weights, None, source)
     else:
-        if task == HARD and (plain := options.out / "tuned" / f"{system}-retrieval").is_dir():
+        plain = options.out / "tuned" / f"{system}-retrieval"
+        if task == HARD and (plain / "model.safetensors").is_file():
             weights = plain
         whole, recipe = begin(system, task, "base", weights, None, source, labels)
         whole.rivals, _ = rivals_of(described, benchmark, source, "", folder)
