@@ -149,7 +149,7 @@ class Pretrain(Generic[C]):
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
     codes: Path | None = None
-    """File of `intarsia data codes`, for systems that write pictures (M6, sizes t2i and t2i_tiny)."""
+    """File of `intarsia data codes`, or a VQGAN's (taming-transformers), for systems that write pictures (M6, sizes t2i and t2i_tiny)."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"

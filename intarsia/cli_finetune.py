@@ -56,7 +56,7 @@ class FinetuneOptions:
     seed: int = 42
     workers: int = 1
     device: str = "auto"
-    sharding: Literal["ddp", "fsdp"] = "ddp"
+    sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
     centroids: Path | None = None
     """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
     hard_negatives: str = ""

@@ -24,7 +24,7 @@ class ExtractVideo:
     """Folder of videos (.mp4, .mkv, .webm ..), each with NAME.srt, .vtt, .json, or NAME.LANGUAGE.srt .. beside it."""
     out: Path
     extractor: str = "frames"
-    """s3d, frames or grid."""
+    """s3d, frames, grid or motion; stored = .npy files of features instead of videos."""
     options: dict[str, str] = field(default_factory=dict)
     """Of the extractor, name and value in turn: such as `--options weights s3d.pth size 112`."""
     batch: int = 4
@@ -110,7 +110,10 @@ class PredictFilm(OfFilms):
     sentence: str = "now let me show you how to [MASK] the [MASK] ."
     """Words with spaces between, [MASK] for a gap; the default is VideoBERT's."""
     choices: tuple[Path, ...] = ()
-    """A file of words for each gap, a word a line; none = all words. Words of several pieces are left out and counted."""
+    """A file of words for each gap, a word a line; none = all words. Words of several pieces are left out and counted. With them it is told how often a word
+    that the sentence says comes first, and among five."""
+    blind: bool = False
+    """The clips are not shown: what the sentence alone suggests."""
     top: int = 5
     whole: bool = False
     """One prediction a passage; else one a sentence's time."""
@@ -134,7 +137,7 @@ def predict_film(args: Sequence[str]) -> None:
     """Words in the gaps of a sentence above clips."""
     options = tyro.cli(PredictFilm, args=args, prog="intarsia predict film")
     from intarsia.data.formats.files import write_whole
-    from intarsia.evaluate.films import Choices, gap_logits
+    from intarsia.evaluate.films import Choices, Hits, gap_logits, unseen
 
     system, source, _ = _opened(options)
     sentence = tuple(None if x == "[MASK]" else x for x in options.sentence.split())
@@ -150,9 +153,13 @@ def predict_film(args: Sequence[str]) -> None:
         out.print(told, highlight=False, soft_wrap=True)
     count = min(options.count or len(source), len(source))
     samples = [x for i in range(count) for x in ([source[i]] if options.whole else sentences(source[i]))]
-    lines = []
+    samples = [unseen(x) for x in samples] if options.blind else samples
+    lines, hits = [], [Hits() for _ in options.choices]
     for sample, logits in zip(samples, gap_logits(system, samples, sentence), strict=True):
-        best = [choice.best(gap, options.top) for choice, gap in zip(choices, logits, strict=True)]
+        best = [choice.best(gap, max(5, options.top)) for choice, gap in zip(choices, logits, strict=True)]
+        for hit, choice, found in zip(hits, choices, best, strict=False):
+            hit.count(choice.said(system.vocab, " ".join(sample.texts)), [word for word, _ in found])
+        best = [x[: options.top] for x in best]
         lines.append({"key": sample.key, "said": " ".join(sample.texts), "gaps": best})
         if options.out is None:
             told = "; ".join(", ".join(f"{word} {share:.2f}" for word, share in x) for x in best)
@@ -161,6 +168,8 @@ def predict_film(args: Sequence[str]) -> None:
         with write_whole(options.out) as part:
             part.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")
         out.print(f"{len(lines)} predictions: {options.out}", soft_wrap=True)
+    for path, hit in zip(options.choices, hits, strict=False):
+        out.print(f"{path}: {hit}", highlight=False, soft_wrap=True)
 
 
 def show_film(args: Sequence[str]) -> str:

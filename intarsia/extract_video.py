@@ -22,10 +22,10 @@ from intarsia.data.annotations import read_annotations
 from intarsia.data.formats.films import SPLITS, FilmRecord, FilmWriter, Track
 from intarsia.data.formats.index import OnError
 from intarsia.data.subtitles import Segmentation, find_subtitles, read_subtitles
-from intarsia.data.video import Clip, Tally, clips, find_videos, stacked
+from intarsia.data.video import SUFFIXES, Array, Clip, Tally, clips, find_videos, stacked
 from intarsia.errors import BadInput
 from intarsia.extract import SKIPPED, Bar, note
-from intarsia.features.clips import ClipExtractor
+from intarsia.features.clips import ClipExtractor, StoredClips
 
 AHEAD = 2
 """Batches decoded before they are needed."""
@@ -109,7 +109,7 @@ def extract_video(
     `source` is of this split; others are to train on.
 
     Args:
-        source: folder of the videos, in folders or not.
+        source: folder of the videos, in folders or not; of .npy files where features are there already.
         out: folder of the shards.
         extractor: what describes clips.
         batch: clips at once.
@@ -127,16 +127,17 @@ def extract_video(
     began = time.monotonic()
     if on_error not in ("stop", "skip") or batch < 1:
         raise BadInput(f"extract video: on_error {on_error!r} (stop or skip), batch {batch} (1 or more)")
-    root, out, how, names = Path(source), Path(out), how or Segmentation(), find_videos(Path(source))
-    writer = FilmWriter(out, extractor.provenance, relpath(root, out), films_per_shard)
+    root, out, how, stored = Path(source), Path(out), how or Segmentation(), isinstance(extractor, StoredClips)
+    names = find_videos(root, (".npy",)) if stored else find_videos(root)
+    writer = FilmWriter(out, extractor.provenance, "" if stored else relpath(root, out), films_per_shard)
     done = writer.done()
     todo = [x for x in names if x not in done]
-    told = read_annotations(captions, {Path(x).stem for x in todo}, how) if captions else {}
+    told = read_annotations(captions, {_video(x) for x in todo}, how) if captions else {}
     counts, skipped = _Counts(), list[str]()
     with Bar("extract", len(todo), show, "films") as bar:
         for number, name in enumerate(todo):
             try:
-                given = told.get(Path(name).stem)
+                given = told.get(_video(name))
                 # first: a bad subtitle file costs no decoding
                 tracks = [Track(language, tuple(given))] if given else _tracks(root / name, language, how)
                 writer.add(_film(root, name, extractor, batch, tracks, counts))
@@ -152,15 +153,26 @@ def extract_video(
     return counts.report(len(done), len(todo), skipped, time.monotonic() - began)
 
 
+def _video(name: str) -> str:
+    """What a film is called in annotations: its name without endings, VIDEO.mp4.npy included."""
+    stem = Path(name).stem
+    return Path(stem).stem if Path(stem).suffix in SUFFIXES else stem
+
+
 def _film(
     root: Path, name: str, extractor: ClipExtractor, batch: int, tracks: Sequence[Track], counts: _Counts
 ) -> FilmRecord:
     """One film, read to its end."""
-    tally, features, starts = Tally(), [], []
-    for some in _ahead(root / name, extractor, batch, tally):
-        features.append(extractor(stacked(some)))
-        starts += [x.start for x in some]
-    end = starts[-1] + float(extractor.sampling.length)
+    tally, features, starts, length = Tally(), list[Array](), list[float](), float(extractor.sampling.length)
+    if isinstance(extractor, StoredClips):
+        features = [extractor.read(root / name)]
+        starts = [i * length for i in range(len(features[0]))]
+        tally = Tally(len(starts) * length, clips=len(starts))
+    else:
+        for some in _ahead(root / name, extractor, batch, tally):
+            features.append(extractor(stacked(some)))
+            starts += [x.start for x in some]
+    end = starts[-1] + length
     kept = tuple(Track(x.language, tuple(y for y in x.sentences if y.start < end)) for x in tracks)
     kept = tuple(x for x in kept if x.sentences)
     counts.clips += tally.clips

@@ -60,6 +60,8 @@ class Optim:
     """joint = the norm of all gradients together; each = every tensor by its own norm (BertAdam)."""
     bias_correction: bool = True
     """False = the moments are used as they are, as in BERT's own code (BertAdam)."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate of parameters whose name starts so; the longest start counts."""
     corrected_decay: bool = False
     """True = TensorFlow's form: epsilon is not corrected with the moments, and the corrected rate multiplies the decay too."""
 

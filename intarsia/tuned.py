@@ -114,11 +114,11 @@ class Tuned(System):
         return self.system.encode(batch)
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """The task's loss, under its name."""
+        """The task's loss, under its name, and what the system has beside it."""
         found = {self.name: self.task.loss(self.task.score(self.head, encoded, batch), batch)}
         if isinstance(self.task, Regularised):
             found["beside"] = self.task.beside(self.head, encoded, batch)
-        return found
+        return found | self.system.beside()
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:
         """The loss; of a task that mines its broken pairs, after the batch was read once without gradient, of those that train."""
@@ -213,7 +213,7 @@ def recipe_of(config: Any, name: str, tuning: Tuning) -> Recipe[Any]:
     batching = replace(tuning.batching, samples=tuning.samples) if tuning.samples else tuning.batching
     return Recipe(
         config=config,
-        mix=Mix(share={name: 1.0}),
+        mix=Mix(share={name: 1.0}, scale=dict(tuning.scale)),
         optim=tuning.optim,
         sgd=tuning.sgd,
         schedule=tuning.schedule,

@@ -12,7 +12,9 @@ from PIL import Image
 from intarsia.cli import main
 from intarsia.data.formats.films import FilmSource
 from intarsia.data.video import picture_at, sentence, write_video
+from intarsia.evaluate.films import Choices, Hits
 from intarsia.features.kmeans import CODEBOOK, read_codebook
+from intarsia.text import Vocab
 
 pytest.importorskip("av")
 
@@ -51,6 +53,22 @@ def test_a_passage_is_drawn_as_strips(run: Path, capsys: pytest.CaptureFixture[s
     assert "passage 99 of 2 of split test" in capsys.readouterr().err
 
 
+def capture_of(capsys: pytest.CaptureFixture[str], order: list[str]) -> str:
+    main(order)
+    return capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_gap_is_right_with_a_word_that_the_sentence_says() -> None:
+    vocab = Vocab.learn(["red blue green pink grey black circle"])
+    choices, hits = Choices.of(vocab, ["red", "blue", "green", "pink", "grey", "black"]), Hits()
+    ranked = ["blue", "red", "green", "pink", "grey", "black"]
+    for text in ("Red circle", "blue and red", "circle", "black circle"):
+        hits.count(choices.said(vocab, text), ranked)
+    assert (hits.asked, hits.first, hits.five) == (3, 1, 2)
+    assert str(hits) == "3 sentences say one of them, first 0.333, among five 0.667"
+    assert str(Hits()) == "no sentence says one of them"
+
+
 def test_gaps_are_filled_above_clips(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "colours.txt").write_text("red\nblue\nultramarine blue\n")
     order = [
@@ -74,6 +92,11 @@ def test_gaps_are_filled_above_clips(run: Path, capsys: pytest.CaptureFixture[st
         (gap,) = line["gaps"]
         assert {word for word, _ in gap} == {"red", "blue"}
         assert sum(share for _, share in gap) == pytest.approx(1, abs=1e-5)
+    blind = capture_of(capsys, [*order, *asked, "--blind"])
+    texts = [x["said"] for x in lines]
+    asked_of = sum("red" in x.lower() or "blue" in x.lower() for x in texts)
+    known = f"{asked_of} sentences say one of them" if asked_of else "no sentence says one of them"
+    assert known in blind
     main([*order, "--sentence", "the [MASK] [MASK] .", "--whole"])
     assert "film-00000.mp4" in capsys.readouterr().out
     for wrong, said in (

@@ -80,8 +80,8 @@ class Tally:
     """Seconds at the end that are less than half a clip and in none."""
 
 
-def find_videos(root: Path) -> list[str]:
-    """Names of the video files in a folder and those below it, in order.
+def find_videos(root: Path, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Names of the video files in a folder and those below it, in order; or of files with other endings.
 
     Raises:
         BadInput: no such folder, or none in it.
@@ -89,10 +89,10 @@ def find_videos(root: Path) -> list[str]:
     if not root.is_dir():
         raise BadInput(f"{root}: no such folder")
     names = sorted(
-        x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file()
+        x.relative_to(root).as_posix() for x in root.rglob("*") if x.suffix.lower() in suffixes and x.is_file()
     )
     if not names:
-        raise BadInput(f"{root}: no video in it ({', '.join(SUFFIXES)})")
+        raise BadInput(f"{root}: no video in it ({', '.join(suffixes)})")
     return names
 
 

@@ -129,10 +129,38 @@ class Choices:
             raise BadInput(f"none of {len(pieces)} words is one piece of the vocabulary: {', '.join([*pieces][:5])}")
         return cls(tuple(kept), torch.tensor(list(kept.values())), len(pieces) - len(kept))
 
+    def said(self, vocab: Vocab, text: str) -> set[str]:
+        """Those of the words that a text says."""
+        ids = set(vocab.encode(text).ids.tolist())
+        return {word for word, i in zip(self.words, self.ids.tolist(), strict=True) if i in ids}
+
     def best(self, logits: Tensor, count: int) -> list[tuple[str, float]]:
         """The likeliest words of a gap (vocabulary), with their share of the probability of all choices."""
         shares, places = logits[self.ids].softmax(0).topk(min(count, len(self.ids)))
         return [(self.words[i], share) for i, share in zip(places.tolist(), shares.tolist(), strict=True)]
+
+
+@dataclass
+class Hits:
+    """How often a gap is filled with a word that the sentence says. Source: VideoBERT, table 2."""
+
+    asked: int = 0
+    """Sentences that say one of the words."""
+    first: int = 0
+    five: int = 0
+    """In how many of them it is the likeliest, and among the likeliest five."""
+
+    def count(self, said: set[str], best: Sequence[str]) -> None:
+        """Counts a sentence. Args: said, those of the words it says; best, from the likeliest on."""
+        if said:
+            self.asked += 1
+            self.first += best[0] in said
+            self.five += not said.isdisjoint(best[:5])
+
+    def __str__(self) -> str:
+        if not self.asked:
+            return "no sentence says one of them"
+        return f"{self.asked} sentences say one of them, first {self.first / self.asked:.3f}, among five {self.five / self.asked:.3f}"
 
 
 def unseen(sample: Sample) -> Sample:

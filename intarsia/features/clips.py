@@ -3,6 +3,7 @@
 - "s3d": the video network of VideoBERT and CBT, with weights that the user brings (see `s3d.py` for the public files).
 - "frames": EfficientNet-Lite0's vector of a few frames, averaged over the clip. Light, real, and blind to motion.
 - "grid": a network with fixed random weights, 2 x 2 cells of a few frames: their mean, and the last less the first, which shows motion. No download.
+- "stored": nothing is computed: vectors that somebody made are read, a .npy file a video.
 - "motion": outline and colour of what stands out, and what becomes of it: 32 numbers, for visual words of moving shapes. No download.
 """
 
@@ -62,6 +63,7 @@ CLIP_EXTRACTORS = {
     "frames": "intarsia.features.clips:Frames",
     "grid": "intarsia.features.clips:ClipGrid",
     "motion": "intarsia.features.motion:ClipMotion",
+    "stored": "intarsia.features.clips:StoredClips",
 }
 """Name -> "module:class"."""
 
@@ -250,6 +252,57 @@ class ClipGrid:
         cells = functional.adaptive_avg_pool2d(self.trunk.features(pixels), self.cells).flatten(1)
         rows = cells.view(*clips.shape[:2], -1)  # (B, T, F / 2)
         return torch.cat([rows.mean(1), rows[:, -1] - rows[:, 0]], 1).cpu().numpy()
+
+
+class StoredClips:
+    """Vectors that are there already, (V, F) in a .npy file a video, one behind the other: such as HowTo100M's S3D features, one a second.
+
+    Args:
+        seconds: how long a clip lasts, such as "1" or "1.5".
+        width: F.
+        made: what made them, in your words; features of other words are not put together with them.
+        device: not looked at.
+    """
+
+    name = "stored"
+
+    def __init__(self, seconds: str = "1", width: int = 1024, made: str = "", device: str = "auto") -> None:
+        try:
+            rate = 1 / Fraction(seconds)
+        except (ValueError, ZeroDivisionError):
+            raise BadInput(f"extractor stored: seconds {seconds!r} is no length, such as 1 or 1.5") from None
+        self.sampling = Sampling(rate, 1)
+        self.provenance = Provenance(self.name, width, settings={"made": made, "fps": str(rate), "frames": "1"})
+
+    def shrink(self, pixels: Array) -> Array:
+        """There are no pixels."""
+        raise TypeError("stored features are read, not computed")
+
+    def __call__(self, clips: Array) -> Array:
+        """There are no pixels."""
+        raise TypeError("stored features are read, not computed")
+
+    def read(self, path: Path) -> Array:
+        """(V, F) float32.
+
+        Raises:
+            BadInput: no such file, not a table of numbers, of another width, empty, or not finite.
+        """
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path}: cannot be read: {error}") from None
+        if (
+            found.ndim != 2
+            or found.shape[1] != self.provenance.width
+            or not len(found)
+            or found.dtype.kind not in "fiu"
+        ):
+            raise BadInput(f"{path}: {found.dtype} {found.shape}, expected clips of {self.provenance.width} numbers")
+        found = np.asarray(found, np.float32)
+        if not np.isfinite(found).all():
+            raise BadInput(f"{path}: clip {int(np.argmin(np.isfinite(found).all(1)))} is not finite")
+        return found
 
 
 # --------------------------------------------------------------------------------------------------------------- pixels

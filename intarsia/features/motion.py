@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -56,9 +57,12 @@ class ClipMotion:
         """The whole frame, stretched."""
         return stretched(pixels, self.side)
 
-    @torch.inference_mode()
     def __call__(self, clips: Array) -> Array:
-        """(B, 32) float32."""
+        """(B, 32) float32; a clip at a time, so that little is held."""
+        return np.concatenate([self._described(clips[i : i + 1]) for i in range(len(clips))])
+
+    @torch.inference_mode()
+    def _described(self, clips: Array) -> Array:
         pixels = torch.from_numpy(clips).to(self.device).float().permute(0, 1, 4, 2, 3) / 255  # (B, T, 3, h, w)
         down, right = edges(pixels)
         strength = functional.relu((down.square() + right.square()).sqrt() - FAINT)
@@ -69,7 +73,8 @@ class ClipMotion:
         shift, growth = places[:, -1] - places[:, 0], (amount[:, -1:] + 0.5).log() - (amount[:, :1] + 0.5).log()
         turn = (directions[:, 1:] - directions[:, :-1]).norm(dim=-1).mean(1, keepdim=True)
         parts = (outline, length, colours(pixels), shift, growth, turn)
-        return torch.cat([scale * x for scale, x in zip(SCALES, parts, strict=True)], 1).cpu().numpy()
+        found: Array = torch.cat([scale * x for scale, x in zip(SCALES, parts, strict=True)], 1).cpu().numpy()
+        return found
 
 
 def edges(pixels: Tensor) -> tuple[Tensor, Tensor]:

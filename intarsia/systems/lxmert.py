@@ -140,7 +140,7 @@ def _recipes() -> dict[str, Recipe[LXMERTConfig]]:
         base,
         config=LXMERTConfig(**TINY, r_layers=1, x_layers=2, mlm_rate=0.25),
         mix=Mix({every.replace("itm+", ""): 1, every: 2}, {every: 0.3}, dict.fromkeys(("obj", "attr", "feat"), 0.15)),
-        **TINY_RUN,
+        **(TINY_RUN | {"optim": replace(TINY_RUN["optim"], lr=5e-4)}),
         note="Not a published recipe: for generated scenes on two CPU cores. Losses of regions weigh less; pairs are broken after the first third.",
     )
     return {"tiny": tiny, "base": base}
@@ -326,7 +326,7 @@ class LXMERT(System):
 
     # 4 -- recipes and downstream: the authors', and a recipe that a laptop core learns generated scenes by ---------------------
 
-    recipes = _recipes()
+    recipes, from_bert = _recipes(), bert.FromBert(matches=True, deeper=True)
     picked_goals = ("mlm", "itm", "obj", "attr", "feat", "qa")
     untrained = ("words.segment.weight",)
     heads = tuple(name.removesuffix(".") for name in HEADS)

@@ -180,20 +180,24 @@ def test_videos_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert benchmark_of("caption", (), films=True).name == "youcook2-captions"
 
 
-def test_a_captioner_of_visual_words_by_the_command_line(tmp_path: Path) -> None:
+def test_captioners_of_films_by_the_command_line(tmp_path: Path) -> None:
     data, book, pre, run = (tmp_path / x for x in ("twin", "book.safetensors", "pre", "run"))
     write_twin("youcook2-captions", data, 6, 2)
     films = ["--regions", str(data / "regions"), "--data", str(data)]
     main(["data", "cluster", str(data / "regions"), "--out", str(book), "--k", "2", "--depth", "2"])
-    steps = ["--workers", "0", "--device", "cpu", "--size", "tiny", "--centroids", str(book)]
+    few = ["--workers", "0", "--device", "cpu", "--size", "tiny"]
+    steps = [*few, "--centroids", str(book)]
     main(["pretrain", "videobert", "--data", str(data / "regions"), "--out", str(pre), "--schedule.steps", "1", *steps])
     tune = ["finetune", "videobert", "caption", *films, *steps, "--weights", str(pre), "--out", str(run)]
-    main([*tune, "--steps", "1", "--rows", "200"])
-    main(["score", str(run), "--beams", "1"])
-    told = json.loads((run / "score-val.json").read_text())
-    assert told["benchmark"] == "youcook2-captions"
-    assert told["items"] == len(find("youcook2-captions").read(data, "val").items)
-    assert {"Bleu_4", "ROUGE_L", "CIDEr"} <= told["numbers"].keys()
+    other = ["finetune", "cbt", "caption", *films, *few, "--out", str(tmp_path / "cbt")]
+    for order in (tune, other):
+        main([*order, "--steps", "1", "--rows", "200"])
+        done = Path(order[-1])
+        main(["score", str(done), "--beams", "1"])
+        told = json.loads((done / "score-val.json").read_text())
+        assert told["benchmark"] == "youcook2-captions"
+        assert told["items"] == len(find("youcook2-captions").read(data, "val").items)
+        assert {"Bleu_4", "ROUGE_L", "CIDEr"} <= told["numbers"].keys()
 
 
 def test_coin_labels_every_moment(tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ _BY_TASK = {
     "retrieval": "flickr30k",
     "retrieval_hard": "flickr30k",
     "retrieval_triplet": "flickr30k",
+    "retrieval_one": "flickr30k",
     "retrieval_coco": "coco",
     "retrieval_fashion": "fashiongen",
     "category": "fashiongen-category",
