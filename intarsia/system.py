@@ -181,8 +181,13 @@ class System(nn.Module, ABC):
         encoded = self.encode(batch)
         return self.losses(encoded, batch), encoded
 
+    pooled_only = False
+    """Whether in evaluation nothing is read but the first word's row of each document, of batches without targets."""
+
     def read(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
+        """The rows that the last layer must give: in training on `picked_goals` those that are read, while pairs are scored what is pooled, else all (None)."""
+        if self.pooled_only and not self.training:
+            return batch.read
         picked = bool(batch.targets) and set(batch.targets) <= set(self.picked_goals)
         return batch.read if self.training and picked else None
 

@@ -67,12 +67,13 @@ def blind(cls: type[System]) -> type[System]:
     """The system without eyes: the same class, whose examples show nothing of their pictures."""
 
     def hide(self: System, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        return without_picture(cls.hide(self, _untagged(sample), goal, rng, lambda: _untagged(draw())))
+        return without_picture(cls.hide(self, untagged(sample), goal, rng, lambda: untagged(draw())))
 
     return type(f"Blind{cls.__name__}", (cls,), {"hide": hide})
 
 
-def _untagged(sample: Sample) -> Sample:
+def untagged(sample: Sample) -> Sample:
+    """The sample without the tags of its pictures."""
     return dataclasses.replace(sample, pictures=tuple(dataclasses.replace(x, tags=()) for x in sample.pictures))
 
 

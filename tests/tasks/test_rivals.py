@@ -20,7 +20,7 @@ from intarsia.systems import find as find_system
 from intarsia.tasks.benchmarks import Annotated, find
 from intarsia.tasks.benchmarks.rivals import nearest, read_pool
 from intarsia.tasks.retrieval import Draws, Retrieval, RetrievalMined, RetrievalTriplet
-from intarsia.tuned import documents_of
+from intarsia.tuned import some_of
 from intarsia.tuning_runs import begin, begin_whole, open_items, rivals_of
 from intarsia.worlds.twins import write_twin
 
@@ -119,7 +119,7 @@ def test_only_the_best_broken_pairs_train(source: Annotated) -> None:
     chosen = few.mined(scores, batch)
     best = [[0, *(1 + scores[1:7].argsort(descending=True)[:2])], [7, *(8 + scores[8:14].argsort(descending=True)[:2])]]
     assert chosen.tolist() == [int(x) for y in best for x in y]
-    torch.testing.assert_close(tuned.match_scores(tuned.encode(documents_of(batch, chosen))), scores[chosen])
+    torch.testing.assert_close(tuned.match_scores(tuned.encode(some_of(batch, chosen))), scores[chosen])
     losses, _ = tuned.train()(batch)
     margin = Retrieval().margin + torch.sigmoid(scores[chosen].view(2, 3))
     wanted = (margin[:, 1:] - torch.sigmoid(scores[chosen].view(2, 3))[:, :1]).clamp(min=0).mean()
