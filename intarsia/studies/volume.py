@@ -282,7 +282,7 @@ def draw(found: Grid, arms: Sequence[str], out: Path) -> None:
                     )
                 means = [max(1e-3, float(np.mean(list(known[n].values())))) for n in sorted(known)]
                 panel.plot(sorted(known), means, color=colour, linewidth=1.4, label=arm)
-                fitted = curve({n: list(x.values()) for n, x in known.items()}, draws=200)
+                fitted = curve({n: list(x.values()) for n, x in known.items()})
                 if fitted is not None and fitted.printable:
                     x = np.geomspace(min(known), max(known), 40)
                     panel.plot(x, fitted.fit.at(x), color=colour, linewidth=0.9, linestyle="--")
