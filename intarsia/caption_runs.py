@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from intarsia.tasks.benchmarks.items import spellings
 from intarsia.tasks.metrics import captions, ptb
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace
+from intarsia.train.parallel import Sharding
 from intarsia.tuning_runs import About, begin_whole, bounded, finetune
 from intarsia.weights.files import fill, read_weights, write_weights
 
@@ -224,7 +225,7 @@ def critical(
     workers: int = 0,
     device: str = "auto",
     pace: Pace | None = None,
-    sharding: Literal["ddp", "fsdp"] = "ddp",
+    sharding: Sharding = "ddp",
 ) -> Outcome:
     """Self-critical training as any other fine-tuning, into a run folder that ends with the captioner alone.
 

@@ -73,7 +73,7 @@ def list_(args: Sequence[str]) -> None:
 
 def _about(name: str) -> dict[str, str]:
     """The card of a system, line by line."""
-    from intarsia.systems import find, parity
+    from intarsia.systems import find, parity, scores
 
     cls, near = find(name), parity(name)
     card = cls.card
@@ -89,6 +89,10 @@ def _about(name: str) -> dict[str, str]:
         "weights that load": ", ".join(card.weights) or "none published",
         "starts from": "BERT (--start) or nothing" if cls.from_bert else "nothing",
         "tasks": ", ".join(card.tasks),
+        **{
+            f"task {task}": f"published {x.published or '-'}; on the twin, without the picture, chance: {x.on_twin}"
+            for task, x in scores(name).items()
+        },
         **{f"recipe {size}": _recipe_facts(recipe) for size, recipe in cls.recipes.items()},
         "verified in code": "what the recipes say, but for"
         if card.unverified
@@ -145,7 +149,7 @@ class Pretrain(Generic[C]):
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
     codes: Path | None = None
-    """File of `intarsia data codes`, for systems that write pictures (M6, sizes t2i and t2i_tiny)."""
+    """File of `intarsia data codes`, or a VQGAN's (taming-transformers), for systems that write pictures (M6, sizes t2i and t2i_tiny)."""
     workers: int = 1
     """Processes that prepare batches."""
     device: str = "auto"

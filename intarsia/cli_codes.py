@@ -94,12 +94,12 @@ def coded(name: str, options: Any, source: Any, held: Any) -> tuple[Any, Any, An
     """
     from intarsia.features.codes import WithCodes
     from intarsia.features.extractor import where_to_run
-    from intarsia.features.vq import read_vq
+    from intarsia.features.vqgan import read_codec
 
     path, recipe = options.codes, options.recipe
     if "codes" not in type(recipe.config).__dataclass_fields__:
         raise BadInput(f"--codes {path}: {name} writes no pictures")
-    vq = read_vq(path).to(where_to_run(options.device))
+    vq = read_codec(path).to(where_to_run(options.device))
     error = options.on_error
     shown, other = (None if x is None else WithCodes(x, vq, progress=True, on_error=error) for x in (source, held))
     config = replace(recipe.config, codes=vq.codes, code_length=vq.length)
@@ -112,20 +112,28 @@ def with_codes_of(config: Any, other: Any) -> Any:
 
 
 def keep_codes(path: Path | None, run: Path) -> None:
-    """Copies a codec, if there is one, into a run folder, whose pictures nothing else can decode.
+    """Keeps a codec, if there is one, in a run folder, whose pictures nothing else can decode: ours as it is, a VQGAN in our layout.
 
     Raises:
         BadInput: the run has another one.
     """
+    import torch
+
     from intarsia.data.formats.files import write_whole
+    from intarsia.features.vqgan import VQGAN, read_codec, write_vqgan
 
     if path is None:
         return
-    kept = run / FILE
-    if kept.is_file() and kept.read_bytes() != path.read_bytes():
-        raise BadInput(f"--codes {path}: the run {run} was begun with other codes ({kept})")
-    with write_whole(kept) as temporary:
-        shutil.copyfile(path, temporary)
+    kept, codec = run / FILE, read_codec(path)
+    if kept.is_file():
+        mine, other = codec.state_dict(), read_codec(kept).state_dict()
+        if mine.keys() != other.keys() or not all(torch.equal(x, other[name]) for name, x in mine.items()):
+            raise BadInput(f"--codes {path}: the run {run} was begun with other codes ({kept})")
+    elif isinstance(codec, VQGAN):
+        write_vqgan(kept, codec)
+    else:
+        with write_whole(kept) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 # -------------------------------------------------------------------------------------------------------------------- show
@@ -146,6 +154,8 @@ class ShowPicture:
     top_p: float = 1.0
     """Of these the fewest likeliest that reach this probability."""
     temperature: float = 1.0
+    judge: Path | None = None
+    """Folder of a run whose system matches pictures and texts: what fits the text best comes first."""
     seed: int = 0
     device: str = "cpu"
 
@@ -160,7 +170,7 @@ def show_picture(args: Sequence[str]) -> str:
     from intarsia.batch import Sample
     from intarsia.data.formats.files import write_whole
     from intarsia.drawing import draw
-    from intarsia.features.vq import read_vq
+    from intarsia.features.vqgan import read_codec
     from intarsia.model import open as open_model
     from intarsia.model import read_system
 
@@ -175,10 +185,20 @@ def show_picture(args: Sequence[str]) -> str:
     system: Any = open_model(name, weights=options.weights, device=options.device).system
     if not getattr(system.config, "codes", 0):
         raise BadInput(f"{options.weights}: {name} was not trained to write pictures (`pretrain m6 --codes`)")
-    vq = read_vq(options.weights / FILE).to(options.device)
+    vq = read_codec(options.weights / FILE).to(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     samples = [Sample("text", (options.text,))] * options.count
+    judge: Any = None
+    if options.judge:
+        judge = open_model(read_system(options.judge), weights=options.judge, device=options.device)
+        if not judge.system.matches:
+            raise BadInput(f"--judge {options.judge}: {judge.system.card.name} does not match pictures and texts")
     drawn = draw(system, samples, vq, generator, options.top_k, options.top_p, options.temperature)
+    told = ""
+    if judge is not None:
+        fit = np.array([judge.match(x, options.text).score for x in drawn])
+        order = np.argsort(-fit, kind="stable")
+        drawn, told = drawn[order], f", fit {' '.join(f'{x:.2f}' for x in fit[order])}"
     with write_whole(options.out) as temporary:
         Image.fromarray(np.concatenate(list(drawn), 1)).save(temporary, "PNG")
-    return f"{options.count} pictures: {options.out}"
+    return f"{options.count} pictures{told}: {options.out}"

@@ -309,7 +309,7 @@ class Extract:
     """Folder with pairs.jsonl, a folder of pictures, tars or tables; here or remote (s3://..)."""
     out: Path
     extractor: str = "light"
-    """light, grid, pixels, patches, or with --weights butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
+    """light, grid, pixels, patches, or with --weights resnet (a ResNet on each cell), butd (bottom-up attention), vinvl or resnet_v2 (B2T2's; --boxes given)."""
     weights: str = ""
     """The published file of the detector or trunk."""
     boxes: Literal["found", "given"] = "found"

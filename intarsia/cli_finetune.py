@@ -56,7 +56,7 @@ class FinetuneOptions:
     seed: int = 42
     workers: int = 1
     device: str = "auto"
-    sharding: Literal["ddp", "fsdp"] = "ddp"
+    sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
     centroids: Path | None = None
     """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
     hard_negatives: str = ""
@@ -186,6 +186,8 @@ class ScoreOptions:
     """Of pairs: ridge, nearest, or the run folder of a system of two towers, which rank before; then only --top candidates of each query are read."""
     top: int = 20
     """Candidates of each query that are read after a prefilter."""
+    convention: str = ""
+    """How is counted where papers differ: of RefCOCO whose overlaps, of Entities any box or merged, of VQA the older rule; empty = the default."""
     beams: int = 0
     """Of captions that are written; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
@@ -213,9 +215,22 @@ def score(args: Sequence[str]) -> None:
         out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
+    if said_by_paper := published(options.run):
+        out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
     path = options.out or options.run / f"score-{found.split}.json"
     path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
+
+
+def published(run: Path) -> str:
+    """What the paper reached in the task that a run was tuned for; empty where that is not known, or it was not tuned."""
+    from intarsia.systems import scores
+    from intarsia.tuning_runs import ABOUT, About
+
+    if not (run / ABOUT).is_file():
+        return ""
+    about = About.read(run)
+    return scores(about.system)[about.task].published
 
 
 def _asked(options: Any) -> Any:
@@ -236,7 +251,9 @@ def table(found: Any) -> Table:
     """Measured numbers, to print."""
     from intarsia.tasks import benchmarks
 
-    title = f"{found.items} items" + (f": {found.told}" if found.told else "")
+    title = "; ".join(
+        x for x in (f"{found.items} items", found.told, found.convention and f"counted as {found.convention}") if x
+    )
     shown = Table("", f"{found.benchmark} {found.split}", title=title)
     main = benchmarks.find(found.benchmark).main
     for name, value in found.numbers.items():

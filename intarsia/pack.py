@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from intarsia.batch import (
     Text,
     TextRows,
 )
-from intarsia.packed import Packing
+from intarsia.packed import Packing, taken
 
 
 def pack(examples: Sequence[Example]) -> Batch:
@@ -68,6 +69,22 @@ def pack(examples: Sequence[Example]) -> Batch:
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
         read={stream: _read(examples, stream, cu) for stream, cu in start.items()},
     )
+
+
+Stream = TypeVar("Stream", Text, Regions, Clips)
+
+
+def documents_of(stream: Stream, documents: Tensor, rows: int) -> Stream:
+    """Some documents of a stream without levels, repeats allowed, in the order given, on the device that it is on.
+
+    Args:
+        stream: of a batch.
+        documents: (C) int64.
+        rows: how many rows they have in all, known to the host.
+    """
+    places, packing = taken(stream.packing, documents, rows)
+    parts = {x.name: getattr(stream, x.name) for x in fields(stream)}
+    return replace(stream, **{name: x[places] for name, x in parts.items() if isinstance(x, Tensor)}, packing=packing)
 
 
 def _read(examples: Sequence[Example], stream: str, cu: Array) -> Tensor:

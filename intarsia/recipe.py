@@ -60,6 +60,8 @@ class Optim:
     """joint = the norm of all gradients together; each = every tensor by its own norm (BertAdam)."""
     bias_correction: bool = True
     """False = the moments are used as they are, as in BERT's own code (BertAdam)."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate of parameters whose name starts so; the longest start counts."""
     corrected_decay: bool = False
     """True = TensorFlow's form: epsilon is not corrected with the moments, and the corrected rate multiplies the decay too."""
 
@@ -185,6 +187,11 @@ TINY_RUN: dict[str, Any] = {
     "precision": "fp32",
 }
 """How every system's `tiny` size is trained, unless it says otherwise."""
+TINY_DUAL_RUN = TINY_RUN | {
+    "schedule": Schedule(steps=1200, warmup=60, floor=0.02),
+    "batching": Batching(rows=1600, window=2048),
+}
+"""The same of two streams: as many rows in half as many steps."""
 
 
 def adam(lr: float, max_norm: float = 1.0, eps: float = 1e-8, decay: float = 0.01) -> Optim:

@@ -12,10 +12,11 @@ from typing import Any
 from intarsia import caption_runs
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
-from intarsia.evaluate.benchmark import Measured, evaluate, evaluate_pairs
+from intarsia.evaluate.benchmark import Measured, evaluate, evaluate_pairs, evaluate_words
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.features.extractor import must_be_alike
+from intarsia.features.kmeans import CODEBOOK
 from intarsia.model import open as open_model
 from intarsia.model import read_provenance, read_recipe
 from intarsia.system import FineTuned, System
@@ -52,6 +53,8 @@ class Asked:
     """Of pairs, what ranks them before: "ridge", "nearest" (fitted on the training items), or the run folder of a system of two towers."""
     top: int = 20
     """Candidates of each query that are then read."""
+    convention: str = ""
+    """How is counted, where papers differ; "" = the benchmark's default."""
     beams: int = 0
     """Of captions; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
@@ -125,8 +128,10 @@ def opened(asked: Asked) -> Opened:
     benchmark = benchmarks.find(asked.benchmark or trained)
     if trained and benchmark.kind != benchmarks.find(trained).kind:
         raise BadInput(f"{run}: tuned for {trained}; {benchmark.name} asks for {benchmark.kind}")
-    if not trained and benchmark.kind != "pairs":
+    if not trained and benchmark.kind not in ("pairs", "words"):
         raise BadInput(f"{run}: a run of pre-training ranks pairs; {benchmark.name} asks for {benchmark.kind}")
+    if benchmark.kind == "words" and not words and (run / CODEBOOK).is_file():
+        words = str(run / CODEBOOK)
     split = asked.split or ("val" if "val" in benchmark.splits else benchmark.splits[min(1, len(benchmark.splits) - 1)])
     source = open_items(benchmark, data, regions, split, labels, words)
     whole = getattr(system, "system", system)
@@ -156,6 +161,10 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         raise BadInput("--beams and --objects: for runs that write captions")
     if (asked.prefilter or asked.most) and not x.benchmark.ranks:
         raise BadInput(f"--prefilter and --most: {x.benchmark.name} does not rank pairs")
+    x.benchmark.counting(asked.convention)
+    if x.benchmark.kind == "words":
+        named, scores = evaluate_words(x.system, x.benchmark, x.source)
+        return named, scores, x.source
     if x.benchmark.kind == "captions":
         return *_written(x, asked), x.source
     first = _first(x, asked) if asked.prefilter else None
@@ -165,7 +174,9 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         shutil.rmtree(keep, ignore_errors=True)
         return found, said, x.source
     assert isinstance(x.system, Tuned)
-    found, predictions = evaluate(x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how)
+    found, predictions = evaluate(
+        x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how, asked.convention
+    )
     return found, predictions, x.source
 
 

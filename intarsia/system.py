@@ -35,12 +35,12 @@ class Tuning:
     batching: Batching
     head_lr: float = 1.0
     """Factor on the learning rate of the head."""
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
-    """Factors on that of other parameters, by the start of their names in `FineTuned`."""
     sgd: SGD | None = None
     """A second optimizer, where the paper has one."""
     samples: int = 0
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Weights of losses beside the task's own, see `System.beside`; 1 where none is named."""
     note: str = ""
 
 
@@ -172,13 +172,22 @@ class System(nn.Module, ABC):
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Unweighted scalar losses of every goal in batch.targets."""
 
+    def beside(self) -> dict[str, Tensor]:
+        """Scalars of the last pass that no target asks for; a recipe weighs with 0 those that are only told."""
+        return {}
+
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:
         """The one entry that DDP, FSDP and compile wrap."""
         encoded = self.encode(batch)
         return self.losses(encoded, batch), encoded
 
+    pooled_only = False
+    """Whether in evaluation nothing is read but the first word's row of each document, of batches without targets."""
+
     def read(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The rows that the last layer must give: in training on `picked_goals` those that are read, else all (None)."""
+        """The rows that the last layer must give: in training on `picked_goals` those that are read, while pairs are scored what is pooled, else all (None)."""
+        if self.pooled_only and not self.training:
+            return batch.read
         picked = bool(batch.targets) and set(batch.targets) <= set(self.picked_goals)
         return batch.read if self.training and picked else None
 
@@ -422,5 +431,7 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
             rows_of = tuned.system.get_parameter(name)
             rows_of[to] = rows_of[like]
         for name, (source, row) in finetune.head_from.items():
+            if source not in state:
+                continue  # as configured, the system has no such part (B2T2's dual encoder)
             tuned.head.get_parameter(name).copy_(state[source] if row is None else state[source][row : row + 1])
     return tuned

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intarsia.batch import Batch, Encoded, Example, Sample
 from intarsia.errors import BadInput
-from intarsia.packed import taken
+from intarsia.pack import documents_of
 from intarsia.recipe import Mix, Recipe
 from intarsia.system import Finetune, FineTuned, Regularised, System, Tuning, begin
 from intarsia.tasks.benchmarks.rivals import Rivals
@@ -114,11 +114,11 @@ class Tuned(System):
         return self.system.encode(batch)
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """The task's loss, under its name."""
+        """The task's loss, under its name, and what the system has beside it."""
         found = {self.name: self.task.loss(self.task.score(self.head, encoded, batch), batch)}
         if isinstance(self.task, Regularised):
             found["beside"] = self.task.beside(self.head, encoded, batch)
-        return found
+        return found | self.system.beside()
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Encoded]:
         """The loss; of a task that mines its broken pairs, after the batch was read once without gradient, of those that train."""
@@ -128,7 +128,7 @@ class Tuned(System):
             with torch.no_grad():
                 scores = self.task.score(self.head, self.system.encode(batch), batch)
             self.train()
-            batch = documents_of(batch, inner.mined(scores, batch))
+            batch = some_of(batch, inner.mined(scores, batch))
         return super().forward(batch)
 
     def predict(self, batch: Batch) -> list[Tensor]:
@@ -155,21 +155,17 @@ class Tuned(System):
         return task
 
 
-def documents_of(batch: Batch, documents: Tensor) -> Batch:
+def some_of(batch: Batch, documents: Tensor) -> Batch:
     """Some documents of a batch of words and regions, in the order given."""
-
-    def some(stream: Any) -> Any:
-        rows, packing = taken(stream.packing, documents, int(stream.packing.lengths[documents].sum()))
-        parts = {x.name: getattr(stream, x.name) for x in fields(stream)}
-        return replace(stream, **{name: x[rows] for name, x in parts.items() if isinstance(x, Tensor)}, packing=packing)
-
     if batch.images is not None or batch.clips is not None or batch.text is None or batch.regions is None:
         raise TypeError("documents are chosen of batches of words and regions alone")
+    text, regions = batch.text, batch.regions
+    rows = [int(x.packing.lengths[documents].sum()) for x in (text, regions)]
     return Batch(
         tuple(batch.keys[i] for i in documents.tolist()),
         batch.sample[documents],
-        some(batch.text),
-        some(batch.regions),
+        documents_of(text, documents, rows[0]),
+        documents_of(regions, documents, rows[1]),
         targets={name: batch.labels(name)[documents] for name in batch.targets},
     )
 
@@ -217,7 +213,7 @@ def recipe_of(config: Any, name: str, tuning: Tuning) -> Recipe[Any]:
     batching = replace(tuning.batching, samples=tuning.samples) if tuning.samples else tuning.batching
     return Recipe(
         config=config,
-        mix=Mix(share={name: 1.0}),
+        mix=Mix(share={name: 1.0}, scale=dict(tuning.scale)),
         optim=tuning.optim,
         sgd=tuning.sgd,
         schedule=tuning.schedule,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,6 +27,7 @@ from intarsia.tasks.benchmarks.rivals import Rivals, by_group, nearest, read_poo
 from intarsia.tasks.retrieval import Ranked
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
+from intarsia.train.parallel import Sharding
 from intarsia.train.start import captions, fresh
 from intarsia.tuned import Tuned, recipe_of, reserved, start, takes_labels, with_labels
 from intarsia.tuned_files import read_tuned
@@ -331,7 +332,7 @@ def finetune(
     workers: int = 0,
     device: str = "auto",
     pace: Pace | None = None,
-    sharding: Literal["ddp", "fsdp"] = "ddp",
+    sharding: Sharding = "ddp",
 ) -> Outcome:
     """Fine-tunes by the one training loop into a run folder; goes on where an earlier run in it stopped.
 
@@ -342,7 +343,7 @@ def finetune(
     factors = {}
     if isinstance(tuned, Tuned):
         head = tuned.described.tunings.get(about.size) or next(iter(tuned.described.tunings.values()))
-        factors = {"head.": head.head_lr, **head.lr_factors}
+        factors = {"head.": head.head_lr}
     return pretrain(
         tuned,
         source,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import intarsia
 from intarsia.cli import main
 from intarsia.features.vq import read_vq
+from intarsia.features.vqgan import KEYS, VQGAN, VQGANNumbers, read_codec
 from intarsia.weights.files import read_weights
 
 DATA = "products-zh:40"
@@ -81,6 +85,46 @@ def test_a_trained_m6_begins_to_draw(codes: Path, run: Path, tmp_path: Path) -> 
     near = (after["words.word.weight"] - before["words.word.weight"]).abs().max().item()
     assert near < 0.01, "two steps away from where it began"
     call("show", "picture", "红色", "--weights", drawing, "--out", tmp_path / "a.png")
+
+
+def test_the_best_by_a_matching_system_come_first(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = tmp_path / "judge"
+    more = ("--out", judge, "--schedule.steps", 2, "--schedule.warmup", 1, "--workers", 0, "--device", "cpu")
+    call("pretrain", "pixel_bert", "--data", "products-zh:12", *more, "--config.short-side", 32)
+    order = ("show", "picture", "红色棉质T恤", "--weights", run, "--count", 5, "--temperature", 3.0)
+    call(*order, "--out", tmp_path / "drawn.png")
+    capsys.readouterr()
+    call(*order, "--judge", judge, "--out", tmp_path / "judged.png")
+    fit = [float(x) for x in capsys.readouterr().out.split("fit ")[1].split(":")[0].split()]
+    drawn, judged = (np.split(np.array(Image.open(tmp_path / f"{x}.png")), 5, 1) for x in ("drawn", "judged"))
+    model = intarsia.open("pixel_bert", weights=judge)
+    scores = [model.match(x, order[2]).score for x in judged]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1 and fit == pytest.approx(scores, abs=0.01)
+    assert sorted(x.tobytes() for x in drawn) == sorted(x.tobytes() for x in judged)
+    said = refused(capsys, *order, "--judge", run, "--out", tmp_path / "none.png")
+    assert "m6 does not match pictures and texts" in said and not (tmp_path / "none.png").exists()
+
+
+def test_a_vqgan_of_the_authors_layout_is_taken_as_it_is(
+    codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = VQGANNumbers(codes=9, width=4, z_channels=4, stem=32, channels=(32,) * 5, blocks=1, attended=())
+    torch.manual_seed(0)
+    torch.save({"state_dict": KEYS.to_theirs(VQGAN(numbers).state_dict())}, tmp_path / "last.ckpt")
+    order = train(tmp_path / "run", "--codes", tmp_path / "last.ckpt", data="products-zh:3")
+    call(*order, "--config.max-position-embeddings", 256)
+    config = json.loads((tmp_path / "run/recipe.json").read_text())["recipe"]["config"]
+    assert (config["codes"], config["code_length"]) == (9, 256)
+    kept = read_codec(tmp_path / "run/codes.safetensors")
+    assert isinstance(kept, VQGAN) and kept.numbers == numbers
+    call("show", "picture", "红色", "--weights", tmp_path / "run", "--out", tmp_path / "a.png", "--count", 1)
+    assert Image.open(tmp_path / "a.png").size == (256, 256)
+    other = ("--codes", codes, "--config.max-position-embeddings", 256)
+    assert "was begun with other codes" in refused(capsys, *train(tmp_path / "run", *other, data="products-zh:3"))
+    (tmp_path / "bad.ckpt").write_bytes(b"no")
+    assert "bad.ckpt: refused" in refused(capsys, *train(tmp_path / "x", "--codes", tmp_path / "bad.ckpt"))
 
 
 def test_what_cannot_be_drawn_is_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from intarsia import cli
-from intarsia.systems import SYSTEMS, find, parity
+from intarsia.systems import SYSTEMS, find, parity, scores
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -35,6 +35,9 @@ def test_one_system_is_told_in_full(name: str, capsys: pytest.CaptureFixture[str
     for size, recipe in cls.recipes.items():
         assert f"recipe {size}: rate {recipe.optim.lr:g}, {recipe.schedule.steps:,} steps" in said
         assert recipe.note in said
+    for task, x in scores(name).items():
+        assert f"task {task}: published {x.published or '-'}; on the twin" in said
+        assert said.split(f"task {task}: ")[1].splitlines()[0].endswith(f"chance: {x.on_twin}")
     assert (f"{near.difference:.1e} at most" if near else "no golden file") in said
     assert ("--start" in said.split("starts from:")[1].splitlines()[0]) == (cls.from_bert is not None)
     if not card.weights:

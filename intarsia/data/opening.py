@@ -31,7 +31,7 @@ from intarsia.data.formats.uniter_text import META, UniterText, is_text_db
 from intarsia.data.source import Source
 from intarsia.errors import BadInput
 
-WORLDS = re.compile(r"worlds:(?P<count>\d+)(:(?P<seed>\d+))?")
+WORLDS = re.compile(r"worlds(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
@@ -50,7 +50,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
             this order), a `.jsonl`, `.tar`, `.parquet` or `.arrow` file, a caption file of a known corpus, any of these
             on another machine ("s3://bucket/shards", "https://..", by fsspec), of tars and tables a pattern too
             ("s3://bucket/*.tar"), "worlds:COUNT[:SEED]", generated
-            scenes, "products:COUNT[:SEED]", generated products, "products-zh:COUNT[:SEED]", the same in Chinese,
+            scenes, "products:COUNT[:SEED]", generated products, "worlds-zh:.." and "products-zh:..", the same in Chinese,
             "films:COUNT[:SEED]" and "films-zh:..", generated films as vectors, or several of these with commas between.
         split: "train", "val" or "test"; None = everything (of generated worlds: the training split). Lines that do
             not say are "train".
@@ -64,7 +64,7 @@ def open_source(spec: str | Path, split: str | None = None, on_error: OnError = 
         return _join(str(spec).split(","), split, on_error)
     world = WORLDS.fullmatch(str(spec))
     if world is not None:
-        return _open_world(int(world["count"]), int(world["seed"] or 0), split)
+        return _open_world(int(world["count"]), int(world["seed"] or 0), split, world["language"] or "en")
     products = PRODUCTS.fullmatch(str(spec))
     if products is not None:
         from intarsia.worlds.product_source import ProductSource
@@ -201,10 +201,10 @@ def open_texts(spec: str | Path) -> Source:
     return open_source(spec) if WORLDS.fullmatch(str(spec)) else TextLines(spec)
 
 
-def _open_world(count: int, seed: int, split: str | None) -> Source:
+def _open_world(count: int, seed: int, split: str | None, language: str) -> Source:
     from intarsia.worlds import WorldConfig, WorldSource
 
-    return WorldSource(WorldConfig(), _part(split), count, seed)
+    return WorldSource(WorldConfig(languages=(language,)), _part(split), count, seed)
 
 
 def _part(split: str | None) -> Literal["train", "validation", "test"]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from intarsia.batch import Array
 from intarsia.errors import BadInput, TooLong
+from intarsia.evaluate.films import name_words, unseen
 from intarsia.evaluate.queries import among_own, listed, ranked
 from intarsia.evaluate.rerank import Prefilter
 from intarsia.evaluate.running import FP32, Inference, run_numbers
@@ -42,6 +43,8 @@ class Measured:
     """The main number by the words alone."""
     told: str = ""
     """The protocol in words, where scores depend on what is drawn."""
+    convention: str = ""
+    """How was counted, where papers differ."""
 
 
 def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dict[str, Array], int]:
@@ -67,10 +70,11 @@ def predict(tuned: Tuned, source: Annotated, how: Inference = FP32) -> tuple[dic
     return {key: found[key] for key in order}, len(source) - len(numbers)
 
 
-def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> dict[str, float]:
-    """The official numbers of predictions."""
+def score(benchmark: Benchmark, source: Annotated, predictions: Predictions, convention: str = "") -> dict[str, float]:
+    """The official numbers of predictions, counted by one of the benchmark's conventions."""
+    how = benchmark.counting(convention)
     if benchmark.measure is not None:
-        return benchmark.measure(source.annotations, predictions)
+        return benchmark.measure(source.annotations, predictions, **how)
     assert benchmark.measure_regions is not None, "pairs are ranked"
     boxes = {}
     for i, (item, _) in enumerate(source.kept):
@@ -78,24 +82,45 @@ def score(benchmark: Benchmark, source: Annotated, predictions: Predictions) -> 
             picture = source[i].pictures[0]
             width, height = item.size if all(item.size) else (picture.width, picture.height)
             boxes[item.key] = picture.boxes.astype(np.float64) * [width, height, width, height]
-    return benchmark.measure_regions(source.annotations, predictions, boxes)
+    return benchmark.measure_regions(source.annotations, predictions, boxes, **how)
 
 
 def evaluate(
-    tuned: Tuned, benchmark: Benchmark, source: Annotated, train: Annotated | None = None, how: Inference = FP32
+    tuned: Tuned,
+    benchmark: Benchmark,
+    source: Annotated,
+    train: Annotated | None = None,
+    how: Inference = FP32,
+    convention: str = "",
 ) -> tuple[Measured, dict[str, Array]]:
     """The official numbers, with chance and, if training items are given, a baseline that sees no picture; and the predictions by item."""
     out = _without_regions(source)
     predictions, long = predict(tuned, source, how)
     out |= {"too long": long} if long else {}
-    numbers = score(benchmark, source, predictions) if source.annotations.gold else {}
+    numbers = score(benchmark, source, predictions, convention) if source.annotations.gold else {}
     blind = None
     if train is not None and source.annotations.gold:
-        blind = score(benchmark, source, blind_guess(train, source))[benchmark.main]
+        blind = score(benchmark, source, blind_guess(train, source), convention)[benchmark.main]
     chance = chance_of(benchmark, source) if source.annotations.gold else None
+    counted = benchmark.counting(convention).get("convention", "")
     return Measured(
-        benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind
+        benchmark.name, source.annotations.split, len(predictions), numbers, out, chance, blind, convention=counted
     ), predictions
+
+
+def evaluate_words(system: System, benchmark: Benchmark, source: Annotated) -> tuple[Measured, dict[str, Array]]:
+    """The official numbers of what a system names in the gaps of a sentence, as pre-training left it; blind = from the sentence alone."""
+    samples, labels = [source[i] for i in range(len(source))], source.annotations.labels
+    was, said = system.training, dict[bool, dict[str, Array]]()
+    system.eval()
+    for sees in (True, False):
+        said[sees], dropped = name_words(system, samples if sees else list(map(unseen, samples)), benchmark, labels)
+    system.train(was)
+    numbers = score(benchmark, source, said[True])
+    blind = score(benchmark, source, said[False])[benchmark.main]
+    out = _without_regions(source) | ({"labels of several pieces, never right": dropped} if dropped else {})
+    split, chance = source.annotations.split, chance_of(benchmark, source)
+    return Measured(benchmark.name, split, len(samples), numbers, out, chance, blind), said[True]
 
 
 def evaluate_pairs(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from intarsia.batch import Array, Encoded, Example, Sample
 from intarsia.errors import BadInput
 from intarsia.pack import pack
 from intarsia.system import System
+from intarsia.tasks.benchmarks import Benchmark
 from intarsia.text import Vocab
 
 BATCH = 32
@@ -58,6 +60,32 @@ def gap_logits(system: System, samples: Sequence[Sample], sentence: Sequence[str
         rows = (batch.text.packing.first[:, None] + gaps).flatten()
         found = system.word_logits(system.encode(batch), rows).float().cpu()
         yield from found.view(len(asked), len(gaps), -1)
+
+
+def name_words(
+    system: System, samples: Sequence[Sample], benchmark: Benchmark, labels: Sequence[str]
+) -> tuple[dict[str, Array], int]:
+    """Scores of a benchmark's labels in the gaps of its sentence, by sample.
+
+    Args:
+        system: reads clips as words; in evaluation mode.
+        samples: with films, or without.
+        benchmark: says the sentence.
+        labels: what stands in which gap, "verb cut": those of one gap together, gaps in order.
+
+    Returns:
+        By sample (labels) float32, -inf for a label of several pieces; and how many there are of these.
+    """
+    gaps = list(dict.fromkeys(x.partition(" ")[0] for x in labels))
+    pieces = [system.vocab.encode(x.partition(" ")[2]).ids for x in labels]
+    able = [i for i, x in enumerate(pieces) if len(x) == 1 and x[0] != system.vocab.unk]
+    at = [gaps.index(labels[i].partition(" ")[0]) for i in able]
+    found = {}
+    for sample, logits in zip(samples, gap_logits(system, samples, benchmark.sentence), strict=True):
+        scores = np.full(len(labels), -np.inf, np.float32)
+        scores[able] = logits[at, [int(pieces[i][0]) for i in able]].numpy()
+        found[sample.key] = scores
+    return found, len(labels) - len(able)
 
 
 @torch.inference_mode()

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch import Tensor
 
-from intarsia.batch import Array, Batch, Example, Film, Sample
+from intarsia.batch import Array, Batch, Example, Film, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.evaluate.crossing import score_crossed
 from intarsia.evaluate.parts import PICTURES, SPARSE, TEXTS, Parts, blocks, fingerprint
-from intarsia.evaluate.running import FP32, Inference, Share, Shown, fitting, name_of, percent, plain, run
+from intarsia.evaluate.running import FP32, Inference, Share, Shown, fitting, name_of, percent, plain, run, run_numbers
 from intarsia.evaluate.towers import embed, products
+from intarsia.pack import documents_of, pack
 from intarsia.system import Crossing, System
 
 CUTS = (1, 5, 10)
@@ -190,22 +193,75 @@ def score_pairs(
     """
     scores = np.full(len(said) * len(shown), np.nan, np.float32)
     asked = np.arange(len(scores)) if pairs is None else pairs
+    sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
+    sizes_shown = np.array([sum(len(y) for y in (x.regions, x.clips) if y is not None) for x in shown])
+    device, parts = next(system.parameters()).device, list[tuple[Array, Tensor]]()
+    grid = _Grid.of(said, shown, device) if build is None else None
+    inner = getattr(system, "system", system)
+    inner.pooled_only = True  # the last layer of all other rows is left out, unless somebody misses it
 
     def together(number: int) -> Example:
-        i, j = divmod(int(asked[number]), len(shown))
+        i, j = divmod(number, len(shown))
         if build is not None:
             return build(i, j)
         there = shown[j]
         return Example(said[i].key, said[i].text, there.regions, images=there.images, clips=there.clips)
 
-    def read(numbers: Array, batch: Batch) -> None:
-        scores[asked[numbers]] = system.match_scores(system.encode(batch)).float().cpu().numpy()
+    def read(numbers: Array) -> None:
+        some = asked[numbers]
+        batch = pack([together(int(x)) for x in some]).to(device) if grid is None else grid.batch(some)
+        found = system.match_scores(system.encode(batch))
+        if not parts and bool(found.isnan().any()):
+            inner.pooled_only = False
+            found = system.match_scores(system.encode(batch))
+        parts.append((some, found.float()))  # fetched at the end, so that the host does not wait
 
-    sizes_text = np.array([len(x.text) if x.text else 0 for x in said])
-    sizes_shown = np.array([sum(len(y) for y in (x.regions, x.clips) if y is not None) for x in shown])
     lengths = sizes_text[asked // len(shown)] + sizes_shown[asked % len(shown)]
-    run(system, lengths, together, read, f"{len(asked)} pairs of {len(said)} texts, {len(shown)} pictures", how)
+    try:
+        run_numbers(system, lengths, read, f"{len(asked)} pairs of {len(said)} texts, {len(shown)} pictures", how)
+    finally:
+        inner.pooled_only = False
+    for some, found in parts:
+        scores[some] = found.cpu().numpy()
     return scores.reshape(len(said), len(shown))
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Texts and pictures packed once each, on the device, of which batches of pairs are gathered."""
+
+    text: Text
+    regions: Regions
+    lengths: tuple[Array, Array]
+    """Rows of each text, and of each picture."""
+
+    @classmethod
+    def of(cls, said: Sequence[Example], shown: Sequence[Example], device: torch.device) -> _Grid | None:
+        """None where documents have more than words and regions, or rows that do not all see each other."""
+        if any(x.text is None for x in said) or any(x.regions is None or x.images or x.clips for x in shown):
+            return None
+        texts = pack([Example(x.key, x.text) for x in said]).to(device)
+        pictures = pack([Example(x.key, None, x.regions) for x in shown]).to(device)
+        assert texts.text is not None and pictures.regions is not None
+        if texts.text.packing.level is not None or pictures.regions.packing.level is not None:
+            return None
+        rows = (
+            [len(x.text) for x in said if x.text is not None],
+            [len(x.regions) for x in shown if x.regions is not None],
+        )
+        return cls(texts.text, pictures.regions, (np.array(rows[0]), np.array(rows[1])))
+
+    def batch(self, pairs: Array) -> Batch:
+        """Pairs, by text * pictures + picture."""
+        by_text, by_picture = np.divmod(pairs, len(self.lengths[1]))
+        device = self.text.ids.device
+        some = [torch.from_numpy(x).to(device) for x in (by_text, by_picture)]
+        count = [int(x[y].sum()) for x, y in zip(self.lengths, (by_text, by_picture), strict=True)]
+        text, regions = documents_of(self.text, some[0], count[0]), documents_of(self.regions, some[1], count[1])
+        first = text.packing.first
+        read = {"text": first, "regions": first[:0]}
+        order, links = torch.arange(len(pairs), device=device), torch.zeros(0, 2, dtype=torch.long, device=device)
+        return Batch(("",) * len(pairs), order, text, regions, links=links, read=read)
 
 
 def _apart(

@@ -23,8 +23,8 @@ from intarsia.text import Pieces
 class Inference:
     """How a system is run."""
 
-    rows: int = 4096
-    """Budget of rows (words + regions) of a batch; a document longer than that gets a batch of its own."""
+    rows: int = 0
+    """Budget of rows (words + regions) of a batch; a document longer than that gets a batch of its own. 0 = 1,600 on a CPU, whose caches hold no more, else 4,096."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 = matrix products in bfloat16."""
     progress: bool = True
@@ -78,10 +78,10 @@ def run_numbers(
     training = system.training
     system.eval()
     try:
-        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode():
-            for numbers in cut(lengths, how.rows):
-                with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                    read(numbers)
+        half = torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16")  # weights are cast once
+        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half:
+            for numbers in cut(lengths, how.rows or (1600 if device.type == "cpu" else 4096)):
+                read(numbers)
                 advance(len(numbers))
     finally:
         system.train(training)

@@ -73,6 +73,7 @@ EXTRACTORS = {
     "grid": "intarsia.features.grid:Grid",
     "pixels": "intarsia.features.blob_regions:BlobRegions",
     "patches": "intarsia.features.patches:Patches",
+    "resnet": "intarsia.features.resnet_patches:ResNetPatches",
     "light": "intarsia.features.light:Light",
     "resnet_v2": "intarsia.features.resnet_v2_regions:Cutouts",
     "butd": "intarsia.features.frcnn:BottomUp",

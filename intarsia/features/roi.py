@@ -1,8 +1,13 @@
-"""Regions of pictures and of feature maps in plain torch: non-maximum suppression, RoIAlign, crops. No compiled operators."""
+"""Regions of pictures and of feature maps in plain torch: non-maximum suppression, RoIAlign, RoIPool, crops. No compiled operators.
+
+Where torchvision imports, its operators do the same work, except where gradients are asked for: its own on CUDA add up in no fixed order.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +38,23 @@ def overlaps_as_pixels(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     return iou(a, b, extra=1.0) >= threshold
 
 
+@cache
+def compiled() -> Any:
+    """Torchvision's operators; None where they do not import, or were built for another torch."""
+    try:
+        ops = importlib.import_module("torchvision.ops")
+        ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    except (ImportError, RuntimeError, OSError, AttributeError):
+        return None
+    return ops
+
+
+def _compiled_for(numbers: Tensor) -> Any:
+    """The same for these numbers, None where ours must do the work."""
+    exact = numbers.dtype == torch.float32 and not (torch.is_grad_enabled() and numbers.requires_grad)
+    return compiled() if exact else None
+
+
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -54,6 +76,10 @@ def nms(
     Returns:
         (K) int64 indices of the boxes kept, best first; equal scores keep the order they came in.
     """
+    ops = _compiled_for(boxes) if labels is None and clash is overlaps and scores.dtype == torch.float32 else None
+    if ops is not None:
+        found: Tensor = ops.nms(boxes, scores, threshold)[:most]
+        return found
     order = torch.argsort(scores, descending=True, stable=True)
     most = len(order) if most is None else most
     kept = order[:0]
@@ -150,6 +176,10 @@ def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float
     """
     if len(boxes) == 0:
         return maps.new_zeros((0, maps.shape[1], size, size))
+    ops = _compiled_for(maps)
+    if ops is not None:
+        pooled: Tensor = ops.roi_pool(maps, _owned(boxes, image), (size, size), scale)
+        return pooled
     cells = (boxes.float() * scale + 0.5).floor()
     extent = shared((cells[:, 2:] - cells[:, :2] + 1).clamp(min=1), size)  # (R, 2) cells a bin
     steps = torch.arange(size + 1, device=boxes.device, dtype=torch.float32)
@@ -191,6 +221,10 @@ def roi_align_unshifted(
 
     Source: maskrcnn-benchmark's ROIAlign, whose sampling_ratio is `samples`. A read is linear along each axis alone, so a bin is a product of two weightings.
     """
+    ops = _compiled_for(maps)
+    if ops is not None and len(boxes):
+        read: Tensor = ops.roi_align(maps, _owned(boxes, image), (size, size), scale, samples or -1, aligned=False)
+        return read
     start, extent = boxes[:, :2] * scale, ((boxes[:, 2:] - boxes[:, :2]) * scale).clamp(min=1)
     across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3], samples).to(maps.dtype)
     down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2], samples).to(maps.dtype)
@@ -211,6 +245,11 @@ def _read_weights(start: Tensor, extent: Tensor, size: int, length: int, samples
     cell = torch.arange(length, device=start.device)
     near = (1 - (at.clamp(0, length - 1)[..., None] - cell).abs()).clamp(min=0)
     return (near * counts[..., None]).sum(2) / reads[:, None, None]
+
+
+def _owned(boxes: Tensor, image: Tensor) -> Tensor:
+    """(R, 5) float32: the number of its map before each box."""
+    return torch.cat([image[:, None].float(), boxes.float()], 1)
 
 
 def shared(extent: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from intarsia.features.codes import PictureCodec, psnr
 from intarsia.features.roi import stretched
 from intarsia.recipe import from_json, to_json
 from intarsia.weights.files import fill, read_weights, write_weights
+
+KIND = "picture codes"
 
 
 @dataclass(frozen=True)
@@ -87,34 +89,67 @@ class Rebuilt(NamedTuple):
     """Mean squared error of the pixels and the commitment."""
 
 
-class VQ(nn.Module):
+class Coder(nn.Module):
+    """A `PictureCodec` of an encoder to vectors on a grid, a codebook of which each takes the nearest, and a decoder; `numbers` are its sizes."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    codebook: Tensor
+    """(K, W)"""
+
+    def __init__(self, numbers: Any) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.register_buffer("codebook", torch.zeros(numbers.codes, numbers.width))
+
+    @property
+    def codes(self) -> int:
+        """K."""
+        return int(self.numbers.codes)
+
+    @property
+    def length(self) -> int:
+        """Codes of a picture."""
+        return int(self.numbers.side // self.numbers.cell) ** 2
+
+    def _nearest(self, outputs: Tensor) -> Tensor:
+        """(N, W) to (N) the nearest code, the first of equals."""
+        return (self.codebook.square().sum(1) - 2 * outputs.detach() @ self.codebook.T).argmin(1)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Array]) -> Array:
+        """Pictures, each (H, W, 3) uint8, to (B, L) int64."""
+        pixels = torch.from_numpy(np.stack([stretched(x, self.numbers.side) for x in pictures]))
+        ids = self._nearest(self.encoder(_signed(pixels.to(self.codebook.device))).movedim(1, -1).flatten(0, 2))
+        found: Array = ids.view(len(pictures), -1).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def decode(self, codes: Array) -> Array:
+        """(B, L) int64 to (B, side, side, 3) uint8."""
+        grid = self.numbers.side // self.numbers.cell
+        chosen = self.codebook[torch.from_numpy(np.asarray(codes, np.int64)).to(self.codebook.device)]
+        pixels = self.decoder(chosen.view(len(codes), grid, grid, -1).movedim(-1, 1))
+        shown: Array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
+        return shown
+
+
+class VQ(Coder):
     """The VQ-VAE; a `PictureCodec`. What it was trained on is in `about`."""
 
     def __init__(self, numbers: VQNumbers, about: str = "") -> None:
-        super().__init__()
-        self.numbers, self.about = numbers, about
+        super().__init__(numbers)
+        self.about = about
         channels, cell = numbers.channels, numbers.cell
         blocks = [[_Residual(channels) for _ in range(numbers.blocks)] for _ in range(2)]
         inner, outer = 3 * cell * cell, nn.Conv2d(channels, numbers.width, 1)
         self.encoder = nn.Sequential(nn.PixelUnshuffle(cell), nn.Conv2d(inner, channels, 1), *blocks[0], outer)
         first, last = nn.Conv2d(numbers.width, channels, 1), nn.Conv2d(channels, inner, 1)
         self.decoder = nn.Sequential(first, *blocks[1], last, nn.PixelShuffle(cell))
-        self.codebook: Tensor
         self.counts: Tensor
         self.sums: Tensor
-        self.register_buffer("codebook", torch.zeros(numbers.codes, numbers.width))
         self.register_buffer("counts", torch.zeros(numbers.codes))
         self.register_buffer("sums", torch.zeros(numbers.codes, numbers.width))
-
-    @property
-    def codes(self) -> int:
-        """K."""
-        return self.numbers.codes
-
-    @property
-    def length(self) -> int:
-        """Codes of a picture."""
-        return (self.numbers.side // self.numbers.cell) ** 2
 
     def forward(self, pixels: Tensor) -> Rebuilt:
         """(B, 3, side, side) in -1..1, to codes and back."""
@@ -127,10 +162,6 @@ class VQ(nn.Module):
         rebuilt = self.decoder(passed)
         loss = F.mse_loss(rebuilt, pixels) + self.numbers.commitment * commitment
         return Rebuilt(rebuilt, ids.view(len(z), -1), flat, loss)
-
-    def _nearest(self, outputs: Tensor) -> Tensor:
-        """(N, W) to (N) the nearest code, the first of equals."""
-        return (self.codebook.square().sum(1) - 2 * outputs.detach() @ self.codebook.T).argmin(1)
 
     @torch.no_grad()
     def move_codes(self, outputs: Tensor, ids: Tensor, generator: torch.Generator) -> int:
@@ -155,23 +186,6 @@ class VQ(nn.Module):
             self.sums[dead] = outputs[drawn] * even
         self.codebook.copy_(self.sums / self.counts[:, None])
         return len(dead)
-
-    @torch.inference_mode()
-    def encode(self, pictures: Sequence[Array]) -> Array:
-        """Pictures, each (H, W, 3) uint8, to (B, L) int64."""
-        pixels = torch.from_numpy(np.stack([stretched(x, self.numbers.side) for x in pictures]))
-        ids = self._nearest(self.encoder(_signed(pixels.to(self.codebook.device))).movedim(1, -1).flatten(0, 2))
-        found: Array = ids.view(len(pictures), -1).cpu().numpy()
-        return found
-
-    @torch.inference_mode()
-    def decode(self, codes: Array) -> Array:
-        """(B, L) int64 to (B, side, side, 3) uint8."""
-        grid = self.numbers.side // self.numbers.cell
-        chosen = self.codebook[torch.from_numpy(np.asarray(codes, np.int64)).to(self.codebook.device)]
-        pixels = self.decoder(chosen.view(len(codes), grid, grid, -1).movedim(-1, 1))
-        shown: Array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
-        return shown
 
 
 def _signed(pixels: Tensor) -> Tensor:
@@ -305,7 +319,7 @@ def lost(codec: PictureCodec, held: Array, pictures: Array, batch: int = 64) -> 
 
 def write_vq(path: Path, vq: VQ) -> None:
     """Writes it as .safetensors, whole or not at all."""
-    about = {"kind": "picture codes", "numbers": to_json(vq.numbers), "about": vq.about}
+    about = {"kind": KIND, "numbers": to_json(vq.numbers), "about": vq.about}
     write_weights(path, vq.state_dict(), about)
 
 
@@ -320,7 +334,7 @@ def read_vq(path: Path) -> VQ:
             about = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: no picture codes can be read: {error}") from None
-    if about.get("kind") != "picture codes":
+    if about.get("kind") != KIND:
         raise BadInput(f"{path}: no picture codes; `intarsia data codes` writes them")
     try:
         numbers = from_json(VQNumbers, about["numbers"], str(path))

@@ -1,4 +1,4 @@
-"""The single-stream systems at tiny size on one budget, with the picture and without: does each objective use what it sees?
+"""The systems of a detector's regions at tiny size on one budget, with the picture and without: does each objective use what it sees?
 
     python -m intarsia.studies.family --data worlds:6000 --valid worlds:300:1 --out runs/family --page docs/family.md
 
@@ -28,7 +28,7 @@ from intarsia.evaluate.matching import retrieval
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.train import Pace, pretrain
-from intarsia.train.start import captions, fresh, without_classes
+from intarsia.train.start import answers_for, captions, fresh, with_answers, without_classes
 
 FAMILY = ("visualbert", "vl_bert", "unicoder_vl", "b2t2", "uniter", "vlp", "oscar", "imagebert")
 """The single streams of a detector's regions; others may be named as far as they read regions or pixels."""
@@ -50,6 +50,10 @@ class Family:
     steps: int = 1500
     rows: int = 800
     dropout: float = 0.0
+    seeds: tuple[int, ...] = (42,)
+    """A run each; the table names their numbers in this order."""
+    device: str = "cpu"
+    """What trains and ranks, as for `intarsia pretrain`."""
     candidates: int = 100
     """Held-out pairs that retrieval ranks."""
     workers: int = 1
@@ -63,12 +67,13 @@ def blind(cls: type[System]) -> type[System]:
     """The system without eyes: the same class, whose examples show nothing of their pictures."""
 
     def hide(self: System, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-        return without_picture(cls.hide(self, _untagged(sample), goal, rng, lambda: _untagged(draw())))
+        return without_picture(cls.hide(self, untagged(sample), goal, rng, lambda: untagged(draw())))
 
     return type(f"Blind{cls.__name__}", (cls,), {"hide": hide})
 
 
-def _untagged(sample: Sample) -> Sample:
+def untagged(sample: Sample) -> Sample:
+    """The sample without the tags of its pictures."""
     return dataclasses.replace(sample, pictures=tuple(dataclasses.replace(x, tags=()) for x in sample.pictures))
 
 
@@ -97,9 +102,9 @@ def _black(image: Pixels) -> Pixels:
     return Pixels(partial(np.zeros, (3, image.height, image.width), np.float32), image.height, image.width)
 
 
-def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
+def run(options: Family, name: str, sees: bool, seed: int = 42) -> dict[str, Any]:
     """One run, or what it left when it was made before."""
-    folder = options.out / f"{name}-{'seeing' if sees else 'blind'}"
+    folder = options.out / f"{name}-{'seeing' if sees else 'blind'}{'' if seed == 42 else f'-{seed}'}"
     result = folder / "result.json"
     if result.is_file():
         found: dict[str, Any] = json.loads(result.read_text())
@@ -107,10 +112,14 @@ def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
     cls = find(name) if sees else blind(find(name))
     source, held = open_source(options.data, "train"), open_source(options.valid, options.valid_split)
     assert source.provenance is not None, f"{options.data}: extract its regions first"
-    system, recipe = fresh(cls, _budget(cls, options), captions(source, cls.specials), source.provenance)
-    recipe, _ = without_classes(recipe, source.provenance)
+    answers = answers_for(cls, source)
+    budget = with_answers(_budget(cls, options, seed), answers)
+    system, recipe = fresh(cls, budget, captions(source, cls.specials), source.provenance)
+    recipe, _ = without_classes(recipe, source.provenance, answers)
     pace = Pace(log_every=100, save_every=500, valid_every=options.steps // 4, valid_batches=24, tensorboard=False)
-    outcome = pretrain(system, source, recipe, folder, valid=held, workers=options.workers, device="cpu", pace=pace)
+    outcome = pretrain(
+        system, source, recipe, folder, valid=held, workers=options.workers, device=options.device, pace=pace
+    )
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
     found = {"system": name, "sees": sees, "parameters": sum(x.numel() for x in system.parameters())}
@@ -124,13 +133,15 @@ def run(options: Family, name: str, sees: bool) -> dict[str, Any]:
     return found
 
 
-def _budget(cls: type[System], options: Family) -> Any:
+def _budget(cls: type[System], options: Family, seed: int) -> Any:
     recipe = cls.recipes["tiny"]
+    plan = recipe.schedule
     return dataclasses.replace(
         recipe,
         config=dataclasses.replace(recipe.config, hidden_dropout_prob=options.dropout),
-        schedule=dataclasses.replace(recipe.schedule, steps=options.steps, warmup=options.steps // 20),
+        schedule=dataclasses.replace(plan, steps=options.steps, warmup=plan.warmup * options.steps // plan.steps),
         batching=dataclasses.replace(recipe.batching, rows=options.rows),
+        seed=seed,
     )
 
 
@@ -140,31 +151,33 @@ def _last(path: Path, field: str) -> Any:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The runs as a Markdown table: a row an objective of a system."""
+    """The runs as a Markdown table: a row an objective of a system; where it has several runs of a kind, the numbers of all."""
     lines = [
         "| system | objective | held-out loss, seeing | blind | R@1, text to picture / back | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    by_name: dict[str, dict[bool, dict[str, Any]]] = {}
+    by_name: dict[str, dict[bool, list[dict[str, Any]]]] = {}
     for result in results:
-        by_name.setdefault(result["system"], {})[result["sees"]] = result
+        by_name.setdefault(result["system"], {True: [], False: []})[result["sees"]].append(result)
     for name, arms in by_name.items():
-        seeing, unseeing = arms.get(True), arms.get(False)
-        assert seeing is not None, f"{name}: no seeing run"
-        first = True
-        for goal, loss in seeing["valid"].items():
-            other = "" if unseeing is None else f"{unseeing['valid'].get(goal, float('nan')):.3g}"
-            found = " / ".join(f"{100 * x:.0f} %" for x in seeing.get("retrieval", [])) or "-"
-            ends = f"{found} | {seeing['seconds'] / 60:.1f}" if first else " | "
-            lines.append(f"| {name if first else ''} | {goal} | {loss:.3g} | {other} | {ends} |")
-            first = False
+        assert arms[True], f"{name}: no seeing run"
+        ranked = (x.get("retrieval", []) for x in arms[True])
+        ends = ", ".join(" / ".join(f"{100 * x:.0f} %" for x in found) or "-" for found in ranked)
+        ends += " | " + ", ".join(f"{x['seconds'] / 60:.1f}" for x in arms[True])
+        for i, goal in enumerate(arms[True][0]["valid"]):
+            losses = (
+                ", ".join(f"{x['valid'].get(goal, float('nan')):.3g}" for x in arms[sees]) for sees in (True, False)
+            )
+            lines.append(f"| {'' if i else name} | {goal} | {' | '.join(losses)} | {' | ' if i else ends} |")
     return "\n".join(lines) + "\n"
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Makes the runs and prints the table."""
     options = tyro.cli(Family, args=args, prog="python -m intarsia.studies.family")
-    results = [run(options, name, sees) for name in options.systems for sees in (True, False)]
+    results = [
+        run(options, name, sees, seed) for name in options.systems for sees in (True, False) for seed in options.seeds
+    ]
     print(table(results))
     if options.page:
         about = f"--data {options.data} --valid {options.valid} --steps {options.steps} --rows {options.rows}"

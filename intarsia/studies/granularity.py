@@ -29,6 +29,7 @@ from intarsia.data.source import Source
 from intarsia.errors import BadInput
 from intarsia.parts import align
 from intarsia.parts.aligned import Aligned
+from intarsia.recipe import Recipe
 from intarsia.studies.family import without_picture, write_section
 from intarsia.studies.numbers import interval, paired, verdict
 from intarsia.studies.rates import settings
@@ -50,6 +51,7 @@ from intarsia.studies.tables import (
 )
 from intarsia.studies.tying import RANKED, READ_OUTS, auc, bag, measure
 from intarsia.systems.inlay import Inlay
+from intarsia.text import Vocab
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import fresh
 from intarsia.viz import style
@@ -92,12 +94,14 @@ class Run:
     density: float = 1.0
     """See `WorldConfig`."""
     temperature: float = 0.1
+    size: Literal["tiny", "small"] = "tiny"
 
     @property
     def file(self) -> Path:
         """Of its result, below the folder of the study; runs of as many steps lie together."""
         arm = self.arm.replace(", ", "-").replace(" ", "-")
-        more = f"-{self.unit}" if self.unit == "image" else ""
+        more = f"-{self.size}" if self.size != "tiny" else ""
+        more += f"-{self.unit}" if self.unit == "image" else ""
         more += f"-noise{self.noise:g}" if self.noise else ""
         for name, usual in (("batch", 32), ("density", 1.0), ("lr", 2e-3), ("temperature", 0.1)):
             value = getattr(self, name)
@@ -107,8 +111,8 @@ class Run:
 
     @property
     def world(self) -> WorldConfig:
-        """Scenes of 3 to 5 objects, captions that name 2."""
-        return WorldConfig(level=self.level, objects=(3, 5), noise=self.noise, density=self.density)
+        """Scenes of 3 to 5 objects, captions that name 2; pictures of 64 x 64 pixels."""
+        return WorldConfig(level=self.level, side=64, objects=(3, 5), noise=self.noise, density=self.density)
 
     def source(self, split: Split, count: int) -> WorldSource:
         """A split of the world; test scenes of all runs are the same."""
@@ -129,7 +133,8 @@ class Watched(Inlay):
             temperature = self.tower.log_temperature.exp()
             alpha = align.shares(words @ slots[of].transpose(1, 2), here[of], "softmax", True, temperature)[:, 0, 1:]
             linked = F.one_hot(batch.regions.packing.pos[regions], alpha.shape[1]) > 0
-            found["link auc"] = torch.tensor(auc(alpha[linked].numpy(), alpha[here[of, 1:] & ~linked].numpy()))
+            right, wrong = (alpha[x].float().cpu().numpy() for x in (linked, here[of, 1:] & ~linked))
+            found["link auc"] = torch.tensor(auc(right, wrong))
         return found
 
 
@@ -163,6 +168,7 @@ def perform(
     scenes: int = 400,
     fused: int = 50,
     splits: Sequence[Split] = ("test", "held_out"),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Makes a run, or reads what it left when it was made before.
 
@@ -173,17 +179,28 @@ def perform(
         scenes: test scenes.
         fused: candidates of the retrieval on which every read-out is tried; 10 of held-out pairs.
         splits: what is measured.
+        device: that trains; measured is on the CPU.
+
+    Raises:
+        BadInput: there is no such arm.
+    """
+    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, fused, splits, device))
+
+
+def begin(run: Run, source: Source | None = None, vocab: Vocab | None = None) -> tuple[Watched, Recipe[Any]]:
+    """The system of a run, untrained, and its recipe.
+
+    Args:
+        run: see there.
+        source: what it is for; None = the run's world.
+        vocab: its words; None = those of the world.
 
     Raises:
         BadInput: there is no such arm.
     """
     if run.arm not in ARMS:
         raise BadInput(f"no arm {run.arm!r} (arms: {', '.join(ARMS)})")
-    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, fused, splits))
-
-
-def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split]) -> dict[str, Any]:
-    recipe = Inlay.recipes["tiny"]
+    recipe = Inlay.recipes[run.size]
     recipe = dataclasses.replace(
         recipe,
         config=dataclasses.replace(recipe.config, visual_unit=run.unit, temperature=run.temperature, **ARMS[run.arm]),
@@ -192,35 +209,57 @@ def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split]
         batching=dataclasses.replace(recipe.batching, samples=min(run.batch, run.pairs)),
         seed=run.seed,
     )
-    train = run.source("train", run.pairs)
-    assert train.provenance is not None
+    provenance = (source or run.source("train", run.pairs)).provenance
+    assert provenance is not None
     cls = Watched if run.arm != "blind" else Blind
-    system, recipe = fresh(cls, recipe, vocabulary(dataclasses.replace(run.world, noise=0.0)), train.provenance)
-    assert isinstance(system, Inlay)
-    source: Any = train if run.unit == "region" else Bags(train)
+    vocab = vocab or vocabulary(dataclasses.replace(run.world, noise=0.0))
+    system, recipe = fresh(cls, recipe, vocab, provenance)
+    assert isinstance(system, Watched)
+    return system, recipe
+
+
+def _make(run: Run, work: Path, scenes: int, fused: int, splits: Sequence[Split], device: str) -> dict[str, Any]:
+    system, recipe = begin(run)
+    train, held = run.source("train", run.pairs), run.source("validation", 2 * run.batch)
+    if run.unit == "region":
+        found = learn(run, system, recipe, train, held, work, device)
+    else:
+        found = learn(run, system, recipe, Bags(train), Bags(held), work, device)
+    began = time.process_time()
+    found |= {x: measure(system, run.source(x, 1200), scenes, 10 if x == "held_out" else fused) for x in splits}
+    return found | {"cpu seconds of measuring": time.process_time() - began}
+
+
+def learn(
+    run: Run, system: Watched, recipe: Recipe[Any], source: Source, held: Source, work: Path, device: str
+) -> dict[str, Any]:
+    """Trains a system, which then is on the CPU, and gives what the run's file says of that. Args: see `perform`; held, of validation."""
     began, used = time.perf_counter(), time.process_time()
     looks = max(1, run.steps // 5)
     pace = Pace(log_every=looks, save_every=run.steps, valid_every=looks, valid_batches=2, tensorboard=False)
-    held: Any = run.source("validation", 2 * run.batch)
-    held = held if run.unit == "region" else Bags(held)
-    outcome = pretrain(system, source, recipe, work, valid=held, workers=0, device="cpu", pace=pace)
+    outcome = pretrain(system, source, recipe, work, valid=held, workers=0, device=device, pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
     told = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
-    trained, spent = time.perf_counter(), time.process_time()
+    trained, spent, told_by = time.perf_counter(), time.process_time(), name_of(system.log_scale.device)
+    system.cpu()
     watched = [{"step": x["step"], **x["valid"]} for x in told if "valid" in x]
-    found: dict[str, Any] = {
+    shutil.rmtree(work)
+    return {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters() if x.requires_grad),
+        "device": told_by,
         "seconds": trained - began,
         "cpu seconds": spent - used,
         "losses": [x["loss"] for x in told if "loss" in x][-1],
         "watched": watched,
         "self-confirming": self_confirming([x for x in watched if x["step"] > run.steps / 5], system.config.shares[1]),
-        **{x: measure(system, run.source(x, 1200), scenes, 10 if x == "held_out" else fused) for x in splits},
     }
-    shutil.rmtree(work)
-    return found | {"cpu seconds of measuring": time.process_time() - spent}
+
+
+def name_of(device: torch.device) -> str:
+    """What a device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def self_confirming(watched: Sequence[Mapping[str, float]], share: float, least: float = 0.02) -> bool:
@@ -268,6 +307,8 @@ COMPARED = compared(CLAIMS)
 MEASURES: dict[str, Value] = {
     **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
     "pointing, best": COMPARED["pointing, best"],
+    "pointing, occlusion (no part of best)": at("test", "pointing", "occlusion"),
+    "pointing, occlusion, pictures exchanged": at("test", "exchanged", "pointing", "occlusion"),
     "link AUC": at("test", "alignment", "auc"),
     "soft IoU": at("test", "alignment", "soft iou"),
     "null share, content words": at("test", "alignment", "null, content"),
@@ -392,6 +433,8 @@ class Granularity:
     noise: float = Run.noise
     tuned: bool = False
     """Rate and temperature of each arm by its trials, see `studies.tuning`."""
+    device: str = "cpu"
+    """That trains the runs to make, such as "cuda"."""
     page: Path | None = None
     """Write tables and figure here; the section is named by level and unit."""
     make: bool = True
@@ -406,8 +449,8 @@ def main(args: Sequence[str] | None = None) -> None:
     cells = [x for x in ARMS if options.factorial and (x.startswith("A") or x in ("sentence", "token"))]
     arms = settings(list(dict.fromkeys([*options.arms, *cells])), options.tuned)
     for seed, arm in product(options.seeds, arms) if options.make else ():
-        perform(Run(arm=arm, seed=seed, **same, **arms[arm]), options.out)  # type: ignore[arg-type]
-    results = gather(options.out, arms, dataclasses.asdict(Run()), **same)
+        perform(Run(arm=arm, seed=seed, **same, **arms[arm]), options.out, device=options.device)  # type: ignore[arg-type]
+    results = gather(options.out, arms, dataclasses.asdict(Run()), size="tiny", **same)
     if not results:
         raise BadInput(f"{options.out}: holds no runs of {same}")
     told = f"{checks(results, CLAIMS)}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}"

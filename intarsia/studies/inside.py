@@ -26,6 +26,7 @@ from intarsia.errors import BadInput
 from intarsia.pack import pack
 from intarsia.studies import tying
 from intarsia.studies.family import without_picture, write_section
+from intarsia.studies.granularity import name_of
 from intarsia.studies.numbers import verdict
 from intarsia.studies.readouts import MAPS, TOLD
 from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
@@ -40,6 +41,8 @@ from intarsia.worlds import Split, WorldConfig, WorldSource
 ARMS = {"sentence": "sentence", "sentence, told": "told", "token": "token", "both": "both", "blind": "both"}
 """Arm -> granularity of `studies.tied`; "blind" has nothing to see."""
 READ_OUTS = (*tying.READ_OUTS, "named")
+REGION_GOAL = {"uniter": "mrfr", "lxmert": "feat"}
+"""Under which a system gives back the features of hidden regions."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,27 @@ def begin(run: Run) -> tuple[System, Any]:
     return system, without_classes(recipe, provenance)[0]
 
 
-def perform(run: Run, folder: Path, work: Path = WORK, scenes: int = 200, candidates: int = 30) -> dict[str, Any]:
-    """Makes a run, or reads what it left when it was made before. Args: see `measure`; work, of checkpoints and logs."""
-    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, candidates))
+def perform(
+    run: Run, folder: Path, work: Path = WORK, scenes: int = 200, candidates: int = 30, device: str = "cpu"
+) -> dict[str, Any]:
+    """Makes a run, or reads what it left when it was made before. Args: see `measure`; work, of checkpoints and logs; device, that trains."""
+    return once(folder / run.file, lambda: _make(run, work / run.file.stem, scenes, candidates, device))
 
 
-def _make(run: Run, work: Path, scenes: int, candidates: int) -> dict[str, Any]:
+def _make(run: Run, work: Path, scenes: int, candidates: int, device: str) -> dict[str, Any]:
     system, recipe = begin(run)
     began, used = time.perf_counter(), time.process_time()
     pace = Pace(log_every=100, save_every=500, keep=1, tensorboard=False)
-    outcome = pretrain(system, run.source("train", run.pairs), recipe, work, workers=0, device="cpu", pace=pace)
+    outcome = pretrain(system, run.source("train", run.pairs), recipe, work, workers=0, device=device, pace=pace)
     if not outcome.finished:
         raise SystemExit(f"stopped by {outcome.stopped_by}; the same command goes on")
-    trained, spent = time.perf_counter(), time.process_time()
+    trained, spent, told_by = time.perf_counter(), time.process_time(), name_of(next(system.parameters()).device)
+    system.cpu()
     told = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
     found = {
         "run": dataclasses.asdict(run),
         "parameters": sum(x.numel() for x in system.parameters()),
+        "device": told_by,
         "seconds": trained - began,
         "cpu seconds": spent - used,
         "losses": [x["loss"] for x in told if "loss" in x][-1],
@@ -172,13 +179,15 @@ def measure(system: Any, source: WorldSource, count: int, candidates: int) -> di
     again = system.encode(shuffled)
     return {
         "scenes": count,
-        "pointing": tying._pointing(system, known, batch, encoded),
+        "pointing": tying._pointing(system, known, batch, encoded) | {"occlusion": tying.occlusion(system, known)},
         "alignment": tying._alignment(system, known, system.alignments(encoded, batch)["alignment"].numpy()),
         "choices": tying._choices(system, source, known, encoded),
         "unambiguous": tying._unambiguous(system, source, known, candidates),
         "ablation": tying._ablation(system, known),
+        "region ablation": tying.region_ablation(system, known, REGION_GOAL[system.card.name]),
         "exchanged": {
-            "pointing": tying._pointing(system, known, shuffled, again),
+            "pointing": tying._pointing(system, known, shuffled, again)
+            | {"occlusion": tying.occlusion(system, known, shift=1)},
             "choices": tying._choices(system, source, known, again, shift=1),
             "unambiguous": tying._unambiguous(system, source, known, candidates, shift=1),
         },
@@ -205,8 +214,11 @@ CLAIMS: dict[str, Claim] = {
 }
 """What is claimed; "best" is the best read-out of each run."""
 COMPARED = compared(CLAIMS)
+OCCLUSION = "pointing, occlusion (no part of best)"
 MEASURES: dict[str, Value] = {
     **{f"pointing, {told}": at("test", "pointing", name) for name, told in zip(MAPS, TOLD, strict=True)},
+    OCCLUSION: at("test", "pointing", "occlusion"),
+    "pointing, occlusion, pictures exchanged": at("test", "exchanged", "pointing", "occlusion"),
     "link AUC": at("test", "alignment", "auc"),
     "entropy over regions, content words": at("test", "alignment", "entropy, content"),
     **{f"binding, {x}": at("test", "choices", "swap", x) for x in READ_OUTS},
@@ -214,6 +226,7 @@ MEASURES: dict[str, Value] = {
     "which word is wrong, by [CLS]": at("test", "choices", "fault, named"),
     **{f"t2i R@1, {x}": at("test", "unambiguous", x, "t2i R@1") for x in READ_OUTS},
     **{f"word cross entropy, hidden regions: {x}": at("test", "ablation", x) for x in ("none", "linked", "random", "all")},
+    **{f"loss of a hidden region, hidden words: {x}": at("test", "region ablation", x) for x in ("none", "linked", "random", "all")},
     "CPU seconds of training": at("cpu seconds"),
 }  # fmt: skip
 """What the page tells of each arm beside the claims. Read-outs are S_sent, S_tok, [CLS], the words' support, and what [CLS] says of each word ("named")."""
@@ -239,7 +252,8 @@ def verdicts(results: Results) -> str:
 def tell(results: Results) -> str:
     """Claims with their checks, differences, verdicts, and the rest."""
     said = checks(results, CLAIMS)
-    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    more = {OCCLUSION: MEASURES[OCCLUSION]}
+    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED | more, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
 
 
 @dataclass
@@ -257,6 +271,8 @@ class Inside:
     lr: float = Run.lr
     level: int = Run.level
     wra: float = Run.wra
+    device: str = "cpu"
+    """That trains the runs to make, such as "cuda"."""
     page: Path | None = None
     """Write the tables here, a section a system."""
     make: bool = True
@@ -269,7 +285,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     same = {x: getattr(options, x) for x in ("pairs", "steps", "rows", "width", "lr", "level", "wra")}
     for seed, name, arm in product(options.seeds, options.systems, options.arms) if options.make else ():
-        perform(Run(system=name, arm=arm, seed=seed, **same), options.out)
+        perform(Run(system=name, arm=arm, seed=seed, **same), options.out, device=options.device)
     arms: dict[str, dict[str, Any]] = {arm: {} for arm in options.arms}
     told = {name: gather(options.out, arms, dataclasses.asdict(Run()), system=name, **same) for name in options.systems}
     if not any(told.values()):

@@ -4,15 +4,19 @@
 
 The VQ-VAE, then M6 twice from scratch on one budget: with the descriptions, and with each description put to another picture. Everything is measured on products
 that none was trained on: what the codes lose, the loss of a code, and whether what is drawn is what was said, judged by the training picture that is nearest in
-shrunk pixels. Parts that are there are not made again, so a run that was killed goes on.
+shrunk pixels. Parts that are there are not made again, so a run that was killed goes on. Several seeds are told as their mean, the lowest and the highest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import operator
+import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +42,7 @@ from intarsia.viz.sheet import draw_rows
 from intarsia.worlds.product_source import ProductSource
 from intarsia.worlds.products import KINDS, write_description
 
+RESULT, SHEET = "result.json", "sheet.png"
 JUDGED = 24
 """Pixels a side of the pictures that are compared."""
 
@@ -59,8 +64,17 @@ class TextToImage:
     shown: int = 8
     """Held-out descriptions in the picture."""
     seed: int = 0
+    seeds: int = 1
+    """Runs, with this seed and those after it; the picture is the first one's."""
+    device: str = "cpu"
     page: Path | None = None
     """Write the numbers here, and the picture beside it."""
+
+    @property
+    def each(self) -> list[TextToImage]:
+        """The runs one by one, a folder each."""
+        numbers = range(self.seed, self.seed + self.seeds)
+        return [dataclasses.replace(self, seed=x, seeds=1, out=self.out / f"seed-{x}") for x in numbers]
 
 
 class Elsewhere:
@@ -81,7 +95,10 @@ class Elsewhere:
 
 
 def run(options: TextToImage) -> dict[str, Any]:
-    """Makes what is missing, measures, draws; writes result.json, sheet.png and sheet.svg."""
+    """One run, or what it left when it was made before: makes what is missing, measures, draws; writes result.json, sheet.png and sheet.svg."""
+    if (options.out / RESULT).is_file():
+        made: dict[str, Any] = json.loads((options.out / RESULT).read_text())
+        return made
     source, held = ProductSource("train", options.count, 0, "zh"), ProductSource("test", options.held, 0, "zh")
     vq, found = _codec(options, source, held)
     known, other = WithCodes(source, vq), WithCodes(held, vq)
@@ -103,7 +120,7 @@ def run(options: TextToImage) -> dict[str, Any]:
     }
     found["as said"] = {name: judge(x, held) for name, x in pictures.items()}
     _sheet(options, vq, systems["seeing"], held, truth, rebuilt)
-    (options.out / "result.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / RESULT).write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -113,10 +130,15 @@ def _codec(options: TextToImage, source: ProductSource, held: ProductSource) -> 
     if not path.is_file():
         about = f"{len(source)} products, {options.vq_steps} steps, seed {options.seed}"
         vq = fit(
-            pictures, numbers, Fit(steps=options.vq_steps, seed=options.seed), about, tell=lambda *x: print("vq", *x)
+            pictures,
+            numbers,
+            Fit(steps=options.vq_steps, seed=options.seed),
+            about,
+            options.device,
+            tell=lambda *x: print("vq", *x),
         )
         write_vq(path, vq)
-    vq = read_vq(path)
+    vq = read_vq(path).to(options.device)
     return vq, {"codes": lost(vq, others, pictures)._asdict()}
 
 
@@ -134,20 +156,21 @@ def _trained(options: TextToImage, name: str, source: Source, held: Source) -> M
         assert source.provenance is not None
         system, recipe = fresh(M6, recipe, captions(source), source.provenance)
         pace = Pace(log_every=100, save_every=500, valid_every=max(1, options.steps // 4), tensorboard=False)
-        done = pretrain(system, source, recipe, out, valid=held, device="cpu", workers=0, pace=pace, size="t2i_tiny")
+        run_on = options.device
+        done = pretrain(system, source, recipe, out, valid=held, device=run_on, workers=0, pace=pace, size="t2i_tiny")
         if not done.finished:
             raise SystemExit(f"stopped by {done.stopped_by}; the same command goes on")
-    return cast(M6, open_model("m6", weights=out).system)
+    return cast(M6, open_model("m6", weights=out, device=options.device).system)
 
 
 @torch.inference_mode()
 def code_loss(system: M6, source: Source) -> float:
     """Mean cross entropy of a code, in nats, over all pictures of a source."""
-    rng, total = np.random.default_rng(0), 0.0
+    rng, total, device = np.random.default_rng(0), 0.0, system.words.word.weight.device
     for start in range(0, len(source), 50):
         samples = [source[i] for i in range(start, min(start + 50, len(source)))]
         batch = pack([system.hide(x, "text_to_image", rng, lambda: source[0]) for x in samples])
-        total += float(system(batch)[0]["text_to_image"]) * len(samples)
+        total += float(system(batch.to(device))[0]["text_to_image"]) * len(samples)
     return total / len(source)
 
 
@@ -206,37 +229,46 @@ def _sheet(options: TextToImage, vq: VQ, system: M6, held: ProductSource, truth:
         said = textwrap.fill(f"{i + 1}. {write_description(held.said(i), 'en')}", 32)
         table.append((said, [truth[i], rebuilt[i], *drawn[i]]))
     title = "Held-out descriptions (said to M6 in Chinese), drawn code by code"
-    for path in (options.out / "sheet.png", *([_picture(options.page)] if options.page else [])):
-        draw_rows(title, columns, table, path)
+    draw_rows(title, columns, table, options.out / SHEET)
 
 
 def _picture(page: Path) -> Path:
     return page.with_name(f"{page.stem}_pictures.png")
 
 
-def tell(options: TextToImage, found: dict[str, Any]) -> str:
-    """The numbers as Markdown."""
+def tell(options: TextToImage, runs: Sequence[dict[str, Any]]) -> str:
+    """The numbers of the runs as Markdown: their mean, the lowest and the highest."""
     held = ProductSource("test", options.held, 0, "zh")
-    codes, losses = found["codes"], found["code loss"]
-    numbers = ("count", "held", "vq_steps", "steps", "rows", "top_k", "seed")
+    numbers = ("count", "held", "vq_steps", "steps", "rows", "top_k", "seed", "seeds")
+    names = ("kind", "colour", "both")
+
+    def over(*path: str, scale: float = 1.0, digits: int = 0, unit: str = "") -> str:
+        found = [scale * float(cast(Any, reduce(operator.getitem, path, run))) for run in runs]
+        mean, low, high = (f"{x:.{digits}f}" for x in (float(np.mean(found)), min(found), max(found)))
+        return f"{mean}{unit}" + ("" if low == high else f" ({low} - {high})")
+
+    losses = {
+        "trained with the descriptions": "seeing",
+        "the same, descriptions exchanged when measured": "seeing, descriptions exchanged",
+        "trained with exchanged descriptions": "blind",
+        "how common each code is, no model": "how common each code is",
+    }
     lines = [
         "`" + " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in numbers) + "`",
         "",
-        f"The codes: {codes['pictures']} held-out pictures come back at {codes['psnr']:.1f} dB (one mean picture for all: {codes['of_mean']:.1f} dB); "
-        f"they take {codes['used']} of {codes['codes']} codes, perplexity {codes['perplexity']:.0f}.",
+        f"The codes: {runs[0]['codes']['pictures']} held-out pictures come back at {over('codes', 'psnr', digits=1, unit=' dB')} (one mean picture for all: "
+        f"{over('codes', 'of_mean', digits=1, unit=' dB')}); they take {over('codes', 'used')} of {runs[0]['codes']['codes']} codes, perplexity "
+        f"{over('codes', 'perplexity')}.",
         "",
         "| held-out loss of a code, nats | |",
         "|---|---|",
-        f"| trained with the descriptions | {losses['seeing']:.3f} |",
-        f"| the same, descriptions exchanged when measured | {losses['seeing, descriptions exchanged']:.3f} |",
-        f"| trained with exchanged descriptions | {losses['blind']:.3f} |",
-        f"| how common each code is, no model | {losses['how common each code is']:.3f} |",
+        *(f"| {told} | {over('code loss', name, digits=3)} |" for told, name in losses.items()),
         "",
         f"| what a picture shows is what was said | kind ({len(KINDS)}) | colour (8) | both |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {100 * x['kind']:.0f} % | {100 * x['colour']:.0f} % | {100 * x['both']:.0f} % |"
-            for name, x in found["as said"].items()
+            f"| {arm} | " + " | ".join(over("as said", arm, x, scale=100, unit=" %") for x in names) + " |"
+            for arm in runs[0]["as said"]
         ),
         "",
         f"![held-out descriptions, the pictures, their codes and what M6 draws]({_picture(options.page or Path('m6.md')).name})",
@@ -249,10 +281,11 @@ def tell(options: TextToImage, found: dict[str, Any]) -> str:
 def main() -> None:
     """Makes the runs, prints and writes."""
     options = tyro.cli(TextToImage, prog="python -m intarsia.studies.text_to_image")
-    told = tell(options, run(options))
+    told = tell(options, [run(x) for x in options.each])
     print(told)
     if options.page:
         write_section(options.page, "drawn", told, "text_to_image")
+        shutil.copyfile(options.each[0].out / SHEET, _picture(options.page))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.batch import Array, Batch, Encoded, Example, Sample
+from intarsia.batch import Array, Batch, Encoded, Example, Pick, Sample
 from intarsia.evaluate.matching import rank
 from intarsia.pack import pack
 from intarsia.packed import Packing, taken
@@ -88,7 +88,7 @@ def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 5
     encoded = system.encode(batch)
     found: dict[str, Any] = {
         "scenes": count,
-        "pointing": _pointing(system, known, batch, encoded),
+        "pointing": _pointing(system, known, batch, encoded) | {"occlusion": occlusion(system, known)},
         "alignment": _alignment(system, known, system.alignments(encoded, batch)["alignment"].numpy()),
         "choices": _choices(system, source, known, encoded),
         "retrieval": _retrieval(system, encoded, batch),
@@ -98,7 +98,7 @@ def measure(system: Inlay, source: WorldSource, count: int = 400, fused: int = 5
     shuffled = _exchange(batch)
     again = system.encode(shuffled)
     found["exchanged"] = {
-        "pointing": _pointing(system, known, shuffled, again),
+        "pointing": _pointing(system, known, shuffled, again) | {"occlusion": occlusion(system, known, shift=1)},
         "retrieval": _retrieval(system, again, shuffled),
         "choices": _choices(system, source, known, again, shift=1),
         "unambiguous": _unambiguous(system, source, known, fused, shift=1),
@@ -145,6 +145,42 @@ def _pointing(system: Any, known: Sequence[Scene], batch: Batch, encoded: Encode
     return (
         shares | {f"dot, {k}": float(np.mean(x)) for k, x in sorted(kinds.items())} | {"chance": float(np.mean(chance))}
     )
+
+
+@torch.no_grad()
+def occlusion(system: Any, known: Sequence[Scene], count: int = 100, shift: int = 0) -> float:
+    """Share of colour and shape words whose gold region counts most: of all regions hidden one at a time, it makes the hidden word least likely.
+
+    Args:
+        system: names hidden words.
+        known: the scenes.
+        count: how many of them, from the first.
+        shift: each text is shown the picture of the scene so many further on.
+    """
+    hits = []
+    for k, scene in enumerate(known[:count]):
+        text, regions = scene.example.text, known[(k + shift) % len(known)].example.regions
+        assert text is not None and regions is not None
+        asked = [(rows, gold) for _, rows in scene.words if (gold := _gold(scene, rows))]
+        examples = [
+            replace(
+                scene.example,
+                text=replace(text, ids=np.where(np.isin(np.arange(len(text)), rows), system.vocab.mask, text.ids)),
+                regions=replace(regions, masked=np.arange(len(regions)) == hidden),
+            )
+            for rows, _ in asked
+            for hidden in range(len(regions))
+        ]
+        if not examples:
+            continue
+        batch = pack(examples)
+        assert batch.text is not None
+        firsts = torch.tensor([int(rows[0]) for rows, _ in asked]).repeat_interleave(len(regions))
+        wanted = torch.from_numpy(text.ids)[firsts]
+        logits = system.word_logits(system.encode(batch), batch.text.packing.first + firsts).float()
+        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").view(len(asked), -1)
+        hits += [x in gold for x, (_, gold) in zip(losses.argmax(1).tolist(), asked, strict=True)]
+    return float(np.mean(hits)) if hits else float("nan")
 
 
 def _alignment(system: Any, known: Sequence[Scene], alpha: Array) -> dict[str, float]:
@@ -312,4 +348,35 @@ def _ablation(system: Inlay, known: Sequence[Scene]) -> dict[str, float]:
         asked = batch.text.packing.first + torch.tensor(rows)
         logits = system.word_logits(system.encode(batch), asked).float()
         found[name] = float(torch.nn.functional.cross_entropy(logits, torch.tensor(labels)))
+    return found
+
+
+def region_ablation(system: Any, known: Sequence[Scene], goal: str) -> dict[str, float]:
+    """Loss of giving back a hidden region that the caption names: with all words, and with its own, as many other content words, or all content words hidden.
+
+    Args:
+        system: gives back features.
+        known: the scenes.
+        goal: under which its features are asked.
+    """
+    rng = np.random.default_rng(0)
+    sets: dict[str, list[Example]] = {name: [] for name in ("none", "linked", "random", "all")}
+    for scene in known:
+        text, regions, links = scene.example.text, scene.example.regions, scene.example.links
+        assert text is not None and regions is not None
+        gold = int(rng.choice(np.unique(links[:, 1])))
+        mine, content = np.unique(links[links[:, 1] == gold, 0]), ~system.stops[text.ids] & (text.words >= 0)
+        others = np.setdiff1d(np.flatnonzero(content), mine)
+        hidden = {"none": mine[:0], "linked": mine, "random": rng.permutation(others)[: len(mine)]}
+        target = Pick("regions", np.array([gold]), regions.feats[[gold]].astype(np.float32))
+        masked = replace(regions, masked=np.arange(len(regions)) == gold)
+        for name, rows in (hidden | {"all": np.flatnonzero(content)}).items():
+            ids = text.ids.copy()
+            ids[rows] = system.vocab.mask
+            one = replace(scene.example, text=replace(text, ids=ids), regions=masked, targets={goal: target})
+            sets[name].append(one)
+    found = {}
+    for name, examples in sets.items():
+        batch = pack(examples)
+        found[name] = float(system.losses(system.encode(batch), batch)[goal])
     return found

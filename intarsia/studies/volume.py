@@ -85,7 +85,7 @@ class Volume:
 
     def gathered(self, **same: Any) -> Results:
         """The results that are there."""
-        same = {"batch": self.batch, "level": self.level, "unit": "region", **same}
+        same = {"batch": self.batch, "level": self.level, "unit": "region", "size": "tiny", **same}
         return gather(self.out, self.settings, dataclasses.asdict(Run()), **same)
 
 

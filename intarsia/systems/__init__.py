@@ -64,3 +64,43 @@ def parity(name: str) -> Parity | None:
     """What `make parity` wrote of a system; None where there is no golden file."""
     known = json.loads((Path(__file__).parent / "parity.json").read_text())
     return Parity(**known[name]) if name in known else None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a paper reached in a task, and what this library did on the generated twin of its benchmark."""
+
+    published: str
+    """Base size unless named; empty = not known. R = the authors' repository, T = listed by others, M = from memory of the paper, to be checked before it is a
+    target."""
+    reached: float | None
+    """The benchmark's main number at tiny size, a fraction (CIDEr: of 1), as `studies.twin_results` made it; None = not run."""
+    blind: float | None
+    """The same without the picture: the best that words, places or the system itself reach so."""
+    chance: float | None
+
+    @property
+    def on_twin(self) -> str:
+        """Reached / without the picture / by chance, in percent; "-" where it was not run or is not known."""
+        if self.reached is None:
+            return "-"
+        return " / ".join("-" if x is None else f"{100 * x:.1f}" for x in (self.reached, self.blind, self.chance))
+
+
+def scores(name: str) -> dict[str, Scores]:
+    """Those of every task of a system, by task."""
+    folder, cls = Path(__file__).parent, find(name)
+    published, twins = (json.loads((folder / x).read_text(encoding="utf-8")) for x in ("published.json", "twins.json"))
+    tasks = dict.fromkeys(cls.finetune, "")
+    if cls.captioning is not None:
+        tasks["caption"] = cls.captioning.published
+    if hasattr(cls, "ask"):
+        tasks["words"] = ""
+    found = {}
+    for task, said in tasks.items():
+        made = twins.get(f"{name} {task}", {})
+        blind = [x for x in (made.get("blind"), made.get("blind_tuned")) if x is not None]
+        found[task] = Scores(
+            published.get(f"{name} {task}", said), made.get("reached"), max(blind, default=None), made.get("chance")
+        )
+    return found

@@ -54,6 +54,11 @@ class B2T2Config(BertNumbers):
     itm_rate: float = 0.5
     """Share of impostor captions."""
 
+    @property
+    def pooled_size(self) -> int:
+        """What heads read: the pooled vector, of the dual encoder its score."""
+        return 1 if self.fusion in ("dual", "blind") else self.hidden_size
+
 
 class Fusion(nn.Module):
     """What is added to a token: tanh of a linear map of the features it names. Source: sec. 3.2."""
@@ -121,6 +126,7 @@ def _finetune() -> dict[str, Finetune]:
             VCRPretrained(layouts=("vcr", "vcr_reasons")),
             {"base": tuning, "large": tuning},
             KeyMap(("bert/output_weights", "head.weight"), ("bert/output_bias", "head.bias")),
+            head_from={x: (f"match_head.{x}", None) for x in ("weight", "bias")},
         )
     }
 

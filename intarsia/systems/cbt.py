@@ -107,19 +107,19 @@ def _finetune() -> dict[str, Finetune]:
     def tuning(note: str) -> Tuning:
         return Tuning(adam(1e-4), Schedule(steps=10_000, warmup=1000), Batching(rows=9600), samples=64, note=note)
 
-    def classes(answers: int, frozen: bool = False) -> Finetune:
-        note = "the head alone, on features as they are" if frozen else "clips until one second before the action"
+    def classes(answers: int, note: str = "clips until one second before the action", frozen: bool = False) -> Finetune:
         task = Category(answers, reads=mean_shown)
         return Finetune(task, {"base": tuning(note)}, KeyMap(), frozen=("",) if frozen else ())
 
     found = Finetune(RetrievalOneOf(broken_by=("tpt",)), {"base": tuning("not in the paper")}, KeyMap())
+    still = "the head alone, on features as they are"
     ahead = {"anticipation": 48, "anticipation_50salads": 17, "anticipation_activitynet": 200}
     return {
-        "action": classes(101, frozen=True),
-        "action_hmdb51": classes(51, frozen=True),
+        "action": classes(101, still, frozen=True),
+        "action_hmdb51": classes(51, still, frozen=True),
         **{task: classes(answers) for task, answers in ahead.items()},
-        "retrieval_youcook2": found,
-        "retrieval_msrvtt": found,
+        "segmentation": classes(779, "every moment by the clips around it"),
+        **dict.fromkeys(("retrieval_youcook2", "retrieval_msrvtt"), found),
     }
 
 
@@ -137,7 +137,7 @@ class CBT(System):
         streams="dual",
         new="masked clips told apart by noise-contrastive estimation instead of clusters; speech and video matched as wholes",
         objectives=("nce", "mi", "mlm", "caption"),
-        tasks=("action", "anticipation", "retrieval of videos", "caption"),
+        tasks=("action", "anticipation", "segmentation", "retrieval of videos", "caption"),
         weights=(),
         unverified=(
             "length of clips and passages; sizes of the video and the cross-modal encoder; what stands for a hidden clip",

@@ -25,7 +25,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
+from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks import HeadConfig, linear
 from intarsia.tasks.among import Among
@@ -85,7 +85,7 @@ def _recipes() -> dict[str, Recipe[ERNIEViLConfig]]:
             base,
             config=ERNIEViLConfig(**TINY_TWO_STREAMS, asks_broken=False),
             mix=Mix(share=dict.fromkeys(apart, 1.0) | dict.fromkeys(both, 2.0), begin=dict.fromkeys(both, 0.3)),
-            **TINY_RUN,
+            **TINY_DUAL_RUN,
             note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
         ),
         "base": base,
@@ -117,10 +117,10 @@ def _finetune() -> dict[str, Finetune]:
     def one(
         task: Task, keys: tuple[Move, ...], lr: float, how: Schedule, batch: int, pieces: int, note: str
     ) -> Finetune:
-        tuning = Tuning(adam(lr), how, Batching(rows=batch * (pieces + 103)), samples=batch, note=note)
-        tuning = replace(tuning, head_lr=2.5) if isinstance(task, VQA) else tuning
-        rate = 0.9 if isinstance(task, VQA | ReferMean) else 1.0
-        sizes = {x: replace(tuning, lr_factors=layer_decay(CONFIGS[x], rate)) for x in CONFIGS}
+        sizes, head, rate = {}, 2.5 if isinstance(task, VQA) else 1.0, 0.9 if isinstance(task, VQA | ReferMean) else 1.0
+        for x in CONFIGS:
+            optim = replace(adam(lr), lr_factors=layer_decay(CONFIGS[x], rate))
+            sizes[x] = Tuning(optim, how, Batching(rows=batch * (pieces + 103)), head, samples=batch, note=note)
         return Finetune(task, sizes, KeyMap(*keys), config={"max_pieces": pieces})
 
     names = ("vcr_qa_fc", "vcr_qar_fc")
@@ -297,6 +297,7 @@ class ERNIEViL(System):
     # 4 -- recipes -----------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
 
     # 5 -- downstream --------------------------------------------------------------------------------------------------------
 

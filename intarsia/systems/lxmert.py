@@ -28,7 +28,7 @@ from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
 from intarsia.parts.heads import AnswerHead, Pooler, TiedHead, Transform
 from intarsia.parts.numbers import TINY, BertNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
+from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import nlvr2
 from intarsia.tasks.vqa import VQA
@@ -140,7 +140,7 @@ def _recipes() -> dict[str, Recipe[LXMERTConfig]]:
         base,
         config=LXMERTConfig(**TINY, r_layers=1, x_layers=2, mlm_rate=0.25),
         mix=Mix({every.replace("itm+", ""): 1, every: 2}, {every: 0.3}, dict.fromkeys(("obj", "attr", "feat"), 0.15)),
-        **TINY_RUN,
+        **TINY_DUAL_RUN,
         note="Not a published recipe: for generated scenes on two CPU cores. Losses of regions weigh less; pairs are broken after the first third.",
     )
     return {"tiny": tiny, "base": base}
@@ -326,7 +326,7 @@ class LXMERT(System):
 
     # 4 -- recipes and downstream: the authors', and a recipe that a laptop core learns generated scenes by ---------------------
 
-    recipes = _recipes()
+    recipes, from_bert = _recipes(), bert.FromBert(matches=True, deeper=True)
     picked_goals = ("mlm", "itm", "obj", "attr", "feat", "qa")
     untrained = ("words.segment.weight",)
     heads = tuple(name.removesuffix(".") for name in HEADS)

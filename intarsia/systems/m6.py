@@ -28,7 +28,7 @@ from intarsia.parts.numbers import LARGE, TINY
 from intarsia.parts.sparse import SparseNumbers, Stack
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks.retrieval import RetrievalTwoWay
 from intarsia.text import Pieces, Vocab
 from intarsia.weights.keymap import KeyMap
@@ -73,7 +73,7 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
     """The paper's three sizes as far as they are known, answers to questions, pictures from texts, and tiny runs."""
     base = Recipe(
         config=M6Config(),
-        mix=Mix(share={"denoise": 1, "lm": 1, "caption": 1, "multimodal": 1}, scale={"balance": 0.01}),
+        mix=Mix(dict.fromkeys(("denoise", "lm", "caption", "multimodal"), 1), scale={"balance": 0.01, "dropped": 0.0}),
         optim=Optim(lr=8e-5, betas=(0.9, 0.999), eps=1e-8, max_norm=1.0),
         schedule=Schedule(steps=500_000, warmup=500),
         batching=Batching(rows=8192, window=8192),
@@ -89,13 +89,11 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         precision="bf16",
         note="M6-100B: base with 512 experts in every layer, on 128 A100; else as base.",
     )
+    one = {goal: replace(base.mix, share={goal: 1}) for goal in ("caption", "answer", "text_to_image")}
+    caption = replace(base, mix=one["caption"], note="Captions alone; not published.")
     vqa = replace(
-        base,
-        config=M6Config(reads_question=True),
-        mix=Mix(share={"answer": 1}),
-        note="Answers are said; not published.",
+        base, config=M6Config(reads_question=True), mix=one["answer"], note="Answers are said; not published."
     )
-    drawn = Mix(share={"text_to_image": 1}, scale=base.mix.scale)
     t2i = replace(
         base,
         config=M6Config(codes=1024, max_pieces=40),
@@ -103,7 +101,7 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         schedule=Schedule(steps=45_000, warmup=2700),
         batching=Batching(rows=8192, samples=4, window=8192, accumulate=2),
         note="Pictures from texts, begun from a trained M6 (--weights). MUGE-2021/image-generation-baseline's numbers, whose model is an encoder-decoder, not M6's.",
-        mix=drawn,
+        mix=one["text_to_image"],
     )
     tiny = replace(
         base,
@@ -115,15 +113,17 @@ def _recipes() -> dict[str, Recipe[M6Config]]:
         tiny,
         config=M6Config(**TINY, max_pieces=60, codes=512, code_length=64),
         note="Not a published recipe: draws generated products from scratch in minutes on a CPU core.",
-        mix=drawn,
+        mix=one["text_to_image"],
     )
-    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, "vqa": vqa, "t2i": t2i, "t2i_tiny": t2i_tiny}
+    more = {"caption": caption, "vqa": vqa, "t2i": t2i, "t2i_tiny": t2i_tiny}
+    return {"tiny": tiny, "base": base, "10b": dense, "100b": sparse, **more}
 
 
 def _finetune() -> dict[str, Finetune]:
-    """Matching is classification; captions and answers are generated, so they are pre-training with another recipe."""
+    """Matching is classification; answers are generated, so they are pre-training with another recipe."""
     recipe = _recipes()["base"]
-    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, note="not known: the numbers of pre-training")
+    note = "not known: the numbers of pre-training"
+    tuning = Tuning(recipe.optim, recipe.schedule, recipe.batching, scale=recipe.mix.scale, note=note)
     return {"retrieval": Finetune(RetrievalTwoWay(), {"base": tuning}, KeyMap(("head.", "head.")))}
 
 
@@ -295,7 +295,7 @@ class M6(System):
         return example
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of every goal; of experts "balance" and, told only, the share of choices "dropped"."""
+        """Cross entropy of every goal, and what is beside them."""
         found: dict[str, Tensor] = {}
         for goal in batch.targets:
             picks, drawn = batch.picks(goal), goal == "text_to_image"
@@ -308,11 +308,11 @@ class M6(System):
                 first = drawn * self.config.vocab_size
             loss = F.cross_entropy(logits.float(), picks.labels - first, reduction="sum")
             found[goal] = loss / max(1, len(picks.labels))
-        return found | dict(zip(("balance", "dropped"), self.encoder.routed, strict=False))
+        return found | self.beside()
 
-    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
-        """The sum as the mix says, without what is only told."""
-        return super().weigh({name: loss for name, loss in losses.items() if name != "dropped"}, mix)
+    def beside(self) -> dict[str, Tensor]:
+        """Of experts the loss "balance" and, told only, the share of choices "dropped"."""
+        return dict(zip(("balance", "dropped"), self.encoder.routed, strict=False))
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the piece after each of the given text rows, by the table of words."""
@@ -334,6 +334,7 @@ class M6(System):
     picked_goals = ("denoise", "caption", "multimodal", "answer", "text_to_image")
     heads = ()
     finetune = _finetune()
+    captioning = Captioning(recipes={"base": "caption"}, search="hypotheses", length=30)
 
     # 6 -- checkpoint: none is public; names are ours ----------------------------------------------------------------------
 

@@ -53,8 +53,9 @@ class OscarConfig(BertNumbers):
     """2: clean, second text exchanged. 3: caption exchanged as well (Oscar+)."""
     texta_false_prob: float = 0.0
     """Share of documents whose caption is exchanged; .25 in Oscar+."""
-    textb_sample_mode: Literal[0, 1] = 0
-    """What takes the place of the tags: 0 = another picture's caption or tags, one as often as the other; 1 = its tags."""
+    textb_sample_mode: Literal[0, 1, 2] = 0
+    """What takes the place of the tags: 0 = another picture's caption or tags, one as often as the other; 1 = its tags; 2 = the answers of a question, if one is drawn in
+    ten tries."""
     mask_loss_for_unmatched: bool = True
     """Words of exchanged tags are hidden too."""
     max_pieces: int = 32
@@ -270,11 +271,12 @@ class Oscar(System):
     # 1 -- inputs: [CLS] caption [SEP] tags [SEP], then the regions ---------------------------------------------------
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
-        """Caption in segment 0, tags in segment 1. nlvr2: one document a picture, `form` says which."""
+        """Caption in segment 0, tags in segment 1; in pre-training a question and its answers. nlvr2: one document a picture, `form` says which."""
         second = form if task in ("nlvr2", "nlvr2_plus") else 0
         if second >= len(sample.pictures):
             raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
-        example = self._document(sample, sample.texts[0], " ".join(sample.pictures[second].tags), second)
+        tags = _second_text(sample) if task is None else " ".join(sample.pictures[second].tags)
+        example = self._document(sample, sample.texts[0], tags, second)
         example.key = document_key(sample, task, form)
         return example
 
@@ -351,14 +353,16 @@ class Oscar(System):
             return lm.hide_few(
                 example, self.vocab, rng, np.arange(1, count), count, config.mlm_rate, config.lm_most, goal
             )
-        label, caption, tags = 0, sample.texts[0], " ".join(sample.pictures[0].tags)
+        label, caption, tags = 0, sample.texts[0], _second_text(sample)
         if "contrast" in goals and (drawn := rng.random()) <= 0.5:
             other = draw()
             label = 2 if drawn <= config.texta_false_prob else 1
             if label == 2:
                 caption = other.texts[0]
             else:
-                tags = " ".join(other.pictures[0].tags)
+                for _ in range(9 * (config.textb_sample_mode == 2)):
+                    other = other if other.answers else draw()
+                tags = _second_text(other)
                 if config.textb_sample_mode == 0 and rng.random() < 0.5:
                     tags = other.texts[0]
         example = self._document(sample if label == 0 else replace(sample, links=()), caption, tags)
@@ -432,3 +436,8 @@ class Oscar(System):
     layouts = {  # noqa: RUF012
         "untied": KeyMap(*_rules, ("cls.predictions.decoder.", "decoder."), optional=("word_head.", "match_head."))
     }
+
+
+def _second_text(sample: Sample) -> str:
+    """What stands behind a text in pre-training: the answers of a question, else the tags of the picture."""
+    return " ".join(answer for answer, _ in sample.answers) or " ".join(sample.pictures[0].tags)

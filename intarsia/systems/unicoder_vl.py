@@ -46,8 +46,8 @@ class UnicoderVLConfig(BertNumbers):
     """Classes of the detector, background first; the head tells the others only."""
     max_pieces: int = 42
     """Longer texts are left out (of VCR cut): 144 rows less 100 regions, [CLS] and [SEP]."""
-    region_position: Literal["shared", "sequential"] = "shared"
-    """Position of the regions: row 0 for all, or 0, 1, 2, .. in the detector's order. Not known."""
+    region_position: Literal["shared", "sequential", "first", "none"] = "shared"
+    """Position of the regions: row 0 for all; 0, 1, 2, .. in the detector's order; the same with the text behind them, as M3P does; none. Not known."""
     l2_normalise_features: bool = False
     """Features are scaled to length 1 first, as M3P does. Not known."""
     l2_normalise_boxes: bool = False
@@ -79,7 +79,9 @@ class RegionEmbeddings(nn.Module):
         if self.config.l2_normalise_boxes:
             codes = F.normalize(codes, dim=-1)
         seen = self.dropout(self.norm(self.feature(feats) + self.location(codes)))  # (R, H)
-        place = words.segment(regions.segment_ids) + words.position(regions.position_ids)
+        place = words.segment(regions.segment_ids)
+        if self.config.region_position != "none":
+            place = place + words.position(regions.position_ids)
         return words.dropout(words.norm(seen + self.image_word + place))  # type: ignore[no-any-return]
 
 
@@ -180,8 +182,10 @@ class UnicoderVL(System):
             parts.append((sample.texts[1 + form], 0))
         text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut=task == "vcr")
         regions = region_rows(sample.key, sample.pictures[0], self.config.feature_size, 1)
-        if self.config.region_position == "sequential":
+        if self.config.region_position in ("sequential", "first"):
             regions.position_ids = np.arange(len(regions))
+        if self.config.region_position == "first":
+            text.position_ids += len(regions)
         return Example(
             key=document_key(sample, task, form),
             text=text,

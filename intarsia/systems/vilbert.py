@@ -26,7 +26,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
+from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, System, Task, Tuning
 from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
 from intarsia.tasks.entail import Entailment
@@ -108,18 +108,19 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         batching=Batching(rows=3200, window=8192),
         note="facebookresearch/vilbert-multi-task: Conceptual Captions, 10 epochs at batch 512 (8 GPUs, 64 pairs each); text begins as BERT.",
     )
+    slow = dict.fromkeys(("words.", "encoder.layers.", "word_head."), 0.1)
     beta = replace(
         base,
         config=ViLBERTConfig(),
-        optim=replace(bert_adam(1e-4), no_decay=NO_DECAY),
+        optim=replace(bert_adam(1e-4), no_decay=NO_DECAY, lr_factors=slow),
         schedule=replace(base.schedule, shape="bert"),
-        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too. There what BERT brought learns at a tenth of the rate.",
+        note="jiasenlu/vilbert_beta, as the paper: masked losses of broken pairs too; what BERT brought (--start) learns at a tenth of the rate.",
     )
     tiny = replace(
         base,
         config=ViLBERTConfig(**TINY_TWO_STREAMS, objective=1, mlm_rate=0.25),
         mix=Mix(share={"mlm+mrc_kl": 1, "mlm+mrc_kl+itm": 2}, begin={"mlm+mrc_kl+itm": 0.3}),
-        **TINY_RUN,
+        **TINY_DUAL_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
 
@@ -318,6 +319,7 @@ class ViLBERT(System):
     # 4 -- recipes and downstream: the shipped configs, and one that a laptop core learns from generated scenes -----------
 
     recipes = _recipes()
+    from_bert = bert.FromBert()
     picked_goals = ("mlm", "mrc_kl", "mrfr", "mrnce", "itm")
     heads = PRETRAINING_HEADS
     finetune = _finetune()

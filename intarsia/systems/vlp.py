@@ -32,7 +32,7 @@ from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
 from intarsia.weights import bert
-from intarsia.weights.keymap import KeyMap, Tied
+from intarsia.weights.keymap import Drop, KeyMap, Tied
 
 
 @dataclass(frozen=True)
@@ -316,5 +316,6 @@ class VLP(System):
         ("vis_embed.2.", "regions.feature."),
         ("vis_pe_embed.0.", "regions.place."),
         Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        Drop("crit_mask_lm_smoothed.one_hot"),  # a constant, where labels were smoothed
         optional=("word_head.",),
     )

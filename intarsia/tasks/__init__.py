@@ -57,6 +57,13 @@ def linear(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def plain(config: HeadConfig, outputs: int) -> nn.Module:
+    """One layer."""
+    head = nn.Linear(config.pooled_size, outputs)
+    initialise(head, config.initializer_range)
+    return head
+
+
 def two_layers(scale: int) -> Scorer:
     """Dropout, a layer `scale` times as wide, ReLU, outputs: the authors' "mlp" classifier."""
 

@@ -104,6 +104,21 @@ class Retrieval(Ranked):
 
 
 @dataclass(frozen=True)
+class RetrievalTriplet(Retrieval):
+    """The same against the hardest of a sample's broken pairs alone. Source: ImageBERT, sec. 5."""
+
+    broken_by: tuple[str, ...] = ("ppp", "ttt")
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples of max(0, margin + the highest s(broken) - s(true)), s = sigmoid."""
+        likely, true = torch.sigmoid(scores.float()), batch.labels("retrieval").bool()
+        places = groups(batch.sample, 1 + len(self.broken_by[0]))  # (S, 1 + K)
+        likely, true = likely[places], true[places]
+        hardest = likely.masked_fill(true, -1.0).amax(1)
+        return (self.margin + hardest - likely[true]).clamp(min=0).mean()
+
+
+@dataclass(frozen=True)
 class RetrievalMined(Retrieval):
     """Of many broken pairs only those train that the system, as it now is, finds the best. Source: UNITER, train_itm_hard_negatives.py.
 

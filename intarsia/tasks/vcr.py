@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -300,12 +301,22 @@ class VCRAndObjects(VCREach):
         return F.cross_entropy(logits.float(), picks.labels)
 
 
+class Opposed(nn.Module):
+    """A score as logits of wrong and right. Source: B2T2's dual encoder."""
+
+    def forward(self, score: Tensor) -> Tensor:
+        """(B, 1) to (B, 2)."""
+        return torch.cat([-score, score], -1)
+
+
 @dataclass(frozen=True)
 class VCRPretrained(VCR):
     """As `VCR`, by one layer on the pooled vector; choices are compared by the difference of both logits. Source: B2T2."""
 
     def head(self, config: HeadConfig) -> nn.Module:
-        """One layer, no dropout."""
+        """One layer, no dropout; of a system that pools a score already, nothing that trains."""
+        if config.pooled_size == 1:
+            return Opposed()
         head = nn.Linear(config.pooled_size, 2)
         initialise(head, config.initializer_range)
         return head

@@ -67,7 +67,7 @@ def from_bert(
     if not any(key.startswith("bert.") for key in theirs):
         theirs = {f"bert.{key}": value for key, value in theirs.items()}
     found = bert.PLAIN.to_ours(theirs, str(path))
-    _check_numbers(recipe.config, found, len(vocab), path)
+    _check_numbers(recipe.config, found, len(vocab), path, cls.from_bert.deeper)
     config = replace(recipe.config, max_position_embeddings=len(found["words.position.weight"]))
     system, recipe = fresh(cls, replace(recipe, config=config), vocab, provenance)
     state = system.state_dict()
@@ -103,8 +103,8 @@ def _segments(drawn: Tensor, found: Tensor, rule: bert.FromBert) -> tuple[Tensor
     return torch.stack(table), None in rows
 
 
-def _check_numbers(config: Any, found: Mapping[str, Tensor], pieces: int, path: Path) -> None:
-    """Width, layers and vocabulary are the recipe's."""
+def _check_numbers(config: Any, found: Mapping[str, Tensor], pieces: int, path: Path, deeper: bool) -> None:
+    """Width, layers (if `deeper`, at least) and vocabulary are the recipe's."""
     lacking = [key for key, _ in bert.SIZES.values() if key not in found]
     if lacking:
         raise BadInput(f"{path}: no BERT: it lacks what fills {', '.join(dict.fromkeys(lacking))}")
@@ -116,7 +116,9 @@ def _check_numbers(config: Any, found: Mapping[str, Tensor], pieces: int, path: 
             f"{path}: has {len(found['words.word.weight'])} pieces, the vocabulary {pieces}: name its own with --vocab"
         )
     for name in ("hidden_size", "num_hidden_layers", "intermediate_size"):
-        if numbers[name] != getattr(config, name):
+        if numbers[name] != (own := getattr(config, name)) and not (
+            deeper and name == "num_hidden_layers" and numbers[name] > own
+        ):
             raise BadInput(
                 f"{path}: {name} is {numbers[name]}, the recipe has {getattr(config, name)}: name another --size"
             )
@@ -124,9 +126,9 @@ def _check_numbers(config: Any, found: Mapping[str, Tensor], pieces: int, path: 
 
 def _check_whole(state: Mapping[str, Tensor], use: Mapping[str, Tensor], path: Path) -> None:
     """All of words and encoder is there, each head is there whole or not at all, and shapes agree."""
-    for part in ("words.", "encoder.", "pooler.", "word_head."):
+    for part in ("words.", "encoder.layers.", "pooler.", "word_head."):
         lacking = [key for key in state if key.startswith(part) and key not in use]
-        if lacking and (part in ("words.", "encoder.") or any(key.startswith(part) for key in use)):
+        if lacking and (part in ("words.", "encoder.layers.") or any(key.startswith(part) for key in use)):
             raise BadInput(f"{path}: {len(lacking)} tensors missing (e.g. what fills {', '.join(lacking[:3])})")
     for key, value in use.items():
         if key != SEGMENTS and value.shape != state[key].shape:

@@ -28,14 +28,15 @@ def groups(
     Args:
         module: its parameters may be sharded.
         recipe: the numbers.
-        lr_factors: factor on the learning rate of parameters whose name starts so; the longest start counts, 1 where none fits.
+        lr_factors: factor on the learning rate of parameters whose name starts so, beside those of the recipe; the longest start counts, 1 where none fits.
         mine: which parameters to take, by name; None = all.
     """
     found: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    factors = dict(lr_factors or {}) | getattr(recipe, "lr_factors", {})
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and (mine is None or mine(name)):
             spared = any(re.search(pattern, name) for pattern in recipe.no_decay)
-            key = spared, _factor(name, lr_factors or {}), isinstance(parameter, DTensor)  # a step takes shards or none
+            key = spared, _factor(name, factors), isinstance(parameter, DTensor)  # a step takes shards or none
             found.setdefault(key, []).append(parameter)
     return [
         {"params": found[key], "weight_decay": decay, "decay": decay, "lr_factor": key[1]}

@@ -85,6 +85,7 @@ def without_classes(
     missing |= set() if provenance.attributes else {"attr"}
     missing |= {"qa"} if answers == () else set()
     share: dict[str, float] = {}
+    begin: dict[str, float] = {}
     gone: list[str] = []
     for goal, weight in recipe.mix.share.items():
         parts = goal.split("+")
@@ -92,4 +93,6 @@ def without_classes(
         gone += [part for part in parts if part in missing and part not in gone]
         if kept:
             share[kept] = share.get(kept, 0) + weight
-    return replace(recipe, mix=replace(recipe.mix, share=share)), tuple(gone)
+            begin[kept] = min(begin.get(kept, 1.0), recipe.mix.begin.get(goal, 0.0))
+    begin = {goal: at for goal, at in begin.items() if at}
+    return replace(recipe, mix=replace(recipe.mix, share=share, begin=begin)), tuple(gone)

@@ -119,6 +119,8 @@ class FromBert:
     """Tensors of ours that start as copies of others of ours, taken from BERT: regions' positions, say."""
     matches: bool = False
     """The next-sentence head becomes `match_head`, where that has two outputs."""
+    deeper: bool = False
+    """The BERT may have more layers than the system, whose are its first."""
 
 
 PLAIN = KeyMap(

@@ -25,6 +25,8 @@ from intarsia.weights.tf_checkpoint import is_checkpoint, read_checkpoint, weigh
 WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module", "learnable")
 """Names under which training scripts of the field wrap a state dict."""
 COUNTER = ".num_batches_tracked"
+TRAINERS = ("pytorch_lightning.", "lightning.")
+"""Classes of training frameworks that are named beside weights. They are neither looked up nor run: an empty class stands for each."""
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -53,7 +55,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if path.suffix == ".pkl":
         return _unwrap(_tensors(read_pickle(path)), path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = (
             str(error).split("GLOBAL ")[-1].split(" was not")[0][:80] if "GLOBAL " in str(error) else "code of its own"
@@ -62,6 +65,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a whole torch file: {str(error)[:120]}") from None
     return _unwrap(content, path)
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """An empty class for each name of `TRAINERS` that a torch file has."""
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):
+        return []  # an older file, or a damaged one, of which the reader says so
+    return [(type("Left", (), {}), name) for name in wanted if name.startswith(TRAINERS)]
 
 
 def _tensors(content: Any) -> Any:

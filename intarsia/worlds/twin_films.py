@@ -18,7 +18,10 @@ from intarsia.batch import Array
 from intarsia.data.formats.files import write_json, write_lines
 from intarsia.data.formats.films import FilmRecord, FilmWriter
 from intarsia.data.source import Provenance
-from intarsia.worlds.film_features import ACTIONS, LENGTH, WIDTH, FilmWorld
+from intarsia.worlds.film_features import ACTIONS, LENGTH, SHAPES, WIDTH, FilmWorld
+
+PROVENANCE = Provenance("film-twin", WIDTH, settings={"fps": "20", "frames": "30"})  # 1.5 s a clip
+"""Of the clips: vectors of `FilmWorld` as they are, with a rate, which its own need not."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ def write_films(benchmark: str, folder: Path, train: int, val: int, seed: int) -
         The folder of the shards.
     """
     films = FILMS[benchmark](folder, _shots("train", train, seed) + _shots("val", val, seed))
-    settings = {"fps": "20", "frames": "30"}  # 1.5 s a clip
-    writer = FilmWriter(folder / "regions", Provenance("film-twin", WIDTH, settings=settings))
+    writer = FilmWriter(folder / "regions", PROVENANCE)
     for name, features in films:
         if name not in writer.done():
             starts = np.arange(len(features), dtype=np.float32) * LENGTH
@@ -105,6 +107,13 @@ def _youcook2(folder: Path, shots: Sequence[Shot]) -> Films:
     }
     write_json(folder / "youcookii_annotations_trainval.json", {"database": said})
     return _whole(shots)
+
+
+def _named(folder: Path, shots: Sequence[Shot]) -> Films:
+    """With the lists of words that name what is done, and with what."""
+    write_lines(folder / "verbs.txt", ACTIONS)
+    write_lines(folder / "objects.txt", SHAPES)
+    return _youcook2(folder, shots)
 
 
 def _msr_vtt(folder: Path, shots: Sequence[Shot]) -> Films:
@@ -185,9 +194,29 @@ def _activitynet(folder: Path, shots: Sequence[Shot]) -> Films:
     return [(f"v_{name}", features) for name, features in _whole(shots)]
 
 
+def _coin(folder: Path, shots: Sequence[Shot]) -> Films:
+    """Every other action is a step; what lies between is background."""
+    said = {
+        name: {
+            "subset": {"train": "training", "val": "testing"}[split],
+            "class": "Film",
+            "duration": _times(parts)[-1][1],
+            "annotation": [
+                {"id": str(i), "segment": list(span), "label": x.action}
+                for i, (x, span) in enumerate(zip(parts, _times(parts), strict=True))
+                if i % 2 == 0
+            ],
+        }
+        for split, name, parts in shots
+    }
+    write_json(folder / "COIN.json", {"database": said})
+    return _whole(shots)
+
+
 FILMS: dict[str, Callable[[Path, Sequence[Shot]], Films]] = {
     "youcook2": _youcook2,
     "youcook2-captions": _youcook2,
+    "youcook2-words": _named,
     "msr-vtt": _msr_vtt,
     "msr-vtt-captions": _msr_vtt,
     "ucf101": _ucf101,
@@ -195,5 +224,6 @@ FILMS: dict[str, Callable[[Path, Sequence[Shot]], Films]] = {
     "breakfast": _framewise(15, 4),
     "50salads": _framewise(30, 5),
     "activitynet": _activitynet,
+    "coin": _coin,
 }
 """By benchmark."""

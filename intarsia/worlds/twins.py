@@ -470,7 +470,7 @@ def _entities(folder: Path, parts: list[Scenes]) -> dict[str, int]:
     return names
 
 
-PRODUCTS = ("fashiongen", "fashiongen-category", "fashiongen-subcategory")
+PRODUCTS = ("fashiongen", "fashiongen-all", "fashiongen-category", "fashiongen-subcategory")
 """Benchmarks of products instead of scenes."""
 TWINS: dict[str, Writer] = {
     "vqa": _vqa,

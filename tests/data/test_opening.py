@@ -20,7 +20,7 @@ from intarsia.data.formats.tar import TarSource, write_tar
 from intarsia.data.opening import open_source
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.worlds import WorldSource
+from intarsia.worlds import WorldConfig, WorldSource
 
 
 def shards(root: Path, **changes: Any) -> Path:
@@ -67,6 +67,7 @@ def test_generated_worlds() -> None:
     assert isinstance(source, WorldSource)
     assert (len(source), source.seed, source.split) == (12, 3, "train")
     same_sample(source[5], WorldSource(count=12, seed=3)[5])
+    same_sample(open_source("worlds-zh:6:3")[5], WorldSource(WorldConfig(languages=("zh",)), count=6, seed=3)[5])
     parts = {split: open_source("worlds:4", split) for split in ("train", "val", "test")}
     assert [x.split for x in parts.values() if isinstance(x, WorldSource)] == ["train", "validation", "test"]
     with pytest.raises(BadInput, match="split 'dev' is not one of train, val, test"):

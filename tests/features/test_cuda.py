@@ -53,8 +53,9 @@ def test_detectors_describe_and_choose_alike(form: str, tmp_path: Path) -> None:
         far = np.abs(one.boxes[:, None] - other.boxes).max(2)
         same = far.min(1) < 1e-3  # scores beside a threshold may fall to either side
         assert same.mean() > 0.9 and abs(len(one.boxes) - len(other.boxes)) <= 0.1 * len(one.boxes)
-        found = other.features[far.argmin(1)][same]
-        np.testing.assert_allclose(found, one.features[same], atol=1e-3 * abs(one.features).max())
+        apart = np.abs(one.features[:, None] - other.features).max(2)  # clipped boxes may be those of several proposals
+        nearest = np.where(far < 1e-3, apart, np.inf).min(1)[same]
+        assert (nearest < 1e-3 * abs(one.features).max()).all()
 
 
 def test_bins_are_cut_alike() -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn import functional
 
 from intarsia.boxes import iou
+from intarsia.features import roi
 from intarsia.features.roi import (
     conv_same,
     crops,
@@ -236,3 +237,82 @@ def test_compiled_operators_agree_where_there_are_any():
     torch.testing.assert_close(roi_align_unshifted(maps, boxes, image, 14, 1 / 16), expected, rtol=1e-4, atol=1e-5)
     scores = torch.from_numpy(rng.uniform(size=40).astype(np.float32))
     assert nms(boxes, scores, 0.3).tolist() == ops.nms(boxes, scores, 0.3).tolist()
+
+
+def drawn_boxes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 150, (count, 2))
+    return torch.from_numpy(np.concatenate([corner, corner + rng.uniform(4, 120, (count, 2))], 1)).float()
+
+
+def alike(ops, monkeypatch):
+    """That our operators and these, called as torchvision's are, give the same."""
+    boxes, scores = drawn_boxes(40), torch.from_numpy(np.random.default_rng(1).random(40)).float()
+    maps, owner = (
+        torch.from_numpy(np.random.default_rng(2).standard_normal((2, 3, 13, 15))).float(),
+        torch.arange(40) % 2,
+    )
+    asked = (
+        lambda: nms(boxes, scores, 0.3),
+        lambda: nms(boxes, scores, 0.3, most=5),
+        lambda: roi_pool(maps, boxes, owner, 7, 1 / 16),
+        lambda: roi_align_unshifted(maps, boxes, owner, 7, 1 / 16),
+        lambda: roi_align_unshifted(maps, boxes, owner, 7, 1 / 16, 2),
+    )
+    monkeypatch.setattr(roi, "compiled", lambda: None)
+    ours = [x() for x in asked]
+    monkeypatch.setattr(roi, "compiled", lambda: ops)
+    for one, ask in zip(ours, asked, strict=True):
+        torch.testing.assert_close(ask(), one, atol=1e-5, rtol=0)
+
+
+def test_torchvisions_operators_give_the_same(monkeypatch):
+    ops = roi.compiled()
+    if ops is None:
+        pytest.skip("torchvision does not import here")
+    alike(ops, monkeypatch)
+
+
+class AsTorchvisions:
+    """The slow loops behind the signatures of torchvision's operators (its documentation of ops.nms, roi_pool and roi_align)."""
+
+    calls = 0
+
+    def nms(self, boxes, scores, iou_threshold):
+        self.calls += 1
+        return torch.tensor(slow_nms(boxes, scores, iou_threshold, [0] * len(boxes)), dtype=torch.int64)
+
+    def roi_pool(self, input, boxes, output_size, spatial_scale=1.0):
+        self.calls += 1
+        assert boxes.shape[1] == 5 and output_size == (7, 7)
+        owner, corners = boxes[:, 0].long().numpy(), boxes[:, 1:].numpy()
+        return torch.from_numpy(slow_roi_pool(input.numpy(), corners, owner, 7, spatial_scale))
+
+    def roi_align(self, input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
+        self.calls += 1
+        assert not aligned and boxes.shape[1] == 5 and output_size == (7, 7)
+        owner, corners = boxes[:, 0].long().numpy(), boxes[:, 1:].numpy()
+        read = slow_unshifted(input.numpy(), corners, owner, 7, spatial_scale, max(sampling_ratio, 0))
+        return torch.from_numpy(read).float()
+
+
+def test_operators_are_asked_as_torchvisions_are_and_not_for_gradients(monkeypatch):
+    ops = AsTorchvisions()
+    alike(ops, monkeypatch)
+    assert ops.calls == 5
+    maps = torch.randn(1, 2, 9, 9, requires_grad=True)
+    boxes, none = drawn_boxes(3), torch.zeros(3, dtype=torch.int64)
+    roi_align_unshifted(maps, boxes, none, 7, 1 / 16).sum().backward()
+    roi_pool(maps.detach().double(), boxes, none, 7, 1 / 16)
+    nms(boxes, torch.rand(3), 0.5, labels=none)
+    assert ops.calls == 5 and maps.grad is not None
+
+
+def test_operators_built_for_another_torch_are_left_alone(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(roi.importlib, "import_module", broken)
+    roi.compiled.cache_clear()
+    assert roi.compiled() is None
+    roi.compiled.cache_clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,3 +67,15 @@ def test_runs_are_made_once_and_make_a_table(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(BadInput, match="no section 'c'"):
         family.main([*order, "--section", "c"])
     capsys.readouterr()
+
+
+def test_the_table_names_the_numbers_of_all_seeds() -> None:
+    def found(sees: bool, mlm: float, itm: float) -> dict[str, Any]:
+        ranked = {"retrieval": [0.5, mlm]} if sees else {}
+        return {"system": "x", "sees": sees, "valid": {"mlm": mlm, "itm": itm}, "seconds": 90} | ranked
+
+    lines = family.table([found(True, 0.4, 0.125), found(True, 0.3, 0.25), found(False, 0.9, 0.69)]).splitlines()
+    assert lines[2:] == [
+        "| x | mlm | 0.4, 0.3 | 0.9 | 50 % / 40 %, 50 % / 30 % | 1.5, 1.5 |",
+        "|  | itm | 0.125, 0.25 | 0.69 |  |  |",
+    ]

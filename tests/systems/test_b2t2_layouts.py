@@ -6,10 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from test_single_stream import REGIONS, VOCAB, made, system
 
 from intarsia.batch import Link
 from intarsia.errors import BadInput
+from intarsia.pack import pack
+from intarsia.system import begin
+from intarsia.systems.b2t2 import B2T2
+from intarsia.tuned import Tuned
 
 
 def test_b2t2_names_objects_after_their_mentions() -> None:
@@ -68,3 +73,21 @@ def test_b2t2_calls_objects_by_their_class_names_reasons_apart_and_counts_what_i
         system("b2t2").lay_out(
             dataclasses.replace(sample, links=(Link(3, 5, 16, 0),), pictures=made(1, 20).pictures), "vcr"
         )
+
+
+@pytest.mark.parametrize("fusion", ["early", "late", "dual", "blind"])
+def test_vcr_goes_on_from_the_head_of_captions_or_by_the_score_of_two_towers(fusion: str) -> None:
+    before = system("b2t2", fusion=fusion)
+    tuned = Tuned(begin(before, B2T2.finetune["vcr"]), "vcr").eval()
+    sample = dataclasses.replace(made(1), texts=("w1 w2", "w3", "w4", "w5", "w6 w7"), answers=(("2", 1.0),))
+    batch = pack(tuned.documents(sample, "vcr", np.random.default_rng(0), lambda: made(9)))
+    encoded = tuned.encode(batch)
+    logits = tuned.task.score(tuned.head, encoded, batch)
+    wanted = before.match_logits(encoded)
+    torch.testing.assert_close(logits, wanted)
+    (ranked,) = tuned.predict(batch)
+    torch.testing.assert_close(ranked, wanted[:, 1] - wanted[:, 0])
+    losses = tuned.losses(encoded, batch)
+    wrong = torch.tensor([0, 0, 1, 0])
+    torch.testing.assert_close(losses["vcr"], torch.nn.functional.cross_entropy(wanted, wrong))
+    assert bool(list(tuned.head.parameters())) == (fusion in ("early", "late"))

@@ -18,7 +18,6 @@ from intarsia.drawing import draw
 from intarsia.errors import BadInput, TooLong
 from intarsia.objectives.spans import hide_spans
 from intarsia.pack import pack
-from intarsia.recipe import Mix
 from intarsia.system import begin
 from intarsia.systems.m6 import M6, M6Config
 from intarsia.text import SPECIALS, Vocab
@@ -282,8 +281,7 @@ def test_experts_lose_nothing_when_computed_again_and_tell_what_is_dropped() -> 
         torch.manual_seed(5)
         losses, _ = model(batch)
         assert 0 < losses["dropped"].item() < 1 and losses["balance"].item() > 0.9
-        mix = Mix(scale={"balance": 0.01})
-        total = model.weigh(losses, mix)
+        total = model.weigh(losses, M6.recipes["base"].mix)
         assert total.item() == pytest.approx(losses["caption"].item() + 0.01 * losses["balance"].item())
         total.backward()
         found.append({name: x.grad for name, x in model.named_parameters()})

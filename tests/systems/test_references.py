@@ -204,3 +204,13 @@ def test_unicoder_may_normalise_what_it_sees(field: str) -> None:
         larger = dataclasses.replace(example.regions, feats=3 * example.regions.feats.astype(np.float32))
         other = system.encode(pack([dataclasses.replace(example, regions=larger)])).pooled
         torch.testing.assert_close(pooled, other, atol=2e-5, rtol=0)
+
+
+def test_unicoders_regions_without_a_position() -> None:
+    plain, without = build("unicoder_vl"), build("unicoder_vl", region_position="none")
+    batch = pack([plain.lay_out(WORLD[i]) for i in range(3)])
+    w = dict(plain.named_parameters())
+    seen = unicoder_regions(
+        {**w, "words.position.weight": torch.zeros_like(w["words.position.weight"])}, plain.lay_out(WORLD[0])
+    )
+    torch.testing.assert_close(without.regions(batch.regions, without.words)[: len(seen)], seen, atol=2e-5, rtol=0)

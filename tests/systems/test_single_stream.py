@@ -206,6 +206,22 @@ def test_oscar_exchanges_tags_and_in_oscar_plus_captions(size: str, shares: tupl
     assert within(captions, found[1], 0.5 if size == "base" else 0.0)
 
 
+def test_oscars_questions_stand_before_their_answers_and_change_them_for_those_of_questions() -> None:
+    asked = dataclasses.replace(made(1), answers=(("w90", 1.0), ("w91 w92", 0.3)))
+    pieces = [VOCAB.tokens[i] for i in system("oscar").lay_out(asked).text.ids]
+    assert pieces[-5:] == ["[SEP]", "w90", "w91", "w92", "[SEP]"]
+    tagged = [VOCAB.tokens[i] for i in system("oscar").lay_out(asked, "vqa").text.ids]
+    assert "w90" not in tagged  # a task's question has tags
+    oscar, seen = system("oscar", textb_sample_mode=2, mlm_rate=0.0), 0
+    for seed in range(60):
+        rest = iter([made(7), made(8), dataclasses.replace(made(9), answers=(("w93", 1.0),))])
+        example = oscar.hide(asked, "mlm+contrast", np.random.default_rng(seed), lambda rest=rest: next(rest))
+        said = [VOCAB.tokens[i] for i in example.text.ids]
+        assert ("w93" in said, "w90" in said) == (bool(example.targets["contrast"]), not example.targets["contrast"])
+        seen += int(example.targets["contrast"])
+    assert 15 < seen < 45
+
+
 def test_oscar_may_leave_exchanged_tags_alone() -> None:
     for number in range(300):
         example = hidden("oscar", "mlm+contrast", number, mask_loss_for_unmatched=False, mlm_rate=0.9)
@@ -487,3 +503,7 @@ def test_unicoder_regions_share_a_position_or_have_their_own() -> None:
     assert system("unicoder_vl").lay_out(made(1)).regions.position_ids.tolist() == [0] * REGIONS
     ordered = system("unicoder_vl", region_position="sequential").lay_out(made(1))
     assert ordered.regions.position_ids.tolist() == list(range(REGIONS))
+    assert ordered.text.position_ids[0] == 0
+    behind = system("unicoder_vl", region_position="first").lay_out(made(1))
+    assert behind.regions.position_ids.tolist() == list(range(REGIONS))
+    assert behind.text.position_ids.tolist() == list(range(REGIONS, REGIONS + len(behind.text)))

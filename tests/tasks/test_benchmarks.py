@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from dataclasses import replace
@@ -14,9 +15,10 @@ import pytest
 from intarsia.batch import Picture, Sample
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks import Annotated, Pictures, find, vcr
+from intarsia.tasks.benchmarks import Annotated, Annotations, Item, Pictures, find, vcr, vqa
 from intarsia.tasks.benchmarks.items import spellings
 from intarsia.tasks.metrics import submissions
+from intarsia.tasks.metrics import vqa as metric
 from intarsia.tasks.vcr import joined
 
 
@@ -320,3 +322,53 @@ def test_gqa_prints_what_its_files_allow(tmp_path: Path) -> None:
     put(tmp_path / "val_choices.json", {"2": {}})
     with pytest.raises(BadInput, match=r"val_choices.json: .* has no field '1'"):
         gqa.read(tmp_path, "val")
+
+
+def test_papers_count_in_their_own_ways() -> None:
+    """A box that covers half: right by MAttNet's overlaps, wrong by UNITER's (more than half) and by the +1 of VL-BERT on the other side."""
+    box, half = (0.0, 0.0, 10.0, 10.0), np.array([[0.0, 0.0, 10.0, 5.0]])
+    known = Annotations("refcoco", "val", (Item("1", ("it",), ("a.jpg",)),), {"1": box})
+    refcoco = find("refcoco")
+    assert refcoco.measure_regions is not None
+    said = {
+        name: refcoco.measure_regions(known, {"1": np.array([1.0])}, {"1": half}, **refcoco.counting(name))["accuracy"]
+        for name in ("", "exclusive", "mattnet", "uniter", "vl_bert", "vilbert")
+    }
+    assert said == {"": 1, "exclusive": 1, "mattnet": 1, "uniter": 0, "vl_bert": 1, "vilbert": 1}
+    with pytest.raises(BadInput, match=r"refcoco: no convention 'any' \(it has exclusive, mattnet"):
+        refcoco.counting("any")
+    with pytest.raises(BadInput, match=r"nlvr2: no convention 'any' \(it has one way to count\)"):
+        find("nlvr2").counting("any")
+    assert find("nlvr2").counting() == {}
+    assert find("entities").counting() == {"convention": "any"}
+    assert find("vqa").counting("2015") == {"convention": "2015"}
+
+
+def test_vqa_tells_the_soft_target_too(tmp_path: Path) -> None:
+    people = ("1,000",) * 3 + ("1000",) * 7
+    question = metric.Question(5, people, "number", "how many")
+    known = Annotations("vqa", "val", (Item("5", ("how many?",), ("a.jpg",)),), {"5": question}, ("1,000", "1000"))
+    found = vqa.measure(known, {"5": np.array([1.0, 0.0])})
+    assert found["accuracy"] == 1, "normalised, all ten say so"
+    assert found["soft target"] == pytest.approx(0.9), "as it stands, three do"
+    with pytest.raises(BadInput, match="for test-dev too: --split test"):
+        vqa.submit(tmp_path / "x.json", replace(known, split="test-dev"), {"5": np.array([1.0, 0.0])})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_files_that_lack_something_are_named(tmp_path: Path) -> None:
+    game = {"id": 7, "status": "success", "image": {"id": 1, "width": 9, "height": 9}, "qas": [], "object_id": 5}
+    game["objects"] = [{"id": 4, "bbox": [0, 0, 1, 1]}]
+    with gzip.open(tmp_path / "guesswhat.valid.jsonl.gz", "wt") as file:
+        file.write(json.dumps(game))
+    with pytest.raises(BadInput, match=r"guesswhat.valid.jsonl.gz: game 7: object 5 is none of 4"):
+        find("guesswhat").read(tmp_path, "val")
+    (tmp_path / "train_balanced_questions.json").write_text('{"q1": {"question": "what?", "imageId": "1"}}')
+    labels = find("gqa").labels
+    assert labels is not None
+    with pytest.raises(BadInput, match=r"gqa question q1 of train_balanced: .*answer"):
+        labels(tmp_path)
+    (tmp_path / "refs(unc).json").write_text("[]")
+    (tmp_path / "instances.json").write_text('{"annotations": [{"id": 3, "image_id": 1}], "images": []}')
+    with pytest.raises(BadInput, match=r"instances.json: annotation 3: .*bbox"):
+        find("refcoco").read(tmp_path, "val")

@@ -57,6 +57,15 @@ def test_from_cross_entropy_to_the_server(system: str, twin: Path, tmp_path: Pat
     assert submissions.read_captions(tmp_path / "nocaps.json").keys() == {10, 11}
 
 
+def test_m6_goes_on_with_captions_alone(twin: Path, tmp_path: Path) -> None:
+    tune("m6", twin, tmp_path / "run")
+    logs = [json.loads(x)["loss"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert logs and all(x.keys() == {"caption"} for x in logs)
+    main(["score", str(tmp_path / "run")])
+    told = json.loads((tmp_path / "run/score-val.json").read_text())
+    assert told["items"] == 3 and "CIDEr" in told["numbers"]
+
+
 def test_all_references_count_and_restval_is_training(tmp_path: Path) -> None:
     pictures = [
         {

@@ -22,7 +22,9 @@ def test_nlvr2_from_files_to_the_server(tmp_path: Path, capsys: pytest.CaptureFi
     tune = ["finetune", "visualbert", "nlvr2", "--data", data, "--regions", f"{data}/regions", "--out", run]
     tune += ["--size", "tiny", "--steps", "2", "--rows", "600", "--samples", "4", "--workers", "0", "--device", "cpu"]
     main([*tune, "--valid-split", "dev"])
+    capsys.readouterr()
     main(["score", run, "--blind"])
+    assert "published: dev 67.4, test-P 67.0 (T)" in capsys.readouterr().out
     told = json.loads((tmp_path / "run/score-dev.json").read_text())
     assert told["chance"] == 0.5
     assert 0 <= told["blind"] <= 1

@@ -84,6 +84,15 @@ def test_candidates_are_other_products_of_the_sub_category(fashion: Path) -> Non
     assert f"{len(drawn.asked)} queries, {len(drawn.asked[0][1])} candidates" in drawn.told
 
 
+def test_the_full_column_has_every_product_once(fashion: Path) -> None:
+    whole, all_rows = find("fashiongen-all").read(fashion, "val"), find("fashiongen").read(fashion, "val")
+    products = [all_rows.gold[x.key][0] for x in all_rows.items]
+    assert len(products) > len(set(products)) == len(whole.items) == 30, "every third product has a second pose"
+    assert [whole.gold[x.key][0] for x in whole.items] == list(dict.fromkeys(products))
+    assert [x.key for x in whole.items] == [all_rows.items[products.index(x)].key for x in dict.fromkeys(products)]
+    assert find("fashiongen-all").candidates is None
+
+
 def test_hard_negatives_are_of_the_group_and_of_another_product(fashion: Path) -> None:
     source = open_items(find("fashiongen"), fashion, str(fashion / "regions"), "train")
     rivals, rng = by_group(source, source.annotations.gold), np.random.default_rng(0)

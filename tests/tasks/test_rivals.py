@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.batch import Example, Sample
+from intarsia.batch import Batch, Example, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput
 from intarsia.pack import pack
 from intarsia.systems import find as find_system
 from intarsia.tasks.benchmarks import Annotated, find
 from intarsia.tasks.benchmarks.rivals import nearest, read_pool
-from intarsia.tasks.retrieval import Draws, Retrieval, RetrievalMined
-from intarsia.tuned import documents_of
-from intarsia.tuning_runs import begin, open_items, rivals_of
+from intarsia.tasks.retrieval import Draws, Retrieval, RetrievalMined, RetrievalTriplet
+from intarsia.tuned import some_of
+from intarsia.tuning_runs import begin, begin_whole, open_items, rivals_of
 from intarsia.worlds.twins import write_twin
 
 
@@ -119,7 +119,7 @@ def test_only_the_best_broken_pairs_train(source: Annotated) -> None:
     chosen = few.mined(scores, batch)
     best = [[0, *(1 + scores[1:7].argsort(descending=True)[:2])], [7, *(8 + scores[8:14].argsort(descending=True)[:2])]]
     assert chosen.tolist() == [int(x) for y in best for x in y]
-    torch.testing.assert_close(tuned.match_scores(tuned.encode(documents_of(batch, chosen))), scores[chosen])
+    torch.testing.assert_close(tuned.match_scores(tuned.encode(some_of(batch, chosen))), scores[chosen])
     losses, _ = tuned.train()(batch)
     margin = Retrieval().margin + torch.sigmoid(scores[chosen].view(2, 3))
     wanted = (margin[:, 1:] - torch.sigmoid(scores[chosen].view(2, 3))[:, :1]).clamp(min=0).mean()
@@ -206,3 +206,31 @@ def test_what_takes_no_hard_negatives_says_so(source: Annotated, tmp_path: Path)
     assert rivals_of(hard, find("coco"), source, "", tmp_path) == (None, "")
     with pytest.raises(BadInput, match="takes none"):
         rivals_of(plain, find("coco"), source, "nearest", tmp_path)
+
+
+def test_a_triplet_counts_the_hardest_broken_pair_of_each_sample() -> None:
+    scores = torch.tensor([0.5, -1.0, 0.4, -2.0, 3.0, -3.0, -4.0, -5.0, -1.0, -2.0, 2.0, 0.0])
+    true = torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1])
+    batch = Batch(tuple(map(str, range(12))), torch.arange(12) // 4, targets={"retrieval": true})
+    s = torch.sigmoid(scores)
+    by_hand = torch.stack([0.2 + s[2] - s[0], torch.tensor(0.0), 0.2 + s[10] - s[11]]).mean()
+    torch.testing.assert_close(RetrievalTriplet().loss(scores, batch), by_hand)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "retrieval_triplet", "retrieval_one"])
+def test_imageberts_losses_begin_from_the_match_head_and_break_either_side(task: str, source: Annotated) -> None:
+    tuned, _ = begin("imagebert", task, "base", None, None, source, (), tiny=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(42)
+        whole = begin_whole(find_system("imagebert"), "imagebert", "base", None, None, source, tiny=True)
+    assert torch.equal(tuned.head.weight, whole.match_head.weight)
+    kinds = set()
+    for seed in range(8):
+        examples = tuned.documents(source[0], task, np.random.default_rng(seed), lambda: source[5])
+        ids = {tuple(x.text.ids.tolist()) for x in examples if x.text is not None}
+        seen = {x.regions.feats.tobytes() for x in examples if x.regions is not None}
+        kinds.add((len(ids) > 1, len(seen) > 1))
+        losses, _ = tuned(pack(examples))
+        assert losses[task].isfinite()
+        assert [int(x.targets["retrieval"]) for x in examples] == [1] + [0] * (len(examples) - 1)
+    assert kinds == {(True, False), (False, True)}

@@ -198,3 +198,17 @@ def test_captioners_of_films_by_the_command_line(tmp_path: Path) -> None:
         assert told["benchmark"] == "youcook2-captions"
         assert told["items"] == len(find("youcook2-captions").read(data, "val").items)
         assert {"Bleu_4", "ROUGE_L", "CIDEr"} <= told["numbers"].keys()
+
+
+def test_coin_labels_every_moment(tmp_path: Path) -> None:
+    steps = [{"id": "1", "label": "cut", "segment": [3.0, 6.0]}, {"id": "2", "label": "join", "segment": [7.5, 9]}]
+    film = {"subset": "testing", "class": "Craft", "duration": 10.4, "annotation": steps}
+    put(tmp_path / "COIN.json", {"database": {"a": film, "b": film | {"subset": "training"}}})
+    found = find("coin").read(tmp_path, "test")
+    assert list(found.gold.values()) == ["background", "background", "cut", "cut", "background", "join"]
+    source = Annotated(found, Pictures(Videos(a=7)))
+    assert shown(source[0]) == [0, 1, 2, 3], "5 s around 0.75 s, none before the film"
+    assert shown(source[3]) == [0, 1, 2, 3, 4, 5, 6]
+    put(tmp_path / "COIN.json", {"database": {"a": film | {"annotation": [steps[0] | {"segment": [6, 3]}]}}})
+    with pytest.raises(BadInput, match="video a: a segment from 6 s to 3 s"):
+        find("coin").read(tmp_path, "test")

@@ -19,16 +19,18 @@ from toy import Pairs, toy
 
 from intarsia.cli import main
 from intarsia.errors import BadInput
-from intarsia.recipe import Batching, Optim, Recipe, Schedule
+from intarsia.recipe import Batching, Mix, Optim, Recipe, Schedule
 from intarsia.systems.m6 import M6
 from intarsia.text import Vocab
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import fresh
+from intarsia.tuned import recipe_of, start
 from intarsia.worlds import WorldSource
 
 WORLD, HELD = WorldSource(count=60), WorldSource(split="validation", count=12)
 PACE = Pace(log_every=1, save_every=2, keep=0, valid_every=2, valid_batches=3, tensorboard=False)
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "hidden_dropout_prob": 0.1}
+BESIDE = {"balance", "dropped"}
 EXPERTS = {"experts": 4, "expert_choices": 2}
 CLI = [
     *("--data", "worlds:40", "--config.hidden-size", "16", "--config.num-attention-heads", "2", "--workers", "0"),
@@ -54,6 +56,17 @@ def run(out: Path, plan: Recipe[Any], sharding: Any = "ddp") -> None:
     pretrain(system, WORLD, plan, out, device="cpu", valid=HELD, pace=PACE, workers=0, sharding=sharding)
 
 
+def run_tuned(out: Path, accumulate: int, sharding: Any = "ddp", **config: Any) -> None:
+    """Matching, fine-tuned."""
+    torch.manual_seed(0)
+    plan = recipe(accumulate, expert_routing="prototypes", **config)
+    vocab = Vocab.learn(WORLD[i].texts[0] for i in range(len(WORLD)))
+    tuned = start(fresh(M6, plan, vocab, WORLD.provenance)[0], M6.finetune["retrieval"], "retrieval")
+    scale = recipe_of(tuned.config, "retrieval", M6.finetune["retrieval"].tunings["base"]).mix.scale
+    plan = replace(plan, config=tuned.config, mix=Mix(share={"retrieval": 1.0}, scale=scale))
+    pretrain(tuned, WORLD, plan, out, device="cpu", pace=PACE, workers=0, sharding=sharding)
+
+
 def half(done: Path, out: Path) -> None:
     """A run folder as the run that `done` holds had left it after its second step."""
     (out / "checkpoints").mkdir(parents=True)
@@ -69,6 +82,7 @@ def _rank(rank: int, folder: Path) -> None:
     dist.barrier()
     run(folder / "again", recipe(), "experts")
     run(folder / "tight", recipe(capacity_factor=0.6, recompute=True), "experts")
+    run_tuned(folder / "tuned", 1, "experts", capacity_factor=0.6)
     main(["pretrain", "m6", *CLI, "--out", str(folder / "cli")])
     told = []
     for system, plan in ((toy(), None), (None, recipe(experts=3, expert_choices=1))):
@@ -87,6 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("experts")
     run(out / "one", recipe(accumulate=2))
     run(out / "tight-one", recipe(accumulate=2, capacity_factor=0.6))
+    run_tuned(out / "tuned-one", 2, capacity_factor=0.6)
     return two_processes(_rank, out)
 
 
@@ -119,6 +134,18 @@ def test_losses_drops_and_the_norm_that_clips_are_the_same(folder: Path, one: st
         assert a.get("norm", 1) > 0.3, "the gradients are clipped"
         for kind in ("loss", "valid"):
             assert kind not in a or (a[kind]["dropped"] > 0) == (one == "tight-one")
+
+
+def test_fine_tuning_shares_experts_as_pre_training_does_and_tells_what_is_dropped(folder: Path) -> None:
+    a, b = (load_file(folder / name / "model.safetensors") for name in ("tuned-one", "tuned"))
+    assert a.keys() == b.keys() and {"head.1.weight", "system.encoder.layers.1.feed.up"} <= a.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+    for one, two in zip(lines(folder / "tuned-one"), lines(folder / "tuned"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5) and set(one["loss"]) == {"retrieval", *BESIDE}
+        assert one["loss"]["dropped"] > 0 and one["loss"]["balance"] > 1
+    recipes = [plan for plan in M6.recipes.values() if plan.mix.scale.get("balance") != 0.01]
+    assert not recipes, "the balance weighs as little in each of them"
 
 
 def test_a_run_goes_on_to_the_same_bits_and_in_one_process_as_well(folder: Path) -> None:

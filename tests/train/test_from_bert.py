@@ -98,6 +98,29 @@ def test_it_reads_text_as_that_bert(name: str, file: Path) -> None:
         assert (matched - theirs.seq_relationship_logits).abs().max() < 1e-5
 
 
+STREAMS: dict[str, Any] = {"v_num_hidden_layers": 1, "v_biattention_id": (0,), "t_biattention_id": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("vilbert", STREAMS), ("ernie_vil", STREAMS), ("lxmert", {"num_hidden_layers": 1})]
+)
+def test_the_words_of_two_streams_begin_as_bert(name: str, changes: dict[str, Any], file: Path) -> None:
+    system, begun = begin(name, file, **changes)
+    theirs, ours, taken = state_of(small()), system.state_dict(), name != "lxmert"
+    assert sorted([*begun.taken, *begun.left]) == sorted(theirs)
+    assert torch.equal(ours["words.word.weight"], theirs["bert.embeddings.word_embeddings.weight"])
+    for i in range(changes.get("num_hidden_layers", 2)):
+        layer = theirs[f"bert.encoder.layer.{i}.output.dense.weight"]
+        assert torch.equal(ours[f"encoder.layers.{i}.down.weight"], layer)
+    assert torch.equal(ours["word_head.bias"], theirs["cls.predictions.bias"])
+    assert ("bert.encoder.layer.1.output.dense.weight" in begun.taken) == taken
+    assert ("cls.seq_relationship.bias" in begun.taken) == (not taken)
+    assert any(key.startswith("regions.") for key in begun.drawn)
+    if name == "lxmert":
+        with pytest.raises(BadInput, match="num_hidden_layers is 2, the recipe has 3"):
+            begin(name, file, num_hidden_layers=3)
+
+
 def test_segments_and_copies(file: Path) -> None:
     table = state_of(small())["bert.embeddings.token_type_embeddings.weight"]
     vlp, begun = begin("vlp", file)

@@ -14,6 +14,9 @@ from toy import Pairs, recipe, toy
 
 from intarsia.errors import BadInput
 from intarsia.recipe import SGD, Optim, Schedule
+from intarsia.system import FineTuned
+from intarsia.systems import find
+from intarsia.text import SPECIALS, Vocab
 from intarsia.train import Pace, pretrain
 from intarsia.train.optim import Optimizers, adamw, clip, groups, set_lr, step_if
 
@@ -39,6 +42,38 @@ def test_groups_spare_what_the_patterns_name() -> None:
         (0.01, 10.0),
         (0.0, 1.0),
     ]
+
+
+def test_a_recipe_may_slow_parts_down() -> None:
+    net = nn.ModuleDict({"words": nn.Linear(2, 2), "regions": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    recipe = Optim(lr_factors={"words.": 0.1, "words.bias": 0.2})
+    found = {id(p): x["lr_factor"] for x in groups(net, recipe, {"head.": 4.0}) for p in x["params"]}
+    told = {name: found[id(p)] for name, p in net.named_parameters()}
+    assert told == {
+        "words.weight": 0.1,
+        "words.bias": 0.2,
+        "regions.weight": 1.0,
+        "regions.bias": 1.0,
+        "head.weight": 4.0,
+        "head.bias": 4.0,
+    }
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_every_slowed_part_of_ernie_vil_and_vilbert_is_there(size: str) -> None:
+    ernie = find("ernie_vil")
+    tuning = ernie.finetune["vqa"].tunings[size]
+    with torch.device("meta"):
+        whole = FineTuned(ernie(ernie.recipes[size].config, Vocab(SPECIALS)), ernie.finetune["vqa"])
+        beta = find("vilbert")(find("vilbert").recipes["base_beta"].config, Vocab(SPECIALS))
+    for module, factors in (
+        (whole, tuning.optim.lr_factors),
+        (beta, find("vilbert").recipes["base_beta"].optim.lr_factors),
+    ):
+        names = [name for name, _ in module.named_parameters()]
+        assert factors and all(any(name.startswith(start) for name in names) for start in factors)
+    assert ernie.finetune["vqa"].tunings[size].head_lr == 2.5
+    assert not ernie.finetune["vcr"].tunings[size].optim.lr_factors
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from typing import get_args
 
 from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import (
@@ -20,6 +21,7 @@ from intarsia.tasks.benchmarks import (
     gqa,
     guesswhat,
     karpathy,
+    named,
     nlvr2,
     refer,
     vcr,
@@ -29,6 +31,9 @@ from intarsia.tasks.benchmarks import (
 )
 from intarsia.tasks.benchmarks.items import Annotated, Annotations, Item, Pictures
 from intarsia.tasks.benchmarks.table import Benchmark, Predictions
+from intarsia.tasks.metrics import entities as metrics_entities
+from intarsia.tasks.metrics import overlap
+from intarsia.tasks.metrics import vqa as metrics_vqa
 
 __all__ = [
     "BENCHMARKS",
@@ -55,6 +60,7 @@ BENCHMARKS = {
             vqa.read,
             "accuracy",
             vqa.measure,
+            conventions=get_args(metrics_vqa.Convention),
             labels=vqa.labels,
             chance=vqa.chance,
             submit=vqa.submit,
@@ -98,12 +104,24 @@ BENCHMARKS = {
         Benchmark("vcr-rationales", "VCR QA->R", _VCR, vcr.rationales, "QA->R", vcr.measure, chance=vcr.chance),
         *(
             Benchmark(
-                name, title, refer.SPLITS[name][1], refer.READERS[name], "accuracy", measure_regions=refer.measure
+                name,
+                title,
+                refer.SPLITS[name][1],
+                refer.READERS[name],
+                "accuracy",
+                measure_regions=refer.measure,
+                conventions=get_args(overlap.Convention),
             )
             for name, title in (("refcoco", "RefCOCO"), ("refcoco+", "RefCOCO+"), ("refcocog", "RefCOCOg"))
         ),
         Benchmark(
-            "entities", "Flickr30k Entities", entities.SPLITS, entities.read, "R@1", measure_regions=entities.measure
+            "entities",
+            "Flickr30k Entities",
+            entities.SPLITS,
+            entities.read,
+            "R@1",
+            measure_regions=entities.measure,
+            conventions=get_args(metrics_entities.Convention),
         ),
         Benchmark(
             "visual7w",
@@ -165,6 +183,7 @@ BENCHMARKS = {
             groups=lambda annotations: annotations.gold,
             candidates=fashion.candidates,
         ),
+        Benchmark("fashiongen-all", "FashionGen, all products", tuple(fashion.SPLITS), fashion.whole, _CAPTIONS),
         *(
             Benchmark(
                 f"fashiongen-{name}",
@@ -182,6 +201,16 @@ BENCHMARKS = {
             )
         ),
         Benchmark("youcook2", "YouCook2", tuple(video.YOUCOOK2), partial(video.youcook2, "youcook2"), _CAPTIONS),
+        Benchmark(
+            named.NAME,
+            "YouCook2, named in a sentence",
+            tuple(video.YOUCOOK2),
+            named.read,
+            "verb top-5",
+            named.measure,
+            chance=named.chance,
+            sentence=named.SENTENCE,
+        ),
         Benchmark("msr-vtt", "MSR-VTT, 1k-A", tuple(video.MSR_VTT), video.msr_vtt, _CAPTIONS),
         *(
             Benchmark(name, title, tuple(splits), read, "CIDEr", measure_captions=captions.measure)
@@ -233,6 +262,7 @@ _BY_TASK = {
     "retrieval": "flickr30k",
     "retrieval_hard": "flickr30k",
     "retrieval_triplet": "flickr30k",
+    "retrieval_one": "flickr30k",
     "retrieval_coco": "coco",
     "retrieval_fashion": "fashiongen",
     "category": "fashiongen-category",
@@ -244,7 +274,9 @@ _BY_TASK = {
     "anticipation": "breakfast",
     "anticipation_50salads": "50salads",
     "anticipation_activitynet": "activitynet",
+    "segmentation": "coin",
     "caption": "coco-captions",
+    "words": "youcook2-words",
 }
 
 

@@ -43,13 +43,19 @@ def _span(text: str, phrase: entities.Phrase) -> tuple[int, int]:
     return start, start + len(phrase.words)
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
-    """Recall at 1, 5, 10, any box of a chain; and that of all regions, the best any order could reach.
+def measure(
+    annotations: Annotations,
+    predictions: Predictions,
+    regions: Mapping[str, Array],
+    convention: entities.Convention = "any",
+) -> dict[str, float]:
+    """Recall at 1, 5, 10, by default of any box of a chain; and that of all regions, the best any order could reach.
 
     Args:
         annotations: the phrases.
         predictions: (M, C) scores of the regions for each phrase.
         regions: by sentence, (R, 4) boxes in pixels.
+        convention: "any" box of a chain, or the one box around them ("merged").
     """
     gold: dict[tuple[str, int], Any] = {}
     ranked: dict[tuple[str, int], list[Array]] = {}
@@ -58,5 +64,5 @@ def measure(annotations: Annotations, predictions: Predictions, regions: Mapping
         place, boxes = (name, int(number)), regions[key]
         gold[place] = annotations.gold[key]
         ranked[place] = [boxes[np.argsort(-row[: len(boxes)], kind="stable")] for row in scores]
-    found = entities.recall(gold, ranked)
+    found = entities.recall(gold, ranked, convention)
     return {f"R@{'all' if k is None or k < 0 else k}": x["all"] for k, x in found.items()}

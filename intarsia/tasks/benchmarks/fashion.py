@@ -5,6 +5,7 @@ A row of the file is a pose of a product. Poses of one product say the same, so 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,16 @@ def _read(asked: Asked, root: Path, split: str) -> Annotations:
 
 
 pairs = partial(_read, "")
+
+
+def whole(root: Path, split: str) -> Annotations:
+    """Every product once, by its first pose: what later papers rank in full (another column than the 101 candidates); no text is right for two pictures."""
+    found = pairs(root, split)
+    first = {found.gold[x.key][0]: x for x in reversed(found.items)}
+    items = tuple(x for x in found.items if first[found.gold[x.key][0]] is x)
+    return replace(found, benchmark="fashiongen-all", items=items, gold={x.key: found.gold[x.key] for x in items})
+
+
 categories = partial(_read, "category")
 subcategories = partial(_read, "subcategory")
 

@@ -56,9 +56,10 @@ def read(root: Path, split: str) -> Annotations:
 
 def labels(root: Path) -> tuple[str, ...]:
     """All answers of the balanced training and validation questions, the commonest first."""
-    said: Counter[str] = Counter(str(x["answer"]) for x in _questions(root, "train_balanced").values())
-    if any(root.rglob("val_balanced_questions*")):
-        said.update(str(x["answer"]) for x in _questions(root, "val_balanced").values())
+    names = ["train_balanced", *(["val_balanced"] if any(root.rglob("val_balanced_questions*")) else [])]
+    said: Counter[str] = Counter()
+    for name in names:
+        said.update(str(at(x, "answer", f"gqa question {key} of {name}")) for key, x in _questions(root, name).items())
     return tuple(x for x, _ in sorted(said.items(), key=lambda entry: (-entry[1], entry[0])))
 
 

@@ -32,11 +32,15 @@ def read(root: Path, split: str) -> Annotations:
         if at(game, "status", str(path)) != "success":
             continue
         image, things = at(game, "image", str(path)), at(game, "objects", str(path))
-        boxes = [xyxy(at(x, "bbox", str(path))) for x in things]
-        right = [x["id"] for x in things].index(game["object_id"])
-        said = " ".join(f"{x['question']} {x['answer']}" for x in at(game, "qas", str(path)))
-        name = str(image.get("file_name") or image["id"])
-        size = (int(image["width"]), int(image["height"]))
+        where = f"{path}: game {key}"
+        boxes = [xyxy(at(x, "bbox", where)) for x in things]
+        ids, wanted = [at(x, "id", where) for x in things], at(game, "object_id", where)
+        if wanted not in ids:
+            raise BadInput(f"{where}: object {wanted} is none of {', '.join(map(str, ids))}")
+        right = ids.index(wanted)
+        said = " ".join(f"{at(x, 'question', where)} {at(x, 'answer', where)}" for x in at(game, "qas", where))
+        name = str(image.get("file_name") or at(image, "id", where))
+        size = (int(at(image, "width", where)), int(at(image, "height", where)))
         meant = tuple(Phrase(0, 0, (x,)) for x in boxes)
         items.append(Item(key, (said,), (name,), ((str(right), 1.0),), phrases=meant, size=size))
         gold[key] = (boxes, right)

@@ -59,22 +59,35 @@ def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[Box, ...]], 
     content = read_json(path)
     boxes, around = dict[int, Box](), dict[int, tuple[Box, ...]]()
     for x in at(content, "annotations", str(path)):
-        boxes[int(x["id"])] = box = xyxy(x["bbox"])
-        around[int(x["image_id"])] = (*around.get(int(x["image_id"]), ()), box)
-    sizes = {int(x["id"]): (int(x["width"]), int(x["height"])) for x in at(content, "images", str(path))}
+        number, image = int(at(x, "id", str(path))), int(at(x, "image_id", f"{path}: annotation {x['id']}"))
+        boxes[number] = box = xyxy(at(x, "bbox", f"{path}: annotation {number}"))
+        around[image] = (*around.get(image, ()), box)
+    sizes = {
+        int(at(x, "id", str(path))): (
+            int(at(x, "width", f"{path}: picture {x['id']}")),
+            int(at(x, "height", str(path))),
+        )
+        for x in at(content, "images", str(path))
+    }
     return boxes, around, sizes
 
 
 READERS = {name: partial(_read, name) for name in SPLITS}
 
 
-def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
+def measure(
+    annotations: Annotations,
+    predictions: Predictions,
+    regions: Mapping[str, Array],
+    convention: overlap.Convention = "exclusive",
+) -> dict[str, float]:
     """Accuracy: the best region overlaps the gold box by half or more; and the best that these regions allow.
 
     Args:
         annotations: the gold boxes.
         predictions: scores of the regions, the whole picture perhaps after them.
         regions: by item, (R, 4) boxes in pixels.
+        convention: whose overlaps, see `overlap`.
     """
     keys = list(predictions)
     gold = np.array([annotations.gold[key] for key in keys])
@@ -83,6 +96,7 @@ def measure(annotations: Annotations, predictions: Predictions, regions: Mapping
         for key in keys
     ]
     reach = [
-        bool(overlap.is_right(overlap.iou(regions[key], box[None])).any()) for key, box in zip(keys, gold, strict=True)
+        bool(overlap.is_right(overlap.iou(regions[key], box[None], convention), convention).any())
+        for key, box in zip(keys, gold, strict=True)
     ]
-    return {"accuracy": overlap.refer(best, gold), "reachable": float(np.mean(reach))}
+    return {"accuracy": overlap.refer(best, gold, convention), "reachable": float(np.mean(reach))}

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from intarsia.batch import Array
+from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks.items import Annotations
 from intarsia.tasks.metrics.folding import complete
 
@@ -17,7 +18,7 @@ Predictions = Mapping[str, Array]
 """By item, what its choices score: (C); of each phrase, (M, C)."""
 Lists = Mapping[str, Sequence[str]]
 """By text, the pictures that fit it best, the best first."""
-Kind = Literal["answers", "regions", "captions", "pairs"]
+Kind = Literal["answers", "regions", "captions", "pairs", "words"]
 LONG = 10
 """Pictures of a list."""
 
@@ -44,12 +45,14 @@ class Benchmark:
     """Its files under a folder, one split."""
     main: str
     """The number that papers give."""
-    measure: Callable[[Annotations, Predictions], dict[str, float]] | None = None
-    """The official numbers, fractions."""
-    measure_regions: Callable[[Annotations, Predictions, Mapping[str, Array]], dict[str, float]] | None = None
+    measure: Callable[..., dict[str, float]] | None = None
+    """The official numbers, fractions, of annotations and predictions."""
+    measure_regions: Callable[..., dict[str, float]] | None = None
     """The same where predictions are scores of regions: by item, (R, 4) boxes in pixels."""
     measure_captions: Callable[[Annotations, Mapping[str, str]], dict[str, float]] | None = None
     """The same where a caption is written for each picture. None of the three = pairs are ranked, both ways unless there are `measure_lists`."""
+    conventions: tuple[str, ...] = ()
+    """Where papers count in several ways, their names, the default first: `measure` and `measure_regions` then take `convention=`."""
     labels: Callable[[Path], tuple[str, ...]] | None = None
     """The list of answers of the training files."""
     chance: Callable[[Annotations], float] | None = None
@@ -66,12 +69,28 @@ class Benchmark:
     """The official numbers where each text is given the pictures that fit it best, out of `Annotations.candidates`; never the other way round."""
     submit_lists: Callable[[Path, Annotations, Lists], None] | None = None
     """Writes the server's file of them."""
+    sentence: tuple[str | None, ...] = ()
+    """Asked of a system as pre-training left it: a sentence, None for each gap; predictions are scores of the labels."""
     fold: int = 0
     """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
+
+    def counting(self, convention: str = "") -> dict[str, str]:
+        """The keyword that says how is counted; empty where all papers count alike. Args: convention: one of `conventions`, "" = the first.
+
+        Raises:
+            BadInput: there is none of that name.
+        """
+        if convention and convention not in self.conventions:
+            raise BadInput(
+                f"{self.name}: no convention {convention!r} (it has {', '.join(self.conventions) or 'one way to count'})"
+            )
+        return {"convention": convention or self.conventions[0]} if self.conventions else {}
 
     @property
     def kind(self) -> Kind:
         """What is asked for."""
+        if self.sentence:
+            return "words"
         if self.measure_captions is not None:
             return "captions"
         if self.measure_regions is not None:

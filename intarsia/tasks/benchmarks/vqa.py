@@ -10,6 +10,7 @@ from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
 from intarsia.tasks.benchmarks.table import Predictions, chosen
 from intarsia.tasks.metrics import submissions, vqa
+from intarsia.tasks.metrics.folding import mean
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
@@ -55,15 +56,28 @@ def labels(root: Path, at_least: int = 9) -> tuple[str, ...]:
     return tuple(vqa.vocabulary(said, at_least))
 
 
-def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:
-    """Accuracy, and by type of answer."""
+def measure(
+    annotations: Annotations, predictions: Predictions, convention: vqa.Convention = "official"
+) -> dict[str, float]:
+    """Accuracy, by type of answer too; and the soft target of the answer.
+
+    The latter is what most repositories tell of their own validation; it differs where people's answers need normalising.
+    """
     given = chosen(annotations, predictions)
-    found = vqa.accuracy({int(key): x for key, x in given.items()}, [annotations.gold[key] for key in given])
-    return {"accuracy": found.overall, **found.by_answer_type}
+    asked = [annotations.gold[key] for key in given]
+    found = vqa.accuracy({int(key): x for key, x in given.items()}, asked, convention)
+    soft = mean(vqa.soft_targets(x.answers).get(given[str(x.id)], 0.0) for x in asked)
+    return {"accuracy": found.overall, **found.by_answer_type, "soft target": soft}
 
 
 def submit(path: Path, annotations: Annotations, predictions: Predictions) -> None:
-    """The server's file."""
+    """The server's file.
+
+    Raises:
+        BadInput: for the split test-dev: its server, too, wants all of the test.
+    """
+    if annotations.split == "test-dev":
+        raise BadInput(f"{path}: the server wants every question of the test, for test-dev too: --split test")
     submissions.write_vqa(path, {int(key): x for key, x in chosen(annotations, predictions).items()})
 
 
