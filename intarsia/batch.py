@@ -64,6 +64,8 @@ class Picture:
     """(R, n, n) bool, the cells of each region's box, cut into n x n, that its object covers."""
     codes: Array | None = None
     """(L) whole numbers, the picture in codes that a `PictureCodec` made, row by row."""
+    whole: Array | None = None
+    """(F) feature of the whole picture; None = the mean of its regions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class FinetuneOptions:
     """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
     out: Path
     """Folder of the run."""
+    given: str = ""
+    """Regions of the annotated boxes of the same pictures (`intarsia extract --boxes given`), which the paper puts behind the detected ones; empty = left out."""
     weights: Path | None = None
     """What to begin from: folder of a pre-training run, or weights, ours or the authors', with the head of the task if they have it; None = random, which
     no paper does."""
@@ -90,10 +92,14 @@ def finetune(args: Sequence[str]) -> None:
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
     where, words = (options.data, options.regions), str(options.centroids or "")
-    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words)
+    how = None if found is None else found.given
+    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words, options.given, how)
+    if how and not options.given:
+        out.print("the paper puts regions of annotated boxes behind these; without --given they are left out")
     valid = None
     if options.valid_split:
-        valid = open_items(benchmark, *where, options.valid_split, labels, words)
+        behind = options.given if how and how.tested else ""
+        valid = open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
     for items in filter(None, (source, valid)):
         must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
@@ -117,6 +123,7 @@ def finetune(args: Sequence[str]) -> None:
         labels,
         rivals,
         words,
+        options.given,
     )
     outcome = (caption_runs.critical if options.critical else train)(
         about,
@@ -176,6 +183,8 @@ class ScoreOptions:
     """Folder of the annotation files; None = that of training."""
     regions: str | None = None
     """Region shards; None = those of training."""
+    given: str | None = None
+    """Regions of annotated boxes, where the paper has them in tests; None = those of training."""
     split: str = ""
     """As the benchmark names it; empty = its validation split."""
     blind: bool = False
@@ -278,6 +287,7 @@ class SubmitOptions:
     """The file."""
     data: Path | None = None
     regions: str | None = None
+    given: str | None = None
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
     centroids: Path | None = None

@@ -277,9 +277,10 @@ def with_whole_picture(
         rows: of the picture.
         picture: for its size.
         corner: the far corner of the whole picture's box; None = its last pixel.
-        feature: (F) of the whole picture; None = the mean of the regions.
+        feature: (F) of the whole picture; None = the picture's own, or else the mean of the regions.
     """
     count = len(rows)
+    feature = picture.whole if feature is None else feature
     edge = corner or last_pixel(picture)
     last: dict[str, Any] = {
         "feats": whole_feature(rows.feats, np.zeros(count, np.bool_)) if feature is None else feature,

@@ -19,7 +19,7 @@ from intarsia.features.extractor import must_be_alike
 from intarsia.features.kmeans import CODEBOOK
 from intarsia.model import open as open_model
 from intarsia.model import read_provenance, read_recipe
-from intarsia.system import FineTuned, System
+from intarsia.system import FineTuned, Given, System
 from intarsia.systems import find
 from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Annotated, Benchmark
@@ -43,6 +43,8 @@ class Asked:
     """Folder of the annotation files; None = those it was trained on."""
     regions: str | None = None
     """Where the pictures are; None = as in training."""
+    given: str | None = None
+    """Where they are with regions of annotated boxes, if the task tests with them; None = as in training."""
     benchmark: str | None = None
     """Another one than it was trained on, of the same kind."""
     blind: bool = False
@@ -78,11 +80,20 @@ class Opened:
     centroids: str
     away: bool
     """The benchmark is another than that of training."""
+    given: str = ""
+    how: Given | None = None
 
     def train(self) -> Annotated:
         """The training items."""
         return open_items(
-            self.benchmark, self.data, self.regions, self.benchmark.splits[0], self.labels, self.centroids
+            self.benchmark,
+            self.data,
+            self.regions,
+            self.benchmark.splits[0],
+            self.labels,
+            self.centroids,
+            self.given,
+            self.how,
         )
 
 
@@ -110,11 +121,14 @@ def opened(asked: Asked) -> Opened:
     """
     run, labels = asked.run, tuple[str, ...]()
     data, regions, trained, words = asked.data, asked.regions, "", str(asked.centroids or "")
+    given, how = asked.given, None
     if (run / ABOUT).is_file() or not (run / "recipe.json").is_file():
         about = About.read(run)
         writes = about.task == caption_runs.TASK
         system: System = caption_runs.open_run(run, about) if writes else open_tuned(run, about)
         words = words or about.centroids
+        how = None if writes else pairing(about.system, about.task)[1].given
+        given = about.given if given is None and how and how.tested else given
         data, regions, trained, labels = (
             data or Path(about.data),
             regions or about.regions,
@@ -133,13 +147,16 @@ def opened(asked: Asked) -> Opened:
     if benchmark.kind == "words" and not words and (run / CODEBOOK).is_file():
         words = str(run / CODEBOOK)
     split = asked.split or ("val" if "val" in benchmark.splits else benchmark.splits[min(1, len(benchmark.splits) - 1)])
-    source = open_items(benchmark, data, regions, split, labels, words)
+    if given and how and not how.tested:
+        raise BadInput(f"--given {given}: the paper has annotated boxes beside detected ones in training only")
+    source = open_items(benchmark, data, regions, split, labels, words, given or "", how)
     whole = getattr(system, "system", system)
     must_read(type(whole), source)
     if (whole.reads_features or "clips" in whole.needs) and (run / "provenance.json").is_file():
         must_be_alike(regions, source.provenance, read_provenance(run))
     system = system.to(asked.device).eval()
-    return Opened(system, benchmark, source, data, regions, labels, words, bool(trained) and benchmark.name != trained)
+    away = bool(trained) and benchmark.name != trained
+    return Opened(system, benchmark, source, data, regions, labels, words, away, given or "", how)
 
 
 def _system_of(run: Path) -> str:

@@ -348,6 +348,16 @@ class Regularised(Protocol):
 
 
 @dataclass(frozen=True)
+class Given:
+    """How a paper puts the regions of annotated boxes behind the detected ones of a picture."""
+
+    tested: bool = True
+    """False = in training only."""
+    in_whole: bool = True
+    """The whole picture is weighed from both, each counted with one more; False = it stays that of the detected ones."""
+
+
+@dataclass(frozen=True)
 class Finetune:
     """A task as a paper fine-tuned it."""
 
@@ -372,6 +382,8 @@ class Finetune:
     """Table -> a row, and the row that it starts as a copy of."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
+    given: Given | None = None
+    """None = the paper has no annotated boxes beside detected ones."""
 
 
 class FineTuned(nn.Module):

@@ -19,7 +19,7 @@ from intarsia.features.extractor import must_be_alike
 from intarsia.features.kmeans import WithWords, read_codebook
 from intarsia.model import must_suit, read_ours, read_provenance, read_recipe
 from intarsia.recipe import Recipe, from_json
-from intarsia.system import Finetune, FineTuned, System
+from intarsia.system import Finetune, FineTuned, Given, System
 from intarsia.systems import find
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
 from intarsia.tasks.benchmarks.items import read_json
@@ -55,6 +55,8 @@ class About:
     """Where hard negatives came from; empty = nowhere."""
     centroids: str = ""
     """Codebook of visual words; empty = none."""
+    given: str = ""
+    """Regions of annotated boxes that stand behind the others; empty = none."""
 
     @classmethod
     def read(cls, run: Path) -> About:
@@ -82,14 +84,21 @@ def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
     return cls, cls.finetune[task]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _pictures(spec: str, centroids: str) -> Pictures:
     source = open_pictures(spec)
     return Pictures(WithWords(source, read_codebook(Path(centroids))) if centroids else source)
 
 
 def open_items(
-    benchmark: Benchmark, data: Path, regions: str, split: str, labels: tuple[str, ...] = (), centroids: str = ""
+    benchmark: Benchmark,
+    data: Path,
+    regions: str,
+    split: str,
+    labels: tuple[str, ...] = (),
+    centroids: str = "",
+    given: str = "",
+    how: Given | None = None,
 ) -> Annotated:
     """A split of a benchmark with its pictures.
 
@@ -100,9 +109,24 @@ def open_items(
         split: as the benchmark names it.
         labels: the list of answers; empty = the benchmark's own.
         centroids: codebook of the videos' visual words; empty = none.
+        given: where the same pictures are with the regions of annotated boxes; empty = nowhere.
+        how: how the task puts them behind the others.
+
+    Raises:
+        BadInput: files cannot be used; the task has no given regions, or another extractor made them.
     """
     found = benchmark.read(data, split)
-    return Annotated(replace(found, labels=labels or found.labels), _pictures(regions, centroids))
+    found, pictures = replace(found, labels=labels or found.labels), _pictures(regions, centroids)
+    if not given:
+        return Annotated(found, pictures)
+    if how is None:
+        raise BadInput(f"--given {given}: the paper puts no annotated boxes beside detected ones in this task")
+    boxes = _pictures(given, "")
+    for name in ("extractor", "width", "weights", "settings"):
+        one, other = (getattr(x.provenance, name, None) for x in (boxes, pictures))
+        if one != other:
+            raise BadInput(f"{given}: annotated boxes of {name} {one!r}, the detected ones in {regions} of {other!r}")
+    return Annotated(found, pictures, boxes, how.in_whole)
 
 
 def must_read(cls: type[System], source: Annotated) -> None:

@@ -26,7 +26,7 @@ from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
 from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Recipe, Schedule, adam
-from intarsia.system import Finetune, System, Task, Tuning
+from intarsia.system import Finetune, Given, System, Task, Tuning
 from intarsia.tasks import HeadConfig, linear
 from intarsia.tasks.among import Among
 from intarsia.tasks.refer import ReferMean
@@ -121,7 +121,8 @@ def _finetune() -> dict[str, Finetune]:
         for x in CONFIGS:
             optim = replace(adam(lr), lr_factors=layer_decay(CONFIGS[x], rate))
             sizes[x] = Tuning(optim, how, Batching(rows=batch * (pieces + 103)), head, samples=batch, note=note)
-        return Finetune(task, sizes, KeyMap(*keys), config={"max_pieces": pieces})
+        given = Given() if isinstance(task, Among) else None
+        return Finetune(task, sizes, KeyMap(*keys), config={"max_pieces": pieces}, given=given)
 
     names = ("vcr_qa_fc", "vcr_qar_fc")
     heads = {name: lambda config: linear(config, 1) for name in names}

@@ -27,7 +27,7 @@ from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
 from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
 from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
-from intarsia.system import Finetune, System, Task, Tuning
+from intarsia.system import Finetune, Given, System, Task, Tuning
 from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2PairEach
@@ -156,17 +156,17 @@ def _finetune() -> dict[str, Finetune]:
         "beta_re_plus": ("vision_logit", refer, 18, 256, 4e-5, 20, 95_852),
         "beta_retrieval": ("vil_logit", choose, 28, 64, 2e-5, 20, 140_485),
     }
-    found = {}
+    found, given = {}, dict.fromkeys(("re", "re_plus", "re_g", "beta_re_plus"), Given(tested=False, in_whole=False))
+    given |= dict.fromkeys(("vcr", "vcr_qar", "beta_vcr"), Given())
     for name, (head, task, pieces, batch, lr, epochs, samples) in table.items():
         beta, steps = name.startswith("beta_"), epochs * samples // batch
         among, keys = (Among(task, head, BETA_HEADS), BETA_KEYS) if beta else (Among(task, head, HEADS), HEAD_KEYS)
-        first = replace(bert_adam(lr), no_decay=NO_DECAY)
-        optim = first if beta else replace(first, max_norm=0.0, clip="joint")
+        optim = replace(bert_adam(lr), no_decay=NO_DECAY, max_norm=float(beta), clip="each" if beta else "joint")
         head_lr = 1e-4 / lr if head.startswith("vil_") and not beta else 1.0
         schedule = Schedule(steps, steps // 10, shape="milestones" if beta else "peak", milestones=(0.6, 0.8))
-        batching, note = Batching(rows=batch * (pieces + 100)), f"{epochs} epochs"
-        tuning = Tuning(optim, schedule, batching, head_lr, samples=batch, note=note)
-        found[name] = Finetune(among, {"base": tuning}, keys, PRETRAINING_HEADS, config={"max_pieces": pieces})
+        batching, config, note = Batching(rows=batch * (pieces + 100)), {"max_pieces": pieces}, f"{epochs} epochs"
+        tuning = {"base": Tuning(optim, schedule, batching, head_lr, samples=batch, note=note)}
+        found[name] = Finetune(among, tuning, keys, PRETRAINING_HEADS, config=config, given=given.get(name))
     return found
 
 

@@ -30,7 +30,7 @@ from intarsia.parts.heads import FirstRow, Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, RegionNumbers
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import SGD, TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
-from intarsia.system import Finetune, System, Tuning
+from intarsia.system import Finetune, Given, System, Tuning
 from intarsia.tasks import evenly, from_end, linear, two_linear
 from intarsia.tasks.refer import ReferEach
 from intarsia.tasks.vcr import VCRAndObjects, choice_rows
@@ -129,11 +129,11 @@ def _finetune() -> dict[str, Finetune]:
     to_ask = long | {"config": long["config"] | {"long_side": 1200}, "copies": {"words.segment.weight": (1, 0)}}
     moves = (choice, "choice.1."), (objects + "0.dense.", "objects.0."), (objects + "2.", "objects.2.")
     of_vcr, choose = KeyMap(*moves).under("head."), VCRAndObjects(scorer=evenly(linear), layouts=("", "vcr_qar"))
-    of_re = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.2."))
+    of_re, given = KeyMap((scorer, "head.0."), ("final_mlp.2.", "head.2.")), Given(tested=False, in_whole=False)
     return {
         "vqa": Finetune(VQA(reads=from_end(3), scorer=evenly(transformed)), vqa, answers, head_from=words, **long),
         "vcr": Finetune(choose, vcr, of_vcr, renames={"vlbert._module.": "vlbert."}, head_from=named, **to_ask),
-        "re": Finetune(ReferEach(evenly(two_linear)), re, of_re, head_from=regions, **long),
+        "re": Finetune(ReferEach(evenly(two_linear)), re, of_re, head_from=regions, given=given, **long),
     }
 
 

@@ -15,6 +15,7 @@ from intarsia.batch import Array, Film, Link, Meant, Picture, Sample
 from intarsia.data.source import Provenance, Source
 from intarsia.data.video import clips_within
 from intarsia.errors import BadInput
+from intarsia.layout import whole_feature
 from intarsia.tasks import overlaps
 
 Box = tuple[float, float, float, float]
@@ -218,13 +219,18 @@ class Annotated:
     Args:
         annotations: the items.
         pictures: where their pictures are.
+        given: where the same pictures are with the regions of annotated boxes, which are put behind the others; None = they are not.
+        in_whole: see `Given` of `intarsia.system`.
 
     Raises:
-        BadInput: no item has its pictures.
+        BadInput: no item has its pictures, or one has no given regions.
     """
 
-    def __init__(self, annotations: Annotations, pictures: Pictures) -> None:
+    def __init__(
+        self, annotations: Annotations, pictures: Pictures, given: Pictures | None = None, in_whole: bool = True
+    ) -> None:
         self.annotations, self.pictures = annotations, pictures
+        self.given, self.in_whole = given, in_whole
         self.provenance: Provenance | None = pictures.provenance
         self.kept: list[tuple[Item, list[tuple[int, int]]]] = []
         self.missing: dict[str, None] = {}
@@ -240,6 +246,8 @@ class Annotated:
             raise BadInput(
                 f"{annotations.benchmark}: none of its {len(self.missing)} pictures has regions ({some}, ..)"
             )
+        for item, _ in self.kept if given is not None else ():
+            self._given(item)
 
     @property
     def told(self) -> str:
@@ -266,11 +274,15 @@ class Annotated:
                 film=self._film(item, places),
             )
         shown, links = tuple(self.pictures.get(x) for x in places), tuple[Link, ...]()
-        if shown and item.objects and not shown[0].features.shape[1]:
+        first = 0
+        if self.given is not None:
+            first = len(shown[0].boxes)
+            shown = (beside(item.key, shown[0], self.given.get(self._given(item)), self.in_whole), *shown[1:])
+        if shown and item.objects and self.given is None and not shown[0].features.shape[1]:
             shown = (_objects(item, shown[0]), *shown[1:])
             links = tuple(Link(x.start, x.end, x.object, x.text) for x in item.mentions)
         elif shown and (item.mentions or item.names):
-            region = _regions(item, shown[0])
+            region = _regions(item, shown[0], first)
             shown = (_named(item, shown[0], region), *shown[1:])
             links = tuple(Link(x.start, x.end, region[x.object], x.text) for x in item.mentions if x.object in region)
         return Sample(
@@ -284,6 +296,13 @@ class Annotated:
             meant=tuple(Meant(x.start, x.end, fractions(x.boxes, item, shown[0])) for x in item.phrases),
             people=item.people,
         )
+
+    def _given(self, item: Item) -> tuple[int, int]:
+        """Where the regions of the annotated boxes of its picture are."""
+        place = self.given.find(item.pictures[0]) if self.given and item.pictures else None
+        if place is None:
+            raise BadInput(f"sample {item.key}: picture {', '.join(item.pictures)} has no regions of annotated boxes")
+        return place
 
     def _clips(self, item: Item, place: tuple[int, int]) -> tuple[int, ...]:
         """The first clip of the item's span and the one behind its last; () = its video has no clip then, which is remembered."""
@@ -316,6 +335,39 @@ def fractions(boxes: Iterable[Box], item: Item, picture: Picture) -> Array:
     return found
 
 
+def beside(key: str, picture: Picture, given: Picture, in_whole: bool) -> Picture:
+    """A picture with the regions of its annotated boxes behind the detected ones; what only one of them knows is left out.
+
+    Args:
+        key: of the sample, for errors.
+        picture: with detected regions.
+        given: the same with those of annotated boxes.
+        in_whole: the whole picture's feature is weighed from both means, each counted with one row more than its regions; False = the mean of the detected.
+
+    Raises:
+        BadInput: no box is given, or features are of another width.
+
+    Source: the code of ViLBERT, vcr_dataset.py and refer_expression_dataset.py, where a row for the whole picture is counted among those of either.
+    """
+    if not len(given.boxes):
+        raise BadInput(f"sample {key}: picture {given.name} has no annotated box")
+    if picture.features.shape[1] != given.features.shape[1]:
+        raise BadInput(
+            f"sample {key}: picture {given.name} has features of {given.features.shape[1]} numbers at annotated boxes, "
+            f"{picture.features.shape[1]} at detected ones"
+        )
+    parts = picture, given
+    joined: dict[str, Any] = {}
+    for name in ("features", "boxes", "scores", "probs", "labels", "attributes", "attribute_scores", "covers"):
+        columns = [getattr(x, name) for x in parts]
+        joined[name] = None if any(x is None for x in columns) else np.concatenate(columns)
+    names = (*picture.names, *given.names) if picture.names and given.names else ()
+    shares = np.array([len(x.boxes) + 1 for x in parts]) if in_whole else np.array([1, 0])
+    means = [whole_feature(x.features, np.zeros(len(x.boxes), np.bool_)) for x in parts]
+    whole = np.average(means, axis=0, weights=shares).astype(np.float32)
+    return replace(picture, **joined, names=names, whole=whole)
+
+
 def _objects(item: Item, picture: Picture) -> Picture:
     """A picture without features with the item's objects as its regions: for systems that read pixels."""
     width, height = item.size if all(item.size) else (picture.width, picture.height)
@@ -330,13 +382,16 @@ def _objects(item: Item, picture: Picture) -> Picture:
     )
 
 
-def _regions(item: Item, picture: Picture) -> dict[int, int]:
-    """The region of each object that has one: that of its number, where there are no boxes to go by or the regions have them; else what overlaps it most and by half."""
-    count, objects = len(picture.boxes), len(item.objects)
-    if not count or not objects:
-        return {i: i for i in range(count)}
-    if count >= objects and np.allclose(picture.boxes[:objects], fractions(item.objects, item, picture), atol=1e-3):
-        return {i: i for i in range(objects)}
+def _regions(item: Item, picture: Picture, first: int) -> dict[int, int]:
+    """The region of each object that has one: that of its number, where there are no boxes to go by or the regions have them; else what overlaps it most and by half.
+
+    Numbers count from the region `first`, where those of annotated boxes begin.
+    """
+    own, objects = picture.boxes[first:], len(item.objects)
+    if not len(own) or not objects:
+        return {i: first + i for i in range(len(own))}
+    if len(own) >= objects and np.allclose(own[:objects], fractions(item.objects, item, picture), atol=1e-3):
+        return {i: first + i for i in range(objects)}
     fits = [overlaps(picture.boxes, fractions([x], item, picture)) for x in item.objects]
     return {i: int(x.argmax()) for i, x in enumerate(fits) if x.max() >= 0.5}
 
