@@ -71,3 +71,26 @@ def test_schedules_that_fall_and_that_go_by_the_root() -> None:
     noam = Schedule(700_000, 10_000, shape="noam")
     told = {0: 1e-4, 4999: 0.5, 9999: 1.0, 39_999: 0.5, 699_999: (1 / 70) ** 0.5}
     assert {step: noam.scale(step) for step in told} == pytest.approx(told)
+
+
+@pytest.mark.parametrize(
+    ("size", "lr", "critical", "samples", "steps", "smoothing"),
+    [("large", 1e-5, 5e-6, 8, 70_800, 0.0), ("large_plus", 1e-5, 8e-7, 6, 472_000, 0.1)],
+)
+def test_oscars_large_captioners_are_the_papers(
+    size: str, lr: float, critical: float, samples: int, steps: int, smoothing: float
+) -> None:
+    cls = find("oscar")
+    how = cls.captioning
+    assert how is not None
+    recipe, tuned = cls.recipes[how.recipes[size]], how.critical[size]
+    assert (recipe.config.hidden_size, recipe.config.num_hidden_layers, recipe.optim.lr) == (1024, 24, lr)
+    assert (recipe.config.label_smoothing, recipe.config.untied_words) == (smoothing, size == "large")
+    assert (tuned.optim.lr, tuned.samples, tuned.schedule.steps) == (critical, samples, steps)
+
+
+def test_vinvls_retrieval_reads_70_regions_at_its_own_rate() -> None:
+    plain, more = (find("oscar").finetune[x] for x in ("retrieval", "retrieval_plus"))
+    assert (plain.config.get("max_regions", 50), more.config["max_regions"]) == (50, 70)
+    assert [plain.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 1e-5]
+    assert [more.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 7.5e-6]

@@ -264,6 +264,7 @@ _BY_TASK = {
     "retrieval_triplet": "flickr30k",
     "retrieval_one": "flickr30k",
     "retrieval_coco": "coco",
+    "retrieval_plus": "coco",
     "retrieval_fashion": "fashiongen",
     "category": "fashiongen-category",
     "sub_category": "fashiongen-subcategory",
