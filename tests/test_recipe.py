@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import pytest
+import torch
 
 from intarsia.recipe import Mix, Recipe, Schedule, from_json, to_json
 from intarsia.systems import SYSTEMS, find
@@ -94,3 +96,21 @@ def test_vinvls_retrieval_reads_70_regions_at_its_own_rate() -> None:
     assert (plain.config.get("max_regions", 50), more.config["max_regions"]) == (50, 70)
     assert [plain.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 1e-5]
     assert [more.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 7.5e-6]
+
+
+def test_lxmerts_paper_asks_questions_in_the_second_half_with_weight_2() -> None:
+    recipes = find("lxmert").recipes
+    mix, code, steps = recipes["paper"].mix, recipes["base"].mix, recipes["paper"].schedule.steps
+    asked = ["qa" in mix.goal(0, step, steps).split("+") for step in range(0, steps, steps // 200)]
+    assert asked == [step >= steps / 2 for step in range(0, steps, steps // 200)]
+    assert all("qa" in code.goal(0, step, steps) for step in range(0, steps, steps // 20))
+    assert [x.weigh({"mlm": 1.0, "qa": 1.0}) for x in (mix, code)] == [3.0, 2.0]
+
+
+def test_lxmerts_two_losses_of_gqa_by_hand() -> None:
+    tasks = find("lxmert").finetune
+    logits, targets = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    spread = math.log(sum(math.exp(x) for x in (2.0, -1.0, 0.0)))
+    each = math.log(1 + math.exp(2)) + math.log(1 + math.exp(1)) + math.log(2)
+    assert float(tasks["gqa_one"].task.criterion(logits, targets)) == pytest.approx(3 * (spread + 1))
+    assert float(tasks["gqa"].task.criterion(logits, targets)) == pytest.approx(each)

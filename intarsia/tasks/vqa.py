@@ -63,6 +63,11 @@ def one_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets.argmax(1))
 
 
+def one_of_all(logits: Tensor, targets: Tensor) -> Tensor:
+    """`one_answer_loss` times C (LXMERT's --mceLoss)."""
+    return one_answer_loss(logits, targets) * logits.shape[1]
+
+
 @dataclass(frozen=True)
 class VQA:
     """Every answer has a soft target. Batch.targets["vqa"]: (B, answers) float in [0, 1]."""

@@ -247,6 +247,7 @@ _BY_TASK = {
     "vqa_mlp": "vqa",
     "genome_qa": "genome-qa",
     "gqa": "gqa",
+    "gqa_one": "gqa",
     "nlvr2": "nlvr2",
     "nlvr2_plus": "nlvr2",
     "nlvr2_pair": "nlvr2",
