@@ -114,3 +114,30 @@ def test_lxmerts_two_losses_of_gqa_by_hand() -> None:
     each = math.log(1 + math.exp(2)) + math.log(1 + math.exp(1)) + math.log(2)
     assert float(tasks["gqa_one"].task.criterion(logits, targets)) == pytest.approx(3 * (spread + 1))
     assert float(tasks["gqa"].task.criterion(logits, targets)) == pytest.approx(each)
+
+
+@pytest.mark.parametrize(
+    ("task", "base", "large", "samples", "epochs"),
+    [
+        ("vqa", 1e-4, 1e-4, 64, None),
+        ("vcr", 2e-5, 1e-4, 16, (6, 6654)),
+        ("vcr_qar", 2e-5, 1e-4, 16, (6, 6654)),
+        ("re", 2e-5, 1e-4, 64, (30, 940)),
+        ("retrieval", 1e-5, 2e-5, 4, None),
+    ],
+)
+def test_ernie_vils_large_model_is_tuned_by_the_readme(
+    task: str, base: float, large: float, samples: int, epochs: tuple[int, int] | None
+) -> None:
+    tunings = find("ernie_vil").finetune[task].tunings
+    assert [tunings[x].optim.lr for x in ("base", "large")] == [base, large]
+    assert tunings["large"].samples == samples
+    how = tunings["large"].schedule
+    assert how.steps == (tunings["base"].schedule.steps if epochs is None else epochs[0] * epochs[1])
+    factors = tunings["large"].optim.lr_factors
+    assert bool(factors) == (task != "retrieval")
+    if factors:
+        assert max(factors.values()) <= 1
+        assert factors["system.encoder.layers.23."] == pytest.approx(0.9)
+    falls = [x * how.steps for x in how.milestones]
+    assert falls == pytest.approx([x * tunings["base"].schedule.steps for x in tunings["base"].schedule.milestones])
