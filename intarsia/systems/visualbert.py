@@ -32,7 +32,7 @@ from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
 from intarsia.tasks.own import own_text
 from intarsia.tasks.vcr import VCROneOf, choice_links
-from intarsia.tasks.vqa import VQA, share_loss
+from intarsia.tasks.vqa import VQA, share_loss, transform_linear
 from intarsia.text import Pieces, Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import Drop, KeyMap, Tied
@@ -146,13 +146,12 @@ def _finetune() -> dict[str, Finetune]:
 
     classifier = KeyMap(("classifier.", "head.1."))
     wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
+    halves = ("classifier.0.dense.", "head.1.dense."), ("classifier.0.LayerNorm.", "head.1.norm.")
+    mmf, ten = VQA(reads=from_end(2), scorer=transform_linear), "10 epochs, batch 64; train and val less minival"
     hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
     found = {
-        "vqa": Finetune(
-            VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
-            tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
-            classifier,
-        ),
+        "vqa": Finetune(replace(mmf, scorer=linear, criterion=share_loss), tuning(64, 99_000, ten), classifier),
+        "vqa_mmf": Finetune(mmf, tuning(64, 99_000, ten), KeyMap(*halves, ("classifier.1.", "head.2."))),
         "nlvr2": Finetune(NLVR2Joint(), tuning(64, 13_500, "10 epochs, batch 64; 144 regions a picture"), classifier),
         "vcr": Finetune(
             VCROneOf(),
@@ -166,7 +165,8 @@ def _finetune() -> dict[str, Finetune]:
             keeps=("word_head", "match_head"),
         ),
     }
-    return {name: replace(each, renames=wrapped | hf) for name, each in found.items()}
+    renames = wrapped | hf | {"model.": ""}
+    return {name: replace(each, renames=renames) for name, each in found.items()}
 
 
 class VisualBERT(System):
@@ -183,7 +183,7 @@ class VisualBERT(System):
         streams="single",
         new="BERT over words and regions in one sequence, nothing else",
         objectives=("mlm", "itm"),
-        tasks=("vqa", "nlvr2", "vcr", "ground"),
+        tasks=("vqa", "vqa_mmf", "nlvr2", "vcr", "ground"),
         weights=("uclanlp/visualbert .th", "Hugging Face VisualBertForPreTraining"),
         unverified=("published VQA scores", "names of some checkpoints"),
     )

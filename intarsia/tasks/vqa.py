@@ -37,6 +37,17 @@ def transformed(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def transform_linear(config: HeadConfig, outputs: int) -> nn.Module:
+    """Dropout, the first half of BERT's word head, answers. Source: MMF."""
+    head = nn.Sequential(
+        Dropout(config.hidden_dropout_prob),
+        Transform(config.hidden_size, config.layer_norm_eps),
+        nn.Linear(config.hidden_size, outputs),
+    )
+    initialise(head, config.initializer_range)
+    return head
+
+
 def normed(config: HeadConfig, outputs: int) -> nn.Module:
     """Two layers of length times direction, ReLU and dropout of a half between; torch's own draws of fresh weights. Source: the first code of ViLBERT."""
     inner = 2 * config.pooled_size

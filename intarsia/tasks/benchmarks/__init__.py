@@ -245,6 +245,7 @@ BENCHMARKS = {
 _BY_TASK = {
     "vqa": "vqa",
     "vqa_mlp": "vqa",
+    "vqa_mmf": "vqa",
     "genome_qa": "genome-qa",
     "gqa": "gqa",
     "gqa_one": "gqa",
