@@ -136,6 +136,10 @@ class Pretrain(Generic[C]):
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
     split: str = "train"
     """Part of a data folder to train on."""
+    benchmark: str = ""
+    """--data is the folder of this benchmark's published files, whose own texts are trained on (VisualBERT, sizes own_..); --split and --valid-split are its own."""
+    regions: str = ""
+    """With --benchmark: where its pictures' regions are."""
     language: str | None = None
     """Only captions of this language, in --data and --valid."""
     vocab: Path | None = None
@@ -177,15 +181,17 @@ def pretrain(args: Sequence[str]) -> None:
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     from intarsia.data.corpora import Alongside, speaking
-    from intarsia.data.opening import open_source, open_texts
+    from intarsia.data.opening import open_texts
     from intarsia.features.extractor import must_be_alike
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
     from intarsia.train.start import NO_FEATURES, answers_for, with_answers, with_words, without_classes
+    from intarsia.tuning_runs import to_train_on
 
-    source = open_source(options.data, options.split)
-    held = open_source(options.valid, options.valid_split) if options.valid else None
+    source, held, told = to_train_on(options)
+    if told:
+        out.print(told, highlight=False, soft_wrap=True)
     if options.language:
         source, held = speaking(source, options.language), held and speaking(held, options.language)
     provenance = source.provenance
@@ -292,6 +298,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     if "regions" in cls.needs and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
     config = with_codes_of(config, recipe.config) if options.codes else config
+    config = dataclasses.replace(config, **{x: getattr(recipe.config, x) for x in cls.chosen})
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)

@@ -105,6 +105,8 @@ class System(nn.Module, ABC):
     """Samples without pictures take part in pre-training."""
     picked_goals: ClassVar[tuple[str, ...]] = ()
     """Objectives whose losses read only picked rows and what is pooled from the first row."""
+    chosen: ClassVar[tuple[str, ...]] = ()
+    """Config fields that pre-training takes from the recipe where it goes on from weights."""
     untrained: ClassVar[tuple[str, ...]] = ()
     """Parameters that no gradient reaches in pre-training; weight decay alone changes them."""
     towers: ClassVar[bool] = False

@@ -13,7 +13,8 @@ import torch
 
 from intarsia.data.formats.files import write_whole
 from intarsia.data.formats.stored import open_pictures
-from intarsia.data.source import Provenance
+from intarsia.data.opening import open_source
+from intarsia.data.source import Provenance, Source
 from intarsia.errors import BadInput
 from intarsia.features.extractor import must_be_alike
 from intarsia.features.kmeans import WithWords, read_codebook
@@ -22,6 +23,7 @@ from intarsia.recipe import Recipe, from_json
 from intarsia.system import Finetune, FineTuned, Given, System
 from intarsia.systems import find
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
+from intarsia.tasks.benchmarks import find as find_benchmark
 from intarsia.tasks.benchmarks.items import read_json
 from intarsia.tasks.benchmarks.rivals import Rivals, by_group, nearest, read_pool
 from intarsia.tasks.retrieval import Ranked
@@ -127,6 +129,23 @@ def open_items(
         if one != other:
             raise BadInput(f"{given}: annotated boxes of {name} {one!r}, the detected ones in {regions} of {other!r}")
     return Annotated(found, pictures, boxes, how.in_whole)
+
+
+def to_train_on(options: Any) -> tuple[Source, Source | None, str]:
+    """What `intarsia pretrain` trains on and what is held out: pairs, or with --benchmark the items of one; and how many of these take part, in words.
+
+    Raises:
+        BadInput: a benchmark without regions, or with other held-out pairs.
+    """
+    if not options.benchmark:
+        held = open_source(options.valid, options.valid_split) if options.valid else None
+        return open_source(options.data, options.split), held, ""
+    if not options.regions or options.valid:
+        raise BadInput("--benchmark: takes --regions, and --valid-split in place of --valid")
+    benchmark, where = find_benchmark(options.benchmark), (Path(options.data), options.regions)
+    items = open_items(benchmark, *where, options.split)
+    apart = open_items(benchmark, *where, options.valid_split) if options.valid_split else None
+    return items, apart, "\n".join(x.told for x in (items, apart) if x is not None)
 
 
 def must_read(cls: type[System], source: Annotated) -> None:

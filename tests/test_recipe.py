@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import pytest
+import torch
 
 from intarsia.recipe import Mix, Recipe, Schedule, from_json, to_json
 from intarsia.systems import SYSTEMS, find
@@ -71,3 +73,71 @@ def test_schedules_that_fall_and_that_go_by_the_root() -> None:
     noam = Schedule(700_000, 10_000, shape="noam")
     told = {0: 1e-4, 4999: 0.5, 9999: 1.0, 39_999: 0.5, 699_999: (1 / 70) ** 0.5}
     assert {step: noam.scale(step) for step in told} == pytest.approx(told)
+
+
+@pytest.mark.parametrize(
+    ("size", "lr", "critical", "samples", "steps", "smoothing"),
+    [("large", 1e-5, 5e-6, 8, 70_800, 0.0), ("large_plus", 1e-5, 8e-7, 6, 472_000, 0.1)],
+)
+def test_oscars_large_captioners_are_the_papers(
+    size: str, lr: float, critical: float, samples: int, steps: int, smoothing: float
+) -> None:
+    cls = find("oscar")
+    how = cls.captioning
+    assert how is not None
+    recipe, tuned = cls.recipes[how.recipes[size]], how.critical[size]
+    assert (recipe.config.hidden_size, recipe.config.num_hidden_layers, recipe.optim.lr) == (1024, 24, lr)
+    assert (recipe.config.label_smoothing, recipe.config.untied_words) == (smoothing, size == "large")
+    assert (tuned.optim.lr, tuned.samples, tuned.schedule.steps) == (critical, samples, steps)
+
+
+def test_vinvls_retrieval_reads_70_regions_at_its_own_rate() -> None:
+    plain, more = (find("oscar").finetune[x] for x in ("retrieval", "retrieval_plus"))
+    assert (plain.config.get("max_regions", 50), more.config["max_regions"]) == (50, 70)
+    assert [plain.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 1e-5]
+    assert [more.tunings[x].optim.lr for x in ("base_plus", "large_plus")] == [2e-5, 7.5e-6]
+
+
+def test_lxmerts_paper_asks_questions_in_the_second_half_with_weight_2() -> None:
+    recipes = find("lxmert").recipes
+    mix, code, steps = recipes["paper"].mix, recipes["base"].mix, recipes["paper"].schedule.steps
+    asked = ["qa" in mix.goal(0, step, steps).split("+") for step in range(0, steps, steps // 200)]
+    assert asked == [step >= steps / 2 for step in range(0, steps, steps // 200)]
+    assert all("qa" in code.goal(0, step, steps) for step in range(0, steps, steps // 20))
+    assert [x.weigh({"mlm": 1.0, "qa": 1.0}) for x in (mix, code)] == [3.0, 2.0]
+
+
+def test_lxmerts_two_losses_of_gqa_by_hand() -> None:
+    tasks = find("lxmert").finetune
+    logits, targets = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    spread = math.log(sum(math.exp(x) for x in (2.0, -1.0, 0.0)))
+    each = math.log(1 + math.exp(2)) + math.log(1 + math.exp(1)) + math.log(2)
+    assert float(tasks["gqa_one"].task.criterion(logits, targets)) == pytest.approx(3 * (spread + 1))
+    assert float(tasks["gqa"].task.criterion(logits, targets)) == pytest.approx(each)
+
+
+@pytest.mark.parametrize(
+    ("task", "base", "large", "samples", "epochs"),
+    [
+        ("vqa", 1e-4, 1e-4, 64, None),
+        ("vcr", 2e-5, 1e-4, 16, (6, 6654)),
+        ("vcr_qar", 2e-5, 1e-4, 16, (6, 6654)),
+        ("re", 2e-5, 1e-4, 64, (30, 940)),
+        ("retrieval", 1e-5, 2e-5, 4, None),
+    ],
+)
+def test_ernie_vils_large_model_is_tuned_by_the_readme(
+    task: str, base: float, large: float, samples: int, epochs: tuple[int, int] | None
+) -> None:
+    tunings = find("ernie_vil").finetune[task].tunings
+    assert [tunings[x].optim.lr for x in ("base", "large")] == [base, large]
+    assert tunings["large"].samples == samples
+    how = tunings["large"].schedule
+    assert how.steps == (tunings["base"].schedule.steps if epochs is None else epochs[0] * epochs[1])
+    factors = tunings["large"].optim.lr_factors
+    assert bool(factors) == (task != "retrieval")
+    if factors:
+        assert max(factors.values()) <= 1
+        assert factors["system.encoder.layers.23."] == pytest.approx(0.9)
+    falls = [x * how.steps for x in how.milestones]
+    assert falls == pytest.approx([x * tunings["base"].schedule.steps for x in tunings["base"].schedule.milestones])

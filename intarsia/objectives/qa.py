@@ -45,6 +45,18 @@ def _places(answers: tuple[str, ...]) -> dict[str, int]:
     return {answer: i for i, answer in enumerate(answers)}
 
 
+def drawn(sample: Sample, rng: np.random.Generator) -> str:
+    """One of a sample's answers, drawn by their scores.
+
+    Raises:
+        BadInput: it has none.
+    """
+    weights = np.array([score for _, score in sample.answers], np.float64)
+    if not weights.sum():
+        raise BadInput(f"sample {sample.key}: has no answer")
+    return sample.answers[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
+
+
 def label(sample: Sample, answers: tuple[str, ...], rng: np.random.Generator) -> int:
     """The place in the table of one answer of a sample, drawn by their scores; `NONE` where the table has none of them.
 

@@ -107,7 +107,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         mix=Mix(share={"mlm+contrast": 1}),
         optim=adam(5e-5, max_norm=10.0),
         schedule=Schedule(steps=1_000_000, warmup=0),
-        batching=Batching(rows=16_000, window=8192, accumulate=4),
+        batching=Batching(rows=16_000, accumulate=4),
         note="6.5 M triples of COCO, CC, SBU, Flickr30k, GQA and VG-QA; batch 768, at least 1 M steps (from the paper); fp32.",
     )
     large = replace(
@@ -115,14 +115,14 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         config=OscarConfig(**LARGE),
         optim=adam(1e-5, max_norm=10.0),
         schedule=Schedule(steps=900_000, warmup=0),
-        batching=Batching(rows=10_000, window=8192, accumulate=4),
+        batching=Batching(rows=10_000, accumulate=4),
         note="As base; batch 512, at least 900,000 steps.",
     )
     base_plus = replace(
         base,
         config=OscarConfig(**PLUS),
         optim=adam(1e-4, max_norm=10.0),
-        batching=Batching(rows=20_000, window=8192, accumulate=4),
+        batching=Batching(rows=20_000, accumulate=4),
         note="Oscar+ (VinVL): 8.85 M triples; batch 1,024, at least 1 M steps; features of X152-C4.",
     )
     large_plus = replace(base_plus, config=OscarConfig(**LARGE, **PLUS), optim=adam(3e-5, max_norm=10.0))
@@ -132,7 +132,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         mix=Mix(share={"caption": 1}),
         optim=adam(3e-5),
         schedule=Schedule(steps=66_000, warmup=0),
-        batching=Batching(rows=7000, window=8192),
+        batching=Batching(rows=7000),
         note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy. Self-critical: decode.self_critical.",
     )
     caption_plus = replace(
@@ -141,6 +141,12 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         schedule=Schedule(steps=132_000, warmup=0),
         note="VinVL: 60 epochs, word table tied; the authors drop the worst words only after 20,000 steps.",
     )
+    long, few = replace(caption.config, **LARGE), Batching(rows=3500)
+    caption_large = replace(
+        caption, config=long, optim=adam(1e-5), batching=few, note="As caption, 32 on each of 8 GPUs."
+    )
+    long = replace(caption_plus.config, **LARGE)
+    caption_large_plus = replace(caption_plus, config=long, optim=adam(1e-5))
     tiny = replace(
         base,
         config=OscarConfig(**TINY, **PLUS, mlm_rate=0.25),
@@ -148,15 +154,9 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         **TINY_RUN,
         note="Not a published recipe: Oscar+ on generated scenes from scratch, in minutes on two CPU cores.",
     )
-    return {
-        "tiny": tiny,
-        "base": base,
-        "large": large,
-        "base_plus": base_plus,
-        "large_plus": large_plus,
-        "caption": caption,
-        "caption_plus": caption_plus,
-    }
+    sizes = {"tiny": tiny, "base": base, "large": large, "base_plus": base_plus, "large_plus": large_plus}
+    captioners = {"caption": caption, "caption_plus": caption_plus, "caption_large": caption_large}
+    return sizes | captioners | {"caption_large_plus": caption_large_plus}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -176,12 +176,11 @@ def _finetune() -> dict[str, Finetune]:
         "base": tuning(3e-5, 24_000, 7000, 72, "20 epochs, batch 72; dropout .3", warmup=10_000),
         "large": tuning(3e-5, 72_000, 3000, 24, "20 epochs, batch 24; dropout .3", warmup=5000),
     }
-    retrieval = {
-        "base": tuning(
-            2e-5, 133_000, 4500, 32, "30 epochs of COCO, batch 32 on each of 4 GPUs; one true and one broken pair"
-        ),
-        "large": tuning(1e-5, 266_000, 2500, 16, "as base; VinVL large 7.5e-6"),
-    }
+    note = "30 epochs of COCO, batch 32 on each of 4 GPUs; one true and one broken pair"
+    retrieval = {"base": tuning(2e-5, 133_000, 4500, 32, note), "large": tuning(1e-5, 266_000, 2500, 16, "as base")}
+    more = {"base": tuning(2e-5, 133_000, 5000, 32, note), "large": tuning(7.5e-6, 266_000, 2700, 16, "as base")}
+    for each in (vqa, nlvr2, retrieval, more):
+        each |= {f"{size}_plus": each[size] for size in ("base", "large")}
     one = KeyMap(("classifier.", "head.1."))
     two = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."))
     three = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."), ("classifier.3.", "head.4."))
@@ -202,6 +201,7 @@ def _finetune() -> dict[str, Finetune]:
             NLVR2Pair(pair_of(3, norm=True)), nlvr2, three, config=drop | {"max_pieces": 52, "max_regions": 40}
         ),
         "retrieval": Finetune(RetrievalTwoWay(), retrieval, one, config={"max_pieces": 67}),
+        "retrieval_plus": Finetune(RetrievalTwoWay(), more, one, config={"max_pieces": 67, "max_regions": 70}),
     }
 
 
@@ -211,13 +211,16 @@ def _captioning() -> Captioning:
     def critical(lr: float, steps: int, samples: int, note: str) -> Tuning:
         return Tuning(adam(lr), Schedule(steps=steps, warmup=0), Batching(rows=7000), samples=samples, note=note)
 
+    sizes = {"base": "caption", "base_plus": "caption_plus"}
     return Captioning(
-        recipes={"base": "caption", "base_plus": "caption_plus"},
+        recipes=sizes | {"large": "caption_large", "large_plus": "caption_large_plus"},
         search="hypotheses",
         length=19,
         critical={
             "base": critical(5e-6, 35_400, 16, "5 epochs of 113,287 pictures, batch 16"),
             "base_plus": critical(3e-6, 531_000, 16, "75 epochs of 113,287 pictures, batch 16"),
+            "large": critical(5e-6, 70_800, 8, "5 epochs of 113,287 pictures, batch 8"),
+            "large_plus": critical(8e-7, 472_000, 6, "25 epochs of 113,287 pictures, batch 6"),
         },
         times=5,
         over="captions",
@@ -241,7 +244,7 @@ class Oscar(System):
         streams="single",
         new="names of detected objects stand between caption and regions",
         objectives=("mlm", "contrast", "caption"),
-        tasks=("vqa", "vqa_mlp", "gqa", "nlvr2", "nlvr2_plus", "retrieval", "caption"),
+        tasks=("vqa", "vqa_mlp", "gqa", "nlvr2", "nlvr2_plus", "retrieval", "retrieval_plus", "caption"),
         weights=("microsoft/Oscar pytorch_model.bin (Oscar and Oscar+)",),
         unverified=(
             "batch, rates and steps of pre-training (Oscar+: batch confirmed by an author)",

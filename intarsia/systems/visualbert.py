@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
 from intarsia.tasks.nlvr2 import NLVR2Joint
+from intarsia.tasks.own import own_text
 from intarsia.tasks.vcr import VCROneOf, choice_links
-from intarsia.tasks.vqa import VQA, share_loss
+from intarsia.tasks.vqa import VQA, share_loss, transform_linear
 from intarsia.text import Pieces, Vocab
 from intarsia.weights import bert
 from intarsia.weights.keymap import Drop, KeyMap, Tied
@@ -50,6 +52,8 @@ class VisualBERTConfig(BertNumbers):
     """Two texts together; more are cut from the front, a single text, which may have one more, from the end."""
     two_captions: bool = True
     """Pre-training documents hold a true caption and a second one, of the same picture or not; False = one caption."""
+    own: Literal["", "vqa", "nlvr2", "vcr"] = ""
+    """The task whose own texts are pre-trained on; empty = captions."""
     late_fusion: bool = False
     """The encoder sees words only, one more layer sees both (the authors' ablation)."""
     train_pooler: bool = False
@@ -90,37 +94,21 @@ class RegionEmbeddings(nn.Module):
 
 
 def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
-    """The authors' COCO runs, one for each kind of feature, and a tiny one."""
-    base = Recipe(
-        config=VisualBERTConfig(),
-        mix=Mix(share={"mlm+itm": 1}),
-        optim=bert_adam(5e-5),
-        schedule=Schedule(steps=123_000, warmup=12_300, shape="bert"),
-        batching=Batching(rows=1500, window=8192),
-        note="COCO captions, 10 epochs at batch 48 on 4 GPUs; fp32; features of the VQA runs (Detectron, 100 regions).",
+    """The authors' COCO runs, one for each kind of feature, those on each task's own texts that follow, and a tiny one."""
+
+    def run(steps: int, rows: int, note: str, lr: float = 5e-5, warm: float = 0.1, **changes: Any) -> Any:
+        config, goal = VisualBERTConfig(**changes), "mlm" if changes.get("own") == "vqa" else "mlm+itm"
+        how = Schedule(steps=steps, warmup=int(warm * steps), shape="bert")
+        return Recipe(config, Mix({goal: 1}), bert_adam(lr), schedule=how, batching=Batching(rows), note=note)
+
+    base = run(
+        *(123_000, 1500),
+        "COCO captions, 10 epochs at batch 48 on 4 GPUs; fp32; features of the VQA runs (Detectron, 100 regions).",
     )
-    nlvr2 = replace(
-        base,
-        config=VisualBERTConfig(feature_size=1024),
-        schedule=Schedule(steps=92_000, warmup=9200, shape="bert"),
-        batching=Batching(rows=2000, window=8192),
-        note="As base with the features of the NLVR2 runs (Mask R-CNN FPN, 1024 numbers, 144 regions), batch 64.",
-    )
-    vcr = replace(
-        base,
-        config=VisualBERTConfig(feature_size=512),
-        optim=bert_adam(1e-4),
-        schedule=Schedule(steps=46_000, warmup=4600, shape="bert"),
-        batching=Batching(rows=4000, window=8192),
-        note="As base with the features of the VCR runs (R2C's detector, 512 numbers), batch 128.",
-    )
-    flickr = replace(
-        base,
-        config=VisualBERTConfig(box_numbers=True),
-        schedule=Schedule(steps=185_000, warmup=18_500, shape="bert"),
-        batching=Batching(rows=1000, window=8192),
-        note="As base with the features of the Flickr30k runs (bottom-up attention and six box numbers), batch 32.",
-    )
+    nlvr2 = "As base with the features of the NLVR2 runs (Mask R-CNN FPN, 1024 numbers, 144 regions), batch 64."
+    vcr = "As base with the features of the VCR runs (R2C's detector, 512 numbers), batch 128."
+    flickr = "As base with the features of the Flickr30k runs (bottom-up attention and six box numbers), batch 32."
+    own = "From {0} (--weights) on the task's own texts (--benchmark {1}), {2}.".format
     tiny = replace(
         base,
         config=VisualBERTConfig(**TINY, mlm_rate=0.25, two_captions=False, train_pooler=True),
@@ -128,7 +116,25 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
     )
-    return {"tiny": tiny, "base": base, "base_nlvr2": nlvr2, "base_vcr": vcr, "base_flickr": flickr}
+    captions = run(45_000, 1000, own("base_flickr", "flickr30k", "10 epochs, batch 32"), box_numbers=True)
+    one = replace(captions.config, two_captions=False)
+    return {
+        "tiny": tiny,
+        "base": base,
+        "base_nlvr2": run(92_000, 2000, nlvr2, feature_size=1024),
+        "base_vcr": run(46_000, 4000, vcr, 1e-4, feature_size=512),
+        "base_flickr": run(185_000, 1000, flickr, box_numbers=True),
+        "own_vqa": run(99_000, 2080, own("base", "vqa", "10 epochs, batch 64"), own="vqa"),
+        "own_nlvr2": run(
+            *(13_500, 2560, own("base_nlvr2", "nlvr2", "10 epochs, batch 64, 8 GPUs")), own="nlvr2", feature_size=1024
+        ),
+        "own_vcr": run(
+            *(6650, 1040, own("base_vcr", "vcr", "1 epoch, one choice of each question, batch 32"), 5e-5, 0.1879),
+            own="vcr",
+            feature_size=512,
+        ),
+        "own_flickr": replace(captions, config=one, mix=Mix({"mlm": 1})),
+    }
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -140,13 +146,12 @@ def _finetune() -> dict[str, Finetune]:
 
     classifier = KeyMap(("classifier.", "head.1."))
     wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
+    halves = ("classifier.0.dense.", "head.1.dense."), ("classifier.0.LayerNorm.", "head.1.norm.")
+    mmf, ten = VQA(reads=from_end(2), scorer=transform_linear), "10 epochs, batch 64; train and val less minival"
     hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
     found = {
-        "vqa": Finetune(
-            VQA(reads=from_end(2), scorer=linear, criterion=share_loss),
-            tuning(64, 99_000, "10 epochs, batch 64; train and val less minival"),
-            classifier,
-        ),
+        "vqa": Finetune(replace(mmf, scorer=linear, criterion=share_loss), tuning(64, 99_000, ten), classifier),
+        "vqa_mmf": Finetune(mmf, tuning(64, 99_000, ten), KeyMap(*halves, ("classifier.1.", "head.2."))),
         "nlvr2": Finetune(NLVR2Joint(), tuning(64, 13_500, "10 epochs, batch 64; 144 regions a picture"), classifier),
         "vcr": Finetune(
             VCROneOf(),
@@ -160,7 +165,8 @@ def _finetune() -> dict[str, Finetune]:
             keeps=("word_head", "match_head"),
         ),
     }
-    return {name: replace(each, renames=wrapped | hf) for name, each in found.items()}
+    renames = wrapped | hf | {"model.": ""}
+    return {name: replace(each, renames=renames) for name, each in found.items()}
 
 
 class VisualBERT(System):
@@ -177,7 +183,7 @@ class VisualBERT(System):
         streams="single",
         new="BERT over words and regions in one sequence, nothing else",
         objectives=("mlm", "itm"),
-        tasks=("vqa", "nlvr2", "vcr", "ground"),
+        tasks=("vqa", "vqa_mmf", "nlvr2", "vcr", "ground"),
         weights=("uclanlp/visualbert .th", "Hugging Face VisualBertForPreTraining"),
         unverified=("published VQA scores", "names of some checkpoints"),
     )
@@ -246,7 +252,10 @@ class VisualBERT(System):
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Words are hidden, regions never; the second caption (or the only one) is of another picture half of the time (sec. 3.3)."""
         goals, label = goal.split("+"), 1
-        if "itm" in goals:
+        task, form = None, 0
+        if self.config.own:
+            sample, task, form, label = own_text(self.config.own, sample, rng)
+        elif "itm" in goals:
             if self.config.two_captions and not sample.also:
                 raise BadInput(f"sample {sample.key}: its picture has one caption, two_captions needs two")
             if rng.random() < self.config.itm_rate:
@@ -254,7 +263,7 @@ class VisualBERT(System):
             else:
                 other = str(rng.choice(sample.also)) if self.config.two_captions else sample.texts[0]
             sample = replace(sample, texts=(sample.texts[0], other) if self.config.two_captions else (other,))
-        example = mlm.hide_any(self.lay_out(sample), self.vocab, rng, self.config.mlm_rate)
+        example = mlm.hide_any(self.lay_out(sample, task, form), self.vocab, rng, self.config.mlm_rate)
         if "itm" in goals:
             example.targets["itm"] = np.array(label)
         return example
@@ -271,7 +280,7 @@ class VisualBERT(System):
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
-    recipes = _recipes()
+    recipes, chosen = _recipes(), ("own", "two_captions")
     from_bert = bert.FromBert(
         copies={"regions.segment.weight": "words.segment.weight", "regions.position.weight": "words.position.weight"},
         matches=True,

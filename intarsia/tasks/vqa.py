@@ -37,6 +37,17 @@ def transformed(config: HeadConfig, outputs: int) -> nn.Module:
     return head
 
 
+def transform_linear(config: HeadConfig, outputs: int) -> nn.Module:
+    """Dropout, the first half of BERT's word head, answers. Source: MMF."""
+    head = nn.Sequential(
+        Dropout(config.hidden_dropout_prob),
+        Transform(config.hidden_size, config.layer_norm_eps),
+        nn.Linear(config.hidden_size, outputs),
+    )
+    initialise(head, config.initializer_range)
+    return head
+
+
 def normed(config: HeadConfig, outputs: int) -> nn.Module:
     """Two layers of length times direction, ReLU and dropout of a half between; torch's own draws of fresh weights. Source: the first code of ViLBERT."""
     inner = 2 * config.pooled_size
@@ -61,6 +72,11 @@ def share_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def one_answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy of (B, C) logits against the best answer of (B, C) targets (GQA, where one answer is right)."""
     return F.cross_entropy(logits.float(), targets.argmax(1))
+
+
+def one_of_all(logits: Tensor, targets: Tensor) -> Tensor:
+    """`one_answer_loss` times C (LXMERT's --mceLoss)."""
+    return one_answer_loss(logits, targets) * logits.shape[1]
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,11 @@ def test_the_trunk_sees_of_each_object_what_it_covers(tmp_path: Path) -> None:
     assert batch.regions is not None and batch.regions.covers is not None
     assert batch.images is not None and batch.images.doc.tolist() == [0]  # the other choices read the first one's
     trunk = system.system.sight.trunk
+    read: list[int] = []
+    watch = trunk.head.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
     found, *others = trunk(batch.images, batch.regions).split(4)
+    watch.remove()
+    assert read == [3]  # each box once, not with every choice; the last one is the whole picture
     assert len(others) == 3
     for same in others:
         torch.testing.assert_close(same, found, atol=1e-4, rtol=1e-5)

@@ -75,6 +75,7 @@ def test_a_file_with_a_head_gives_back_every_tensor(name: str, task: str, tmp_pa
         ("vl_bert", "vcr", lambda key: key.replace("vlbert.", "vlbert._module.", 1)),
         ("visualbert", "vqa", lambda key: f"bert.{key}"),
         ("visualbert", "ground", lambda key: f"bert.{key}"),
+        ("visualbert", "vqa_mmf", lambda key: f"model.{key}"),
         ("lxmert", "nlvr2", lambda key: f"module.{key}"),
     ],
 )
@@ -95,6 +96,16 @@ def test_hugging_faces_names_of_visualbert(tmp_path: Path) -> None:
     found = read_tuned(find("visualbert"), "vqa", finetune, "tiny", state, system.vocab, "theirs")
     assert found is not None
     assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
+
+
+def test_mmfs_names_of_a_head() -> None:
+    _, tuned, _ = made("visualbert", "vqa_mmf")
+    head = {key: tuple(x.shape) for key, x in theirs(tuned).items() if key.startswith("classifier.")}
+    answers, width = head["classifier.1.weight"]
+    named = [f"classifier.0.{x}" for x in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")]
+    assert sorted(head) == sorted([*named, "classifier.1.weight", "classifier.1.bias"])
+    assert head["classifier.0.dense.weight"] == (width, width)
+    assert head["classifier.1.bias"] == (answers,)
 
 
 def test_heads_that_do_not_fit_are_named() -> None:

@@ -245,8 +245,10 @@ BENCHMARKS = {
 _BY_TASK = {
     "vqa": "vqa",
     "vqa_mlp": "vqa",
+    "vqa_mmf": "vqa",
     "genome_qa": "genome-qa",
     "gqa": "gqa",
+    "gqa_one": "gqa",
     "nlvr2": "nlvr2",
     "nlvr2_plus": "nlvr2",
     "nlvr2_pair": "nlvr2",
@@ -264,6 +266,7 @@ _BY_TASK = {
     "retrieval_triplet": "flickr30k",
     "retrieval_one": "flickr30k",
     "retrieval_coco": "coco",
+    "retrieval_plus": "coco",
     "retrieval_fashion": "fashiongen",
     "category": "fashiongen-category",
     "sub_category": "fashiongen-subcategory",
