@@ -66,6 +66,11 @@ class Documents:
         table = getattr(self.system.config, "answers", said[:1])  # of a system that chooses among answers
         answers = ((table[0], 1.0),) if table else ()
         shown = (self._picture(key, rng, said),)
+        own = getattr(self.system.config, "own", "")  # the task whose texts are read
+        if own == "nlvr2":
+            return Sample(key, (" ".join(said),), 2 * shown, answers=(("true", 1.0),))
+        if own == "vcr":
+            return Sample(key, (" ".join(said),) + 4 * other, shown, answers=(("0", 1.0),))
         return Sample(key, (" ".join(said),), shown, also=other, false_texts=other, answers=answers)
 
     def _picture(self, key: str, rng: np.random.Generator, said: list[str]) -> Picture:
