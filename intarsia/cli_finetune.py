@@ -6,12 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from intarsia.system import Given
+    from intarsia.tasks.benchmarks.items import Annotated
+    from intarsia.tasks.benchmarks.table import Benchmark
 
 out = Console()
 
@@ -75,7 +80,7 @@ def finetune(args: Sequence[str]) -> None:
     from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
-    from intarsia.tuning_runs import About, answer_list, begin, must_read, open_items, pairing, rivals_of
+    from intarsia.tuning_runs import About, answer_list, begin, must_read, pairing, rivals_of
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
@@ -91,15 +96,8 @@ def finetune(args: Sequence[str]) -> None:
     if writes != (benchmark.kind == "captions"):
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
-    where, words = (options.data, options.regions), str(options.centroids or "")
-    how = None if found is None else found.given
-    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words, options.given, how)
-    if how and not options.given:
-        out.print("the paper puts regions of annotated boxes behind these; without --given they are left out")
-    valid = None
-    if options.valid_split:
-        behind = options.given if how and how.tested else ""
-        valid = open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
+    words = str(options.centroids or "")
+    source, valid = _items(options, benchmark, labels, words, None if found is None else found.given)
     for items in filter(None, (source, valid)):
         must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
@@ -141,6 +139,22 @@ def finetune(args: Sequence[str]) -> None:
         out.print(f"stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on from there")
         return
     out.print(f"tuned: {options.out}")
+
+
+def _items(
+    options: FinetuneOptions, benchmark: Benchmark, labels: tuple[str, ...], words: str, how: Given | None
+) -> tuple[Annotated, Annotated | None]:
+    """What is trained on, and what is looked at meanwhile."""
+    from intarsia.tuning_runs import open_items
+
+    where = options.data, options.regions
+    source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words, options.given, how)
+    if how and not options.given:
+        out.print("the paper puts regions of annotated boxes behind these; without --given they are left out")
+    if not options.valid_split:
+        return source, None
+    behind = options.given if how and how.tested else ""
+    return source, open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
 
 
 def _begun(weights: Path | None) -> str:

@@ -120,23 +120,33 @@ def _pack_text(parts: Sequence[TextRows]) -> Text:
     return Text(ids, segments, positions, words, _packing(parts))
 
 
-def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
+def _shown(parts: Sequence[RegionRows | ClipRows], keys: Sequence[str], what: str) -> tuple[Tensor, Tensor]:
+    """(R, F) features, 0 where they are hidden, and (R) which are.
+
+    Raises:
+        ValueError: those of a sample are not as wide as the first's, or not one a row.
+    """
     width = parts[0].feats.shape[1]
     for x, key in zip(parts, keys, strict=True):
         if x.feats.shape != (len(x), width):
             raise ValueError(
-                f"sample {key}: features of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}"
+                f"sample {key}: {what} of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}"
             )
     masked = np.concatenate([x.masked for x in parts])
     feats = np.concatenate([x.feats for x in parts])
     feats[masked] = 0
+    return torch.from_numpy(feats), torch.from_numpy(masked)
+
+
+def _pack_regions(parts: Sequence[RegionRows], keys: Sequence[str]) -> Regions:
+    feats, masked = _shown(parts, keys, "features")
     return Regions(
-        feats=torch.from_numpy(feats),
+        feats=feats,
         boxes=_rows(parts, "boxes", np.float32),
         segment_ids=_rows(parts, "segment_ids"),
         position_ids=_rows(parts, "position_ids"),
         image=_rows(parts, "image"),
-        masked=torch.from_numpy(masked),
+        masked=masked,
         packing=_packing(parts),
         probs=_maybe(parts, "probs"),
         labels=_maybe(parts, "labels", np.int64),
@@ -156,22 +166,14 @@ def _pack_covers(parts: Sequence[RegionRows]) -> Tensor | None:
 
 
 def _pack_clips(parts: Sequence[ClipRows], keys: Sequence[str]) -> Clips:
-    width = parts[0].feats.shape[1]
-    for x, key in zip(parts, keys, strict=True):
-        if x.feats.shape != (len(x), width):
-            raise ValueError(
-                f"sample {key}: clips of shape {x.feats.shape}, expected ({len(x)}, {width}) as in sample {keys[0]}"
-            )
-    masked = np.concatenate([x.masked for x in parts])
-    feats = np.concatenate([x.feats for x in parts])
-    feats[masked] = 0
+    feats, masked = _shown(parts, keys, "clips")
     return Clips(
         ids=_rows(parts, "ids"),
-        feats=torch.from_numpy(feats),
+        feats=feats,
         seconds=_rows(parts, "seconds", np.float32),
         segment_ids=_rows(parts, "segment_ids"),
         position_ids=_rows(parts, "position_ids"),
-        masked=torch.from_numpy(masked),
+        masked=masked,
         packing=_packing(parts),
     )
 
