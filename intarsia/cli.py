@@ -195,7 +195,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if options.language:
         source, held = speaking(source, options.language), held and speaking(held, options.language)
     provenance = source.provenance
-    if "regions" not in cls.needs:
+    reads_features = "regions" in cls.needs and getattr(options.recipe.config, "trunk", None) is None
+    if not reads_features:
         provenance = provenance or NO_FEATURES
     if provenance is None:
         raise BadInput(
@@ -212,7 +213,7 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         source, held, options.recipe = coded(name, options, source, held)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
     for folder in (options.out, begun):
-        if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
+        if reads_features and folder and (folder / "provenance.json").is_file():
             must_be_alike(options.data, provenance, read_provenance(folder))
     if options.text:
         if not cls.reads_text_alone:
@@ -295,7 +296,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         raise BadInput(
             f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
         )
-    if "regions" in cls.needs and provenance.width != config.feature_size:
+    if "regions" in cls.needs and not getattr(config, "trunk", None) and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
     config = with_codes_of(config, recipe.config) if options.codes else config
     config = dataclasses.replace(config, **{x: getattr(recipe.config, x) for x in cls.chosen})
