@@ -177,7 +177,7 @@ def _in_frame(key: str, picture: Picture, size: tuple[int, int], corner: tuple[i
     image = Image.fromarray(np.ascontiguousarray(pixels_of(picture, key)))
     whole = Image.new("RGB", FRAME)
     whole.paste(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR), corner)
-    return np.asarray(whole)
+    return np.array(whole)
 
 
 def _covers(objects: Callable[[Covering], Array], rule: Covering) -> Array:

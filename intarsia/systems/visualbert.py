@@ -21,7 +21,7 @@ from intarsia.batch import Batch, Encoded, Example, Picture, RegionRows, Sample
 from intarsia.errors import BadInput
 from intarsia.features.resnet import ResNetConfig
 from intarsia.features.simple_detector import LAYOUT, RESNET50, WIDTH, SimpleDetector, framed, inside, seen
-from intarsia.layout import before_last_sep, bert_rows, region_rows, side_by_side
+from intarsia.layout import before_last_sep, bert_rows, picture_of, region_rows, side_by_side
 from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
@@ -29,11 +29,11 @@ from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.linked_regions import LinkedRegions
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.parts.stream import encode_joined
-from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
+from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam, bert_adam
 from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import from_end, linear
 from intarsia.tasks.ground import Grounding
-from intarsia.tasks.nlvr2 import NLVR2Joint
+from intarsia.tasks.nlvr2 import NLVR2Joint, NLVR2Pair, transformed
 from intarsia.tasks.own import own_text
 from intarsia.tasks.vcr import VCROneOf, choice_links, first_pieces, front_cut, labelled
 from intarsia.tasks.vqa import VQA, share_loss, transform_linear
@@ -101,15 +101,15 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
     return {
         "tiny": tiny,
         "base": base,
-        "base_nlvr2": run(92_000, 2000, nlvr2, feature_size=1024),
-        "base_vcr": run(46_000, 13_000, vcr, 1e-4, trunk=RESNET50),
+        "base_nlvr2": run(92_000, 2750, nlvr2, feature_size=1024),
+        "base_vcr": run(46_000, 10_500, vcr, 1e-4, trunk=RESNET50),
         "base_flickr": run(185_000, 1000, flickr, box_numbers=True),
         "own_vqa": run(99_000, 2080, own("base", "vqa", "10 epochs, batch 64"), own="vqa"),
         "own_nlvr2": run(
             *(13_500, 2560, own("base_nlvr2", "nlvr2", "10 epochs, batch 64, 8 GPUs")), own="nlvr2", feature_size=1024
         ),
         "own_vcr": run(
-            *(6650, 3400, own("base_vcr", "vcr", "1 epoch, one choice of each question, batch 32"), 5e-5, 0.1879),
+            *(6650, 2900, own("base_vcr", "vcr", "1 epoch, one choice of each question, batch 32"), 5e-5, 0.1879),
             own="vcr",
             trunk=RESNET50,
         ),
@@ -118,7 +118,7 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
 
 
 def _finetune() -> dict[str, Finetune]:
-    """The downstream tasks with the authors' numbers; all use 4 GPUs."""
+    """The downstream tasks with the authors' numbers, on 4 GPUs, and two with those of MMF."""
 
     def tuning(samples: int, steps: int, note: str, rows: int = 130) -> dict[str, Tuning]:
         schedule, batching = Schedule(steps=steps, warmup=steps // 10, shape="bert"), Batching(rows=rows * samples // 4)
@@ -127,12 +127,16 @@ def _finetune() -> dict[str, Finetune]:
     classifier = KeyMap(("classifier.", "head.1."))
     wrapped = {f"bert.{x}.": f"{x}." for x in ("bert", "cls", "classifier", "flickr_attention")}
     halves = ("classifier.0.dense.", "head.1.dense."), ("classifier.0.LayerNorm.", "head.1.norm.")
-    mmf, ten = VQA(reads=from_end(2), scorer=transform_linear), "10 epochs, batch 64; train and val less minival"
+    vqa, ten = VQA(reads=from_end(2), scorer=transform_linear), "10 epochs, batch 64; train and val less minival"
+    own = Tuning(adam(5e-5, 0), Schedule(60_000, 6000, shape="zero"), Batching(16_000), samples=60, note="batch 480")
+    mmf: dict[str, Any] = {"tunings": {"base": own}, "keys": KeyMap(*halves, ("classifier.1.", "head.2."))}
+    mmf |= {"config": {"train_pooler": True}}
     hf = {"cls.weight": "classifier.weight", "cls.bias": "classifier.bias", "attention.": "flickr_attention."}
     found = {
-        "vqa": Finetune(replace(mmf, scorer=linear, criterion=share_loss), tuning(64, 99_000, ten), classifier),
-        "vqa_mmf": Finetune(mmf, tuning(64, 99_000, ten), KeyMap(*halves, ("classifier.1.", "head.2."))),
-        "nlvr2": Finetune(NLVR2Joint(), tuning(64, 13_500, "10 epochs, batch 64; 144 regions a picture"), classifier),
+        "vqa": Finetune(replace(vqa, scorer=linear, criterion=share_loss), tuning(64, 99_000, ten), classifier),
+        "vqa_mmf": Finetune(vqa, **mmf),
+        "nlvr2": Finetune(NLVR2Joint(), tuning(64, 13_500, "10 epochs, batch 64; 144 regions each", 330), classifier),
+        "nlvr2_mmf": Finetune(NLVR2Pair(transformed), **mmf),
         "vcr": Finetune(
             VCROneOf(read_once=True),
             tuning(32, 53_000, "8 epochs of Q to A (12 of QA to R), batch 32; boxes tied to their words", 900),
@@ -164,7 +168,7 @@ class VisualBERT(System):
         streams="single",
         new="BERT over words and regions in one sequence, nothing else",
         objectives=("mlm", "itm"),
-        tasks=("vqa", "vqa_mmf", "nlvr2", "vcr", "ground"),
+        tasks=("vqa", "vqa_mmf", "nlvr2", "nlvr2_mmf", "vcr", "ground"),
         weights=("uclanlp/visualbert .th", "Hugging Face VisualBertForPreTraining"),
         unverified=("published VQA scores", "names of some checkpoints"),
     )
@@ -194,8 +198,8 @@ class VisualBERT(System):
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """Texts in segments 0 and 1, then the regions.
 
-        vqa: the question and [MASK]. nlvr2: the regions of both pictures, the second's in segment 1. vcr: texts are the question (with the right
-        answer, for rationales) and the choices, `form` says which; gold links tie regions to the first piece of their words.
+        vqa: the question and [MASK]. nlvr2: the regions of both pictures, the second's in segment 1; nlvr2_mmf: of one, `form` says which. vcr: texts
+        are the question (with the right answer, for rationales) and the choices, `form` says which; links tie regions to the first piece of their words.
         """
         texts = sample.texts[:2] if task != "vcr" else (sample.texts[0], sample.texts[1 + form])
         if task == "vqa":
@@ -205,13 +209,11 @@ class VisualBERT(System):
         text, pieces = bert_rows(self.vocab, sample.key, parts, limit, cut, own_sep=True)
         if task == "vqa":
             text = before_last_sep(text, self.vocab.mask)
-        if task == "nlvr2" and len(sample.pictures) < 2:
-            raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs 2")
-        shown = self._framed(sample).pictures[: 2 if task == "nlvr2" else 1]
+        sample, numbers = self._framed(sample), {"nlvr2": (0, 1), "nlvr2_mmf": (form,)}.get(task or "", ())
+        shown = [picture_of(sample, i) for i in numbers] or sample.pictures[:1]
         regions = [self._regions(sample.key, picture, i) for i, picture in enumerate(shown)]
         example = Example(sample.key, text, side_by_side(regions) if regions else None, sample=sample.key)
-        if self.config.trunk:
-            example.images = tuple(seen(sample.key, x) for x in shown)
+        example.images = tuple(seen(sample.key, x) for x in shown if self.config.trunk)
         if task == "vcr":
             example.key = f"{sample.key}@{form}"
             example.links = first_pieces(choice_links(sample, pieces, form), text.words)
