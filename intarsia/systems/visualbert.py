@@ -48,6 +48,8 @@ class VisualBERTConfig(BertNumbers):
 
     feature_size: int = 2048
     """Numbers of a region feature."""
+    max_regions: int = 0
+    """Most regions of a picture, those that come first; 0 = all."""
     trunk: ResNetConfig | None = None
     """R2C's detector, which reads regions off the pixels at given boxes (VCR); None = features are made beforehand."""
     trunk_frozen: bool = True
@@ -97,22 +99,16 @@ def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores; one caption a document.",
     )
     captions = run(45_000, 1000, own("base_flickr", "flickr30k", "10 epochs, batch 32"), box_numbers=True)
-    one = replace(captions.config, two_captions=False)
+    one, first = replace(captions.config, two_captions=False), {"feature_size": 1024, "max_regions": 144}
     return {
         "tiny": tiny,
         "base": base,
-        "base_nlvr2": run(92_000, 2750, nlvr2, feature_size=1024),
+        "base_nlvr2": run(92_000, 2750, nlvr2, **first),
         "base_vcr": run(46_000, 10_500, vcr, 1e-4, trunk=RESNET50),
         "base_flickr": run(185_000, 1000, flickr, box_numbers=True),
         "own_vqa": run(99_000, 2080, own("base", "vqa", "10 epochs, batch 64"), own="vqa"),
-        "own_nlvr2": run(
-            *(13_500, 2560, own("base_nlvr2", "nlvr2", "10 epochs, batch 64, 8 GPUs")), own="nlvr2", feature_size=1024
-        ),
-        "own_vcr": run(
-            *(6650, 2900, own("base_vcr", "vcr", "1 epoch, one choice of each question, batch 32"), 5e-5, 0.1879),
-            own="vcr",
-            trunk=RESNET50,
-        ),
+        "own_nlvr2": run(13_500, 2560, own("base_nlvr2", "nlvr2", "10 epochs, batch 64, 8 GPUs"), own="nlvr2", **first),
+        "own_vcr": run(6650, 2900, own("base_vcr", "vcr", "1 epoch, batch 32"), warm=0.1879, own="vcr", trunk=RESNET50),
         "own_flickr": replace(captions, config=one, mix=Mix({"mlm": 1})),
     }
 
@@ -223,7 +219,7 @@ class VisualBERT(System):
         width = 0 if self.config.trunk else self.config.feature_size
         rows = region_rows(key, picture, width, self.config.visual_segment + number, number)
         rows.covers = picture.covers(inside) if self.config.trunk and picture.covers else None
-        return rows
+        return rows.first(self.config.max_regions) if self.config.max_regions else rows
 
     def _framed(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """What the detector reads, with the whole picture as a last region; the authors' first, which is the same."""

@@ -297,6 +297,9 @@ def test_visualbert_lays_out_two_captions_questions_and_two_pictures() -> None:
     both = system("visualbert").lay_out(two, "nlvr2").regions
     assert both.segment_ids.tolist() == [0] * REGIONS + [1] * 3
     assert both.image.tolist() == both.segment_ids.tolist()
+    first = system("visualbert", max_regions=2).lay_out(two, "nlvr2").regions
+    assert first.image.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(first.feats[2:], two.pictures[1].features[:2])
     with pytest.raises(BadInput, match="has 1 pictures, needs 2"):
         system("visualbert").lay_out(made(1), "nlvr2")
 
