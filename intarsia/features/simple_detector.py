@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,12 @@ class SimpleDetector(nn.Module):
         last = torch.searchsorted(images.doc, packing.doc, right=True) - 1
         owner = images.doc[last]  # (R) the document that has the image
         number = torch.searchsorted(images.doc, owner) + regions.image
-        rows, again = torch.unique(packing.first[owner] + packing.pos, return_inverse=True)  # of VCR's choices once
+        rows = again = torch.arange(len(owner), device=owner.device)
+        if len(images.doc) < packing.documents:  # VCR's choices share theirs, which are read once
+            rows, again = torch.unique(packing.first[owner] + packing.pos, return_inverse=True)
         maps = self.backbone.features(images.pixels)
         boxes = regions.boxes[rows].float() * regions.boxes.new_tensor([*FRAME, *FRAME])
-        cells = roi_align_unshifted(maps, boxes, number[rows], SIZE, 1 / STRIDE)
+        cells = roi_align_unshifted(maps, boxes, number[rows], SIZE, 1 / STRIDE, most=ceil(FRAME[0] / STRIDE / SIZE))
         covers = cells.new_ones(len(rows), COVER, COVER) if regions.covers is None else regions.covers[rows]
         added = self.cover(covers[:, None].to(cells.dtype) - 0.5)
         cells = torch.cat([cells[:, :COVERED] + added, cells[:, COVERED:]], 1)
@@ -162,7 +165,7 @@ def _framed(key: str, picture: Picture, rng: np.random.Generator | None) -> Fram
     return Framed(
         name=picture.name,
         features=np.zeros((count + 1, 0), np.float32),
-        boxes=boxes.astype(np.float32),
+        boxes=boxes.clip(0, 1).astype(np.float32),
         width=FRAME[0],
         height=FRAME[1],
         labels=labels,

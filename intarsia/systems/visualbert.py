@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Encoded, Example, Picture, RegionRows, Sample
 from intarsia.errors import BadInput
 from intarsia.features.resnet import ResNetConfig
-from intarsia.features.simple_detector import LAYOUT, RESNET50, WIDTH, SimpleDetector, framed, inside, seen
+from intarsia.features.simple_detector import CLASSES, LAYOUT, RESNET50, WIDTH, SimpleDetector, framed, inside, seen
 from intarsia.layout import before_last_sep, bert_rows, picture_of, region_rows, side_by_side
 from intarsia.objectives import itm, mlm
 from intarsia.parts.embeddings import Words, initialise
@@ -73,6 +73,11 @@ class VisualBERTConfig(BertNumbers):
     mlm_rate: float = 0.15
     itm_rate: float = 0.5
     """Share of documents whose (second) caption is of another picture."""
+
+    @property
+    def classes(self) -> int:
+        """Of regions' labels, background among them: COCO's for the detector, else Visual Genome's."""
+        return CLASSES if self.trunk else 1601
 
 
 def _recipes() -> dict[str, Recipe[VisualBERTConfig]]:
