@@ -149,7 +149,8 @@ class Pretrain(Generic[C]):
     start: Path | None = None
     """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
     trunk: Path | None = None
-    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light. VLP: the detector's fc7, a folder with fc7_w.pkl and fc7_b.pkl."""
+    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light. VLP: a folder with
+    the detector's fc7_w.pkl and fc7_b.pkl."""
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
     codes: Path | None = None
