@@ -69,6 +69,8 @@ class OscarConfig(BertNumbers):
     max_regions: int = 50
     """More regions are left out, from the end of the detector's order."""
     mlm_rate: float = 0.15
+    freeze_embedding: bool = False
+    """The table of words does not train (VinVL's captioning)."""
     untied_words: bool = False
     """The words are told by a table of their own (captioning)."""
     max_caption_rows: int = 40
@@ -143,9 +145,9 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     )
     caption_plus = replace(
         caption,
-        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2),
+        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2, freeze_embedding=True),
         schedule=Schedule(steps=132_000, warmup=0),
-        note="VinVL: 60 epochs, word table tied; the authors drop the worst words only after 20,000 steps.",
+        note="VinVL: 60 epochs, word table tied and fixed; the authors drop the worst words only after 20,000 steps.",
     )
     long, few = replace(caption.config, **LARGE), Batching(rows=3500)
     caption_large = replace(
@@ -276,6 +278,7 @@ class Oscar(System):
             self.decoder = nn.Linear(width, config.vocab_size, bias=False)
         self.match_head = nn.Linear(width, config.num_contrast_classes)
         initialise(self, config.initializer_range)
+        self.words.word.weight.requires_grad_(not config.freeze_embedding)
 
     # 1 -- inputs: [CLS] caption [SEP] tags [SEP], then the regions ---------------------------------------------------
 

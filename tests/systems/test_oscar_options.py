@@ -1,4 +1,4 @@
-"""Oscar's options: captions that stand alone, and a second corpus whose losses are weighed apart. Source: the code of Oscar+."""
+"""Oscar's options: captions that stand alone, fixed words, and a second corpus whose losses are weighed apart. Source: the code of Oscar+."""
 
 from __future__ import annotations
 
@@ -231,3 +231,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main([*order, "--out", str(tmp_path / "run"), "--extra", "worlds:20:7", "--config.extra-loss-weight", "0.25"])
     lines = (tmp_path / "run/metrics.jsonl").read_text()
     assert '"mlm_extra"' in lines and '"contrast_extra"' in lines
+
+
+def test_vinvls_captioners_leave_the_table_of_words_alone() -> None:
+    for size in ("caption", "caption_plus"):
+        net, table = oscar(size), "words.word.weight"
+        net.zero_grad()
+        losses, _ = net(
+            pack([net.hide(made(i), "caption", np.random.default_rng(i), lambda: made(9)) for i in range(4)])
+        )
+        losses["caption"].backward()
+        moved = {
+            name for name, value in net.named_parameters() if value.grad is not None and value.grad.abs().max() > 0
+        }
+        assert (table in moved) == (size == "caption")
+        assert moved >= {"words.position.weight", "word_head.bias", "regions.feature.weight"}
+        assert ("decoder.weight" in moved) == (size == "caption")
