@@ -22,13 +22,13 @@ from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample,
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, document_key, link_rows, region_rows
 from intarsia.objectives import beside, lm, mlm, triples
-from intarsia.packed import Packing, split
+from intarsia.packed import join, joined_rows
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
-from intarsia.parts.stream import encode_joined
+from intarsia.parts.stream import Reader, apart, encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks import linear, two_layers
@@ -80,8 +80,8 @@ class OscarConfig(BertNumbers):
     label_smoothing: float = 0.0
     drop_worst: float = 0.0
     """In captioning: share of hidden words left out of the loss, the worst ones."""
-    attention: Literal["CLR", "CL", "LR"] = "CLR"
-    """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named alone (the authors' ablation)."""
+    attention: Literal["CLR", "CL", "CR", "LR"] = "CLR"
+    """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named is alone (the authors' ablation)."""
 
 
 class RegionEmbeddings(nn.Module):
@@ -341,18 +341,13 @@ class Oscar(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "Oscar needs text and regions"
         words, seen = self.words(text), self.regions(regions)
-        if self.config.attention == "CLR":
-            return encode_joined(
-                self.encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch)
-            )
-        lengths = text.packing.lengths.long()
-        if self.config.attention == "LR":
-            lengths = torch.zeros_like(lengths).index_add(0, text.packing.doc, 1 - text.segment_ids)
-
-        def apart(x: Tensor, packing: Packing, read: Tensor | None) -> Tensor:
-            return self.encoder(x, split(packing, lengths), read)  # type: ignore[no-any-return]
-
-        return encode_joined(apart, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
+        encoder: Reader = self.encoder
+        if self.config.attention != "CLR":
+            kinds = text.segment_ids, torch.full_like(regions.segment_ids, 2)
+            (alone,) = set("CLR") - set(self.config.attention)
+            rows = joined_rows(join(text.packing, regions.packing), *kinds) == "CLR".index(alone)
+            encoder = apart(encoder, rows)
+        return encode_joined(encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 

@@ -247,3 +247,30 @@ def test_vinvls_captioners_leave_the_table_of_words_alone() -> None:
         assert (table in moved) == (size == "caption")
         assert moved >= {"words.position.weight", "word_head.bias", "regions.feature.weight"}
         assert ("decoder.weight" in moved) == (size == "caption")
+
+
+@pytest.mark.parametrize(("who", "alone"), [("CL", "R"), ("CR", "L"), ("LR", "C")])
+def test_what_an_ablation_does_not_name_is_alone(who: str, alone: str) -> None:
+    """As the authors' (S, S) masks: what is not named and the rest do not hear of each other."""
+    net = oscar(attention=who).eval()
+    examples = [net.lay_out(made(i, length=3 + i)) for i in range(3)]
+
+    def heard(changed: str) -> set[str]:
+        with torch.no_grad():
+            batch = pack(examples)
+            assert batch.text is not None and batch.regions is not None
+            words, regions = net.words(batch.text), net.regions(batch.regions)
+            kinds = {"C": batch.text.segment_ids == 0, "L": batch.text.segment_ids == 1}
+            seen = []
+            for noise in (0.0, 1.0):
+                net.words.forward = lambda text, n=noise: (
+                    words + n * kinds.get(changed, kinds["C"] & kinds["L"])[:, None]
+                )  # type: ignore[method-assign]
+                net.regions.forward = lambda x, n=noise: regions + n * (changed == "R")  # type: ignore[method-assign]
+                seen.append(net.encode(batch))
+            del net.words.forward, net.regions.forward
+            found = {k for k, rows in kinds.items() if not torch.equal(seen[0].text[rows], seen[1].text[rows])}
+            return found | ({"R"} if not torch.equal(seen[0].visual, seen[1].visual) else set())
+
+    for kind in "CLR":
+        assert heard(kind) == ({alone} if kind == alone else set(who))
