@@ -132,6 +132,8 @@ class Sample:
     language: str = "en"
     people: int = 0
     """People among the objects of the questions before it (VCR): where names that go round would go on."""
+    extra: bool = False
+    """Of the second corpus of a run, whose losses are weighed apart (Oscar+)."""
     film: Film | None = None
     """The clips of its video; `texts` are then the sentences said in it, in order of time."""
 

@@ -36,6 +36,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
         """(N, H) to (N, H), or to the rows `read` (M) of it, (M, H)."""
+        return self.mix(*self.project(x, packing, read), packing)
+
+    def project(self, x: Tensor, packing: Packing, read: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Packing]:
+        """Queries (N, heads, D), or (M, heads, D) of the rows `read`, keys and values (N, heads, D), and where the queries lie."""
         width = x.shape[1]
         by_head = (self.heads, width // self.heads)
         queries = packing
@@ -46,6 +50,10 @@ class SelfAttention(nn.Module):
             q = F.linear(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
             k, v = F.linear(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
             queries = subset(packing, read)
+        return q, k, v, queries
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, queries: Packing, packing: Packing) -> Tensor:
+        """What `project` returns, and where keys and values lie: (M, H)."""
         mixed = attend(q, k, v, queries, packing, self.dropout if self.training else 0.0)
         return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
 
@@ -67,11 +75,14 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows."""
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None, *told: Tensor) -> Tensor:
+        """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows.
+
+        What its attention is told besides, such as `GatedAttention`, comes last.
+        """
         if read is None:
-            return self.after(x, self.attention(x, packing))
-        some = self.after(x.index_select(0, read), self.attention(x, packing, read))
+            return self.after(x, self.attention(x, packing, None, *told))
+        some = self.after(x.index_select(0, read), self.attention(x, packing, read, *told))
         return some.new_full(x.shape, torch.nan).index_copy(0, read, some)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
