@@ -273,6 +273,8 @@ def _given(given: Any) -> Iterator[Batch]:
             if parent.is_alive():
                 continue
             raise BadInput("the process that hands out batches has ended") from None
+        except (EOFError, OSError):
+            raise BadInput("the process that hands out batches has ended") from None
         if sent is None:
             return
         yield sent.open()
@@ -317,8 +319,9 @@ def tell(results: Results) -> str:
     seeds = sorted({found["run"]["seed"] for found in every})
     waits = sorted(round(found["seconds of waiting for pictures"]) for found in every)
     waited = f"{waits[0]} to {waits[-1]}" if waits[0] < waits[-1] else f"{waits[0]}"
-    about = f"{one['device']}, {one['precision']}: {done * run['batch']:,} pairs of drawn pictures, each read once, {done} of {run['steps']} steps of {run['batch']}, size {run['size']} "
-    about += f"({one['parameters'] / 1e6:.1f} M parameters), rate {run['lr']:g} for all arms; seeds {', '.join(map(str, seeds))}. "
+    about = f"{one['device']}, {one['precision']}: {done * run['batch']:,} pairs of drawn pictures, each read once, "
+    about += f"{done} of {run['steps']} steps of {run['batch']}, size {run['size']} ({one['parameters'] / 1e6:.1f} M parameters), "
+    about += f"rate {run['lr']:g} for all arms; seeds {', '.join(map(str, seeds))}. "
     about += f"All arms together {max(x['seconds'] for x in every):.0f} s, {waited} of them waiting for pictures to be drawn."
     told = f"{about}\n\n{checks(results, CLAIMS)}\nToken and pair:\n\n{differences(results, COMPARED, PAIRS)}\n"
     told += f"Held-out pairs while training (contrast of {run['batch']} pairs, {np.log(run['batch']):.2f} for one that knows nothing):\n\n"
