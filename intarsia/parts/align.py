@@ -137,8 +137,7 @@ def all_scores(
 ) -> Tensor:
     """S_tok of every text with every picture: (J, I), always in float32.
 
-    Words of weight 0 and slots that no picture has take no part; finding them waits for the device. At most `most` numbers of a texts x pictures x L x P
-    block are held at once; with several blocks each is computed again in the backward pass.
+    At most `most` numbers of a texts x pictures x L x P block are held at once; with several blocks each is computed again in the backward pass.
 
     Args:
         words: (J, L, D).
@@ -149,10 +148,7 @@ def all_scores(
         temperature: of softmax.
         most: numbers of a block.
     """
-    if type(words) is Tensor:  # not a fake one, whose numbers nobody knows
-        words, weights = _weighed(words, weights)
-        slots, here = (x[:, here.any(0)] for x in (slots, here))
-    scale = 1 / torch.as_tensor(temperature) if norm == "softmax" else 1.0  # on the small side of the product
+    scale = 1 / temperature if norm == "softmax" else 1.0  # on the small side of the product
 
     def some(u: Tensor, w: Tensor) -> Tensor:
         with torch.autocast(u.device.type, enabled=False):
@@ -168,13 +164,6 @@ def all_scores(
         return some(words, weights)
     parts = zip(words.split(step), weights.split(step), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([checkpoint(some, u, w, use_reentrant=False) for u, w in parts])
-
-
-def _weighed(words: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(J, N, D) and (J, N): of each text the words that weigh something, in their order, then others up to the N of the text that has most."""
-    weighs = weights > 0
-    first = weighs.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(weighs.sum(1).max()))]
-    return words.take_along_dim(first[..., None], 1), weights.take_along_dim(first, 1)
 
 
 def with_null(visual: Tensor, packing: Packing, null: Tensor) -> tuple[Tensor, Tensor]:

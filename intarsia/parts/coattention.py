@@ -19,6 +19,7 @@ from intarsia.errors import BadInput
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.encoder import Layer, SelfAttention
+from intarsia.parts.linear import Linear
 from intarsia.parts.numbers import BertNumbers, TwoStreamNumbers
 
 Step = tuple[Literal["words", "regions", "meet"], int]
@@ -50,8 +51,8 @@ class Projections(nn.Module):
         if inner % heads:
             raise BadInput(f"bi_hidden_size {inner} is no multiple of bi_num_attention_heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * inner)
-        self.out = nn.Linear(inner, width)
+        self.qkv = Linear(width, 3 * inner)
+        self.out = Linear(inner, width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, H) to queries, keys and values, (N, heads, D) each."""

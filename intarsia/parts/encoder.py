@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intarsia.attend import attend
 from intarsia.packed import Packing, subset
 from intarsia.parts.dropout import Dropout
+from intarsia.parts.linear import Linear, product
 from intarsia.parts.numbers import BertNumbers
 
 Activation = Callable[[Tensor], Tensor]
@@ -31,8 +32,8 @@ class SelfAttention(nn.Module):
             )
         self.heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
         """(N, H) to (N, H), or to the rows `read` (M) of it, (M, H)."""
@@ -47,8 +48,8 @@ class SelfAttention(nn.Module):
             q, k, v = self.qkv(x).view(-1, 3, *by_head).unbind(1)  # (N, heads, D) each
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
-            k, v = F.linear(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
+            q = product(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
+            k, v = product(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
             queries = subset(packing, read)
         return q, k, v, queries
 
@@ -70,8 +71,8 @@ class Layer(nn.Module):
         self.activation = activation
         self.attention = SelfAttention(config) if attention is None else attention
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -88,7 +89,7 @@ class Layer(nn.Module):
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: (N, H) rows and what they attended to, (N, H), to (N, H)."""
         x = self.attention_norm(x + self.dropout(attended))
-        return self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # type: ignore[no-any-return]
+        return self.norm(x + self.dropout(self.down(self.up.activated(x, self.activation))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
