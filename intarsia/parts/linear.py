@@ -25,10 +25,14 @@ _laid: dict[tuple[object, ...], tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
-    """Inside the context, which must be one of inference, each large weight is cast and laid out for the processor once; none may change."""
+def laid_out(module: nn.Module) -> Iterator[None]:
+    """Inside the context, which must be one of inference, each large weight of the module is cast and laid out for the CPU once; none may change.
+
+    Nothing happens where parameters are spread over processes, since those are put together in other memory at each pass.
+    """
     global _laid
-    before, _laid = _laid, {}
+    plain = all(type(x) is nn.Parameter for x in module.parameters())
+    before, _laid = _laid, {} if plain else None
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ def test_laid_out_weights_give_the_same(calls: list[str], half: bool) -> None:
     with torch.inference_mode(), auto:
         wanted = layer(x), layer.activated(x, F.gelu), F.linear(x, layer.weight[:700], layer.bias[:700])
         calls.clear()
-        with laid_out():
+        with laid_out(layer):
             found = layer(x), layer.activated(x, F.gelu), linear.product(x, layer.weight[:700], layer.bias[:700])
     assert calls == ["none", "gelu", "none"]
     for a, b in zip(found, wanted, strict=True):
@@ -65,11 +65,11 @@ def test_laid_out_weights_give_the_same(calls: list[str], half: bool) -> None:
 @needs_onednn
 def test_changed_weights_count_in_the_next_context() -> None:
     layer, x = made()
-    with torch.inference_mode(), laid_out():
+    with torch.inference_mode(), laid_out(layer):
         before = layer(x)
     with torch.no_grad():
         layer.weight.mul_(2)
-    with torch.inference_mode(), laid_out():
+    with torch.inference_mode(), laid_out(layer):
         after = layer(x)
     torch.testing.assert_close(after - layer.bias, 2 * (before - layer.bias), rtol=0, atol=1e-5)
 
@@ -77,7 +77,7 @@ def test_changed_weights_count_in_the_next_context() -> None:
 def test_torch_serves_the_rest(calls: list[str]) -> None:
     layer, x = made()
     few, small = x[:8], Linear(16, 16)
-    with laid_out(), torch.inference_mode():
+    with laid_out(layer), torch.inference_mode():
         assert torch.equal(layer(few), F.linear(few, layer.weight, layer.bias))
         small(torch.randn(100, 16))
         layer(x[None])
