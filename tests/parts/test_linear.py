@@ -28,6 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(x, weight, bias, then)
 
     monkeypatch.setattr(linear, "_multiply", multiply)
+    monkeypatch.setattr(linear, "AMD", True)
     return seen
 
 
