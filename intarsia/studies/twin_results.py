@@ -248,7 +248,7 @@ def _pretrain(system: str, kind: str, folder: Path, options: Options) -> None:
 
 def _must_finish(outcome: Any) -> None:
     if not outcome.finished:
-        raise BadInput(
+        raise Stopped(
             f"{outcome.out}: stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on"
         )
 
