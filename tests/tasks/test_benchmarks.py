@@ -113,6 +113,29 @@ def test_snli_ve_passes_over_lines_without_majority(tmp_path: Path) -> None:
         find("snli-ve").read(tmp_path, "test")
 
 
+def test_e_snli_ve_is_another_set(tmp_path: Path) -> None:
+    head = ",pairID,Flickr30kID,hypothesis,gold_label,explanation\n"
+    put(tmp_path / "esnlive_test.csv", head + '0,1.jpg#4r1c,1.jpg,"A dog, asleep.",contradiction,It runs.\n')
+    found = find("e-snli-ve").read(tmp_path, "test")
+    assert [(x.key, x.texts, x.pictures) for x in found.items] == [("1.jpg#4r1c", ("A dog, asleep.",), ("1.jpg",))]
+    assert found.gold == {"1.jpg#4r1c": "contradiction"}
+    assert find("e-snli-ve").measure(found, {"1.jpg#4r1c": np.array([2.0, 1.0, 0.0])}) == {"accuracy": 1}  # type: ignore[misc]
+    with pytest.raises(BadInput, match=r"holds no snli_ve_test\.jsonl"):
+        find("snli-ve").read(tmp_path, "test")
+    put(tmp_path / "esnlive_test.csv", head + "0,1,1.jpg,x,neutral,y\n" * 2)
+    with pytest.raises(BadInput, match=r"esnlive_test\.csv: row 2: pairID '1' stands there twice"):
+        find("e-snli-ve").read(tmp_path, "test")
+
+
+def test_nlvr2_has_parts_whose_pictures_come_with_both_labels(tmp_path: Path) -> None:
+    for i, name in enumerate(("dev", "balanced/balanced_dev", "unbalanced/unbalanced_test1")):
+        put(tmp_path / f"{name}.json", json.dumps({"identifier": f"dev-{i}-0-0", "sentence": "x", "label": "True"}))
+    keys = {x: find("nlvr2").read(tmp_path, x).items[0].key for x in ("dev", "dev-balanced", "test1-unbalanced")}
+    assert keys == {"dev": "dev-0-0-0", "dev-balanced": "dev-1-0-0", "test1-unbalanced": "dev-2-0-0"}
+    with pytest.raises(BadInput, match=r"holds no balanced_test1\.json"):
+        find("nlvr2").read(tmp_path, "test1-balanced")
+
+
 def vcr_line(**more: Any) -> dict[str, Any]:
     return {
         "annot_id": "val-1",

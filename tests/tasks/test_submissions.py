@@ -85,6 +85,17 @@ def test_muge(tmp_path: Path) -> None:
         submissions.write_muge(tmp_path / "x.jsonl", {3: [1] * 10})
 
 
+def test_visual7w(tmp_path: Path) -> None:
+    submissions.write_visual7w(tmp_path / "x.json", {3: 41, 5: 7})
+    again = submissions.read_visual7w(tmp_path / "x.json")
+    assert again == {3: 41, 5: 7}
+    pairs = [{"qa_id": 3, "answer": 41, "type": "which"}, {"qa_id": 5, "answer": 8, "type": "which"}]
+    assert choices.visual7w(again, pairs).overall == 0.5
+    (tmp_path / "x.json").write_text('[{"qa_id": 3, "candidates": []}]')
+    with pytest.raises(BadInput, match=r"question 3: \[\] is no list of candidates"):
+        submissions.read_visual7w(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
