@@ -91,6 +91,19 @@ def test_vqa(tmp_path: Path) -> None:
         benchmark.read(tmp_path, "dev")
 
 
+def test_lxmerts_minival_is_a_part_of_val(tmp_path: Path) -> None:
+    vqa_files(tmp_path)
+    for path in tmp_path.glob("*train2014*"):
+        path.rename(path.with_name(path.name.replace("train2014", "val2014")))
+    put(tmp_path / "lxmert/minival.json", [{"question_id": 20, "sent": "what?", "label": {"dog": 1.0}}])
+    found = find("vqa").read(tmp_path, "minival")
+    assert (found.split, [x.key for x in found.items], list(found.gold)) == ("minival", ["20"], ["20"])
+    assert found.items[0].pictures == ("COCO_val2014_000000000002.jpg",)
+    put(tmp_path / "lxmert/nominival.json", [{"question_id": 7}])
+    with pytest.raises(BadInput, match=r"nominival\.json: 1 questions are not in val, such as 7"):
+        find("vqa").read(tmp_path, "nominival")
+
+
 def test_a_picture_without_regions_is_counted_and_named(tmp_path: Path) -> None:
     vqa_files(tmp_path)
     source = Annotated(find("vqa").read(tmp_path, "train"), Pictures(Boxes("2")))

@@ -60,7 +60,7 @@ BENCHMARKS = {
         Benchmark(
             "vqa",
             "VQA v2",
-            tuple(vqa.SPLITS),
+            (*vqa.SPLITS, *vqa.PARTS),
             vqa.read,
             "accuracy",
             vqa.measure,
