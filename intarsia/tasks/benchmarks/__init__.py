@@ -169,6 +169,7 @@ BENCHMARKS = {
                     captions.submit,
                 ),
                 ("flickr30k-captions", "Flickr30k, written", captions.KARPATHY, captions.FLICKR30K, None),
+                ("aic-icc-captions", "AIC-ICC, written", ("train", "val"), chinese.aic_icc_captions, None),
                 ("nocaps", "NoCaps", tuple(captions.NOCAPS), captions.nocaps, captions.submit),
             )
         ),
