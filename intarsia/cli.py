@@ -90,7 +90,7 @@ def _about(name: str) -> dict[str, str]:
         "starts from": "BERT (--start) or nothing" if cls.from_bert else "nothing",
         "tasks": ", ".join(card.tasks),
         **{
-            f"task {task}": f"published {x.published or '-'}; on the twin, without the picture, chance: {x.on_twin}"
+            f"task {task}": f"published {x.published or '-'}; on the twin, tuned blind, by words alone, by chance: {x.on_twin}"
             for task, x in scores(name).items()
         },
         **{f"recipe {size}": _recipe_facts(recipe) for size, recipe in cls.recipes.items()},

@@ -12,7 +12,7 @@ from typing import Any
 from intarsia import caption_runs
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
-from intarsia.evaluate.benchmark import Measured, evaluate, evaluate_pairs, evaluate_words
+from intarsia.evaluate.benchmark import Measured, boxes_of, evaluate, evaluate_pairs, evaluate_words
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.features.extractor import must_be_alike
@@ -187,7 +187,9 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
     first = _first(x, asked) if asked.prefilter else None
     if x.benchmark.ranks:
         keep = asked.run / f"scores-{x.benchmark.name}-{x.source.annotations.split}"
-        found, said = evaluate_pairs(x.system, x.benchmark, x.source, asked.most, asked.how, first, keep)
+        found, said = evaluate_pairs(
+            x.system, x.benchmark, x.source, asked.most, asked.how, first, keep, asked.convention
+        )
         shutil.rmtree(keep, ignore_errors=True)
         return found, said, x.source
     assert isinstance(x.system, Tuned)
@@ -244,7 +246,7 @@ def submit(asked: Asked, out: Path) -> int:
         BadInput: the benchmark has no server, or an item has no prediction.
     """
     benchmark = benchmarks.find(asked.benchmark or About.read(asked.run).benchmark)
-    write: Any = benchmark.submit or benchmark.submit_captions or benchmark.submit_lists
+    write: Any = benchmark.submit or benchmark.submit_captions or benchmark.submit_lists or benchmark.submit_regions
     if write is None:
         raise BadInput(f"{benchmark.name}: has no server to send predictions to")
     found, said, source = measure(asked)
@@ -253,7 +255,7 @@ def submit(asked: Asked, out: Path) -> int:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lacking.items())
         raise BadInput(f"{out}: the server wants every item of {asked.split}: {reasons}")
     with write_whole(out) as temporary:
-        write(temporary, source.annotations, said)
+        write(temporary, source.annotations, said, *([boxes_of(source, said)] if benchmark.submit_regions else []))
     return len(said)
 
 

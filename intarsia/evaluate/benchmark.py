@@ -76,13 +76,18 @@ def score(benchmark: Benchmark, source: Annotated, predictions: Predictions, con
     if benchmark.measure is not None:
         return benchmark.measure(source.annotations, predictions, **how)
     assert benchmark.measure_regions is not None, "pairs are ranked"
+    return benchmark.measure_regions(source.annotations, predictions, boxes_of(source, predictions), **how)
+
+
+def boxes_of(source: Annotated, predictions: Predictions) -> dict[str, Array]:
+    """(R, 4) boxes of the regions of each item that has a prediction, in pixels of its picture."""
     boxes = {}
     for i, (item, _) in enumerate(source.kept):
         if item.key in predictions:
             picture = source[i].pictures[0]
             width, height = item.size if all(item.size) else (picture.width, picture.height)
             boxes[item.key] = picture.boxes.astype(np.float64) * [width, height, width, height]
-    return benchmark.measure_regions(source.annotations, predictions, boxes, **how)
+    return boxes
 
 
 def evaluate(
@@ -131,6 +136,7 @@ def evaluate_pairs(
     how: Inference = FP32,
     first: Prefilter | None = None,
     keep: Path | None = None,
+    convention: str = "",
 ) -> tuple[Measured, Mapping[str, Any]]:
     """The official numbers where pairs are ranked, by any system that matches, tuned or not; of a benchmark of lists also these, by text.
 
@@ -142,9 +148,11 @@ def evaluate_pairs(
     if (first is not None or most) and benchmark.candidates is not None:
         raise BadInput(f"{benchmark.name}: each query has few candidates of its own; nothing is ranked beforehand")
     out, split, lists = _without_regions(source), source.annotations.split, dict[str, list[str]]()
-    numbers, chance, told = dict[str, float](), None, ""
+    numbers, told = dict[str, float](), ""
+    chance: float | None = None
+    counted = benchmark.counting(convention).get("convention", "")
     if benchmark.candidates is not None:
-        numbers, told, long = among_own(system, source, benchmark, how)
+        numbers, told, long, chance = among_own(system, source, benchmark, how)
         count = len(source) - long
     elif benchmark.measure_lists is not None:
         lists, left_out = listed(system, source, how, first, keep)
@@ -152,10 +160,10 @@ def evaluate_pairs(
         numbers = benchmark.measure_lists(source.annotations, lists) if source.annotations.gold else {}
         return Measured(benchmark.name, split, count, numbers, out), lists
     else:
-        numbers, count, long = ranked(system, source, most, how, benchmark.fold, first, keep)
+        numbers, count, long = ranked(system, source, most, how, benchmark.fold, first, keep, counted)
         chance = 1 / len({source.kept[i][1][0] for i in range(min(len(source), most or len(source)))})
     out |= {"too long": long} if long else {}
-    return Measured(benchmark.name, split, count, numbers, out, chance, told=told), {}
+    return Measured(benchmark.name, split, count, numbers, out, chance, told=told, convention=counted), {}
 
 
 def _without_regions(source: Annotated) -> dict[str, int]:

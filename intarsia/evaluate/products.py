@@ -13,7 +13,7 @@ from torch import Tensor
 from intarsia.batch import Array, Batch, Encoded, Example, Sample
 from intarsia.evaluate.running import FP32, Inference, run
 from intarsia.system import System
-from intarsia.tasks.metrics.ranking import Pair, fashion
+from intarsia.tasks.metrics.ranking import Pair, auc, fashion
 
 Samples = Sequence[Sample] | Mapping[int, Sample]
 """By number."""
@@ -30,7 +30,7 @@ class TwoLogits(Protocol):
 def product_matching(
     system: System, samples: Samples, asked: Sequence[tuple[int, Sequence[int]]], how: Inference = FP32
 ) -> dict[str, dict[str, float]]:
-    """Accuracy and Rank@K as `tasks.metrics.ranking.fashion` counts them, of "image to text" and of "text to image".
+    """Accuracy, Rank@K and ROC AUC as `tasks.metrics.ranking.fashion` counts them, of "image to text" and of "text to image".
 
     Args:
         system: a system that matches. `TwoLogits` rank by the second one, others by their match score, which counts as true above 0.
@@ -43,10 +43,11 @@ def product_matching(
     for way in ("image to text", "text to image"):
         pairs = [(other, query) if way == "image to text" else (query, other) for query, other in plan]
         logits = _logits(system, samples, pairs, way, how)
-        found[way] = fashion(
+        rows = [
             Pair(query, int(query == other), (float(a), float(b)))
             for (query, other), (a, b) in zip(plan, logits, strict=True)
-        )
+        ]
+        found[way] = fashion(rows) | {"AUC": auc(rows)}
     return found
 
 

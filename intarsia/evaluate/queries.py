@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def ranked(
     fold: int = 0,
     first: Prefilter | None = None,
     keep: Path | None = None,
+    convention: str = "pessimistic",
 ) -> tuple[dict[str, float], int, int]:
     """Recall both ways among the first pictures of a split.
 
@@ -41,6 +43,10 @@ def ranked(
         fold: pictures of a fold, if the pictures make several whole ones; 0 = no folds.
         first: ranks before, so that only its best candidates are read; without folds.
         keep: a folder for scores that are done, see `match`.
+        convention: what ties do, or whose numbers the recalls of images are: "uniter" or "howto100m".
+
+    Raises:
+        BadInput: with a first ranking, another convention than the default; or "howto100m" where a film has several texts.
 
     Returns:
         Recalls as fractions and their sum in percent, of videos the median rank too, with folds also their means, with a first ranking also its recalls;
@@ -48,42 +54,53 @@ def ranked(
     """
     samples: list[Sample] = [source[i] for i in range(min(len(source), most or len(source)))]
     texts, pictures, gold = pairs(samples)
+    ties: Any = convention if convention in get_args(ranking.Ties) else "pessimistic"
     if first is not None:
+        if convention not in ("", "pessimistic"):
+            raise BadInput(f"--convention {convention}: after a first ranking, ties count against the system")
         two, count = rerank(system, texts, pictures, np.asarray(gold), first, how, keep)
         return two, count, len(texts) - count
     kept, scores = match(system, texts, pictures, how, keep=keep)
     owner = np.asarray(gold)[kept]
-    shown = np.unique(owner)  # pictures whose captions were all too long rank nothing, and stay as candidates of texts
-    found = ranking.retrieval(scores.T[shown], np.searchsorted(shown, owner)) if len(shown) < len(pictures) else None
-    whole = found or ranking.retrieval(scores.T, owner)
+    whole = ranking.retrieval(scores.T, owner, ties)
     numbers = {f"image R@{k}": x for k, x in whole.image.at.items()} | {
         f"text R@{k}": x for k, x in whole.text.at.items()
     }
     numbers |= {"rsum": whole.rsum}
     if isinstance(pictures[0], Film):
         numbers["image median rank"] = whole.image.median
-    if fold and len(pictures) > fold and len(pictures) % fold == 0 and len(shown) == len(pictures):
-        numbers |= _folds(scores, owner, fold)
+    if convention == "uniter":
+        printed = ranking.uniter(scores.T, owner)
+        numbers |= {f"image R@{k}": printed[f"img_r{k}"] for k in ranking.CUTS}
+    if convention == "howto100m":
+        if not np.array_equal(np.sort(owner), np.arange(len(pictures))):
+            raise BadInput(f"--convention howto100m: one text a film, not {len(owner)} of {len(pictures)} films")
+        counted = ranking.howto100m(scores[:, owner])
+        numbers |= {f"image R@{k}": counted[f"R{k}"] for k in ranking.CUTS} | {"image median rank": counted["MR"]}
+    if convention in ("uniter", "howto100m"):
+        numbers["rsum"] = 100 * sum(x for name, x in numbers.items() if " R@" in name)
+    if fold and len(pictures) > fold and len(pictures) % fold == 0 and len(np.unique(owner)) == len(pictures):
+        numbers |= _folds(scores, owner, fold, ties)
     return numbers, len(kept), len(texts) - len(kept)
 
 
-def _folds(scores: Array, owner: Array, fold: int) -> dict[str, float]:
+def _folds(scores: Array, owner: Array, fold: int, ties: ranking.Ties) -> dict[str, float]:
     """Means over consecutive folds of pictures and their captions."""
     parts = []
     for start in range(0, scores.shape[1], fold):
         mine = (owner >= start) & (owner < start + fold)
-        parts.append(ranking.retrieval(scores[mine, start : start + fold].T, owner[mine] - start))
+        parts.append(ranking.retrieval(scores[mine, start : start + fold].T, owner[mine] - start, ties))
     means = ranking.folds(parts)
     return {f"{len(parts)} x {fold} {x}": y if x == "rsum" else y / 100 for x, y in means.items()}
 
 
 def among_own(
     system: System, source: Annotated, benchmark: Benchmark, how: Inference = FP32
-) -> tuple[dict[str, float], str, int]:
+) -> tuple[dict[str, float], str, int, float]:
     """Rank@K and accuracy both ways, each query among candidates of its own, which are drawn of the items whose text fits the system.
 
     Returns:
-        Fractions; the protocol in words; items left out because they were too long.
+        Fractions; the protocol in words; items left out because they were too long; the share of right candidates.
     """
     assert benchmark.candidates is not None
     kept, _ = fitting(system, (source[i] for i in range(len(source))))
@@ -96,7 +113,8 @@ def among_own(
     numbers = dict[str, float]()
     for way, name in (("text to image", "image"), ("image to text", "text")):
         numbers |= {f"{name} {x}": y for x, y in found[way].items()}
-    return numbers, drawn.told, len(source) - len(kept)
+    chance = float(np.mean([1 / len(candidates) for _, candidates in drawn.asked]))
+    return numbers, drawn.told, len(source) - len(kept), chance
 
 
 def listed(

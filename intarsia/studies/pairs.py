@@ -25,7 +25,14 @@ def head_of(task: Any) -> str:
 
 def table() -> str:
     """The table, as Markdown."""
-    names = ("system", "task", "benchmark by default", "loss and head", "published", "twin")
+    names = (
+        "system",
+        "task",
+        "benchmark by default",
+        "loss and head",
+        "published",
+        "twin: reached / tuned blind / words alone / chance",
+    )
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name in SYSTEMS:
         tasks, known = find(name).finetune, scores(name)

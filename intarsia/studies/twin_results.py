@@ -248,7 +248,7 @@ def _pretrain(system: str, kind: str, folder: Path, options: Options) -> None:
 
 def _must_finish(outcome: Any) -> None:
     if not outcome.finished:
-        raise BadInput(
+        raise Stopped(
             f"{outcome.out}: stopped by {outcome.stopped_by} at step {outcome.step}; the same command goes on"
         )
 
@@ -321,47 +321,52 @@ def merge(file: Path, pair: str, found: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(dict(sorted(whole.items())), indent=1) + "\n", encoding="utf-8")
 
 
-def make(system: str, tasks: Sequence[str], options: Options) -> int:
-    """All pairs of a system that the file lacks, seeing ones first; gives the number of those that could not be made, and says why."""
+def make(system: str, tasks: Sequence[str], sees: bool, options: Options) -> int:
+    """All pairs of a system that the file lacks; gives the number of those that could not be made, and says why.
+
+    Args:
+        system: its name.
+        tasks: of the system.
+        sees: as it is; else tuned blind, where words alone could answer.
+        options: of the command.
+    """
     torch.set_num_threads(1)
     failed = 0
-    for sees in (True, False):
-        for task in tasks:
-            pair, start = f"{system} {task}", time.perf_counter()
-            done = json.loads(options.file.read_text()).get(pair, {}) if options.file.is_file() else {}
-            asks = benchmark_for(system, task).kind == "answers" and kind_of(system, task) != "films"
-            if ("reached" if sees else "blind_tuned") in done or not (sees or (asks and options.blind)):
-                continue
-            try:
-                found = tuned(system, task, sees, options)
-            except Stopped:
-                raise
-            except Exception:  # the other pairs go on
-                failed += 1
-                print(f"{pair}: not made", flush=True)
-                traceback.print_exc()
-                continue
-            made = {"steps": options.tuning.steps, "rows": options.tuning.rows, "lr": options.tuning.lr}
-            made |= {"before": options.before.steps, "train": options.train}
-            merge(options.file, pair, found | made)
-            print(f"{pair}: {found} {time.perf_counter() - start:.0f} s", flush=True)
+    for task in tasks:
+        pair, start = f"{system} {task}", time.perf_counter()
+        done = json.loads(options.file.read_text()).get(pair, {}) if options.file.is_file() else {}
+        asks = benchmark_for(system, task).kind == "answers" and kind_of(system, task) != "films"
+        if ("reached" if sees else "blind_tuned") in done or not (sees or asks):
+            continue
+        try:
+            found = tuned(system, task, sees, options)
+        except Stopped:
+            raise
+        except Exception:  # the other pairs go on
+            failed += 1
+            print(f"{pair}: not made", flush=True)
+            traceback.print_exc()
+            continue
+        made = {"steps": options.tuning.steps, "rows": options.tuning.rows, "lr": options.tuning.lr}
+        made |= {"before": options.before.steps, "train": options.train}
+        merge(options.file, pair, found | made)
+        print(f"{pair}: {found} {time.perf_counter() - start:.0f} s", flush=True)
     return failed
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Makes the pairs, a system a process.
+    """Makes the pairs, a system a process: all that see, then the blind ones.
 
     Raises:
         BadInput: some could not be made.
     """
     options = tyro.cli(Options, args=args, prog="python -m intarsia.studies.twin_results")
-    work = [(system, tasks, options) for system, tasks in chosen(options.pairs).items()]
-    shown = sorted({benchmark_for(x, y).name for x, *_ in work for y in tasks_of(x) if kind_of(x, y) == "scenes"})
+    pairs = chosen(options.pairs)
+    work = [(x, tasks, sees, options) for sees in (True, False)[: 1 + options.blind] for x, tasks in pairs.items()]
     if options.processes == 1:
         failed = sum(make(*x) for x in work)
     else:
         with multiprocessing.get_context("fork").Pool(options.processes) as pool:  # no device is touched before
-            pool.starmap(twin, [(x, False, options) for x in shown], chunksize=1)
             failed = sum(pool.starmap(make, work, chunksize=1))
     if failed:
         raise BadInput(f"{failed} pairs were not made")

@@ -75,16 +75,19 @@ class Scores:
     target."""
     reached: float | None
     """The benchmark's main number at tiny size, a fraction (CIDEr: of 1), as `studies.twin_results` made it; None = not run."""
+    blind_tuned: float | None
+    """The same system, pre-trained alike, but tuned and scored without the pictures; None = not run."""
     blind: float | None
-    """The same without the picture: the best that words, places or the system itself reach so."""
+    """What words, or places of regions, alone tell."""
     chance: float | None
 
     @property
     def on_twin(self) -> str:
-        """Reached / without the picture / by chance, in percent; "-" where it was not run or is not known."""
+        """Reached / tuned blind / by the words alone / by chance, in percent; "-" where it was not run or is not known."""
         if self.reached is None:
             return "-"
-        return " / ".join("-" if x is None else f"{100 * x:.1f}" for x in (self.reached, self.blind, self.chance))
+        shown = (self.reached, self.blind_tuned, self.blind, self.chance)
+        return " / ".join("-" if x is None else f"{100 * x:.1f}" for x in shown)
 
 
 def scores(name: str) -> dict[str, Scores]:
@@ -99,8 +102,6 @@ def scores(name: str) -> dict[str, Scores]:
     found = {}
     for task, said in tasks.items():
         made = twins.get(f"{name} {task}", {})
-        blind = [x for x in (made.get("blind"), made.get("blind_tuned")) if x is not None]
-        found[task] = Scores(
-            published.get(f"{name} {task}", said), made.get("reached"), max(blind, default=None), made.get("chance")
-        )
+        twin = [made.get(x) for x in ("reached", "blind_tuned", "blind", "chance")]
+        found[task] = Scores(published.get(f"{name} {task}", said), *twin)
     return found

@@ -91,6 +91,19 @@ def test_vqa(tmp_path: Path) -> None:
         benchmark.read(tmp_path, "dev")
 
 
+def test_lxmerts_minival_is_a_part_of_val(tmp_path: Path) -> None:
+    vqa_files(tmp_path)
+    for path in tmp_path.glob("*train2014*"):
+        path.rename(path.with_name(path.name.replace("train2014", "val2014")))
+    put(tmp_path / "lxmert/minival.json", [{"question_id": 20, "sent": "what?", "label": {"dog": 1.0}}])
+    found = find("vqa").read(tmp_path, "minival")
+    assert (found.split, [x.key for x in found.items], list(found.gold)) == ("minival", ["20"], ["20"])
+    assert found.items[0].pictures == ("COCO_val2014_000000000002.jpg",)
+    put(tmp_path / "lxmert/nominival.json", [{"question_id": 7}])
+    with pytest.raises(BadInput, match=r"nominival\.json: 1 questions are not in val, such as 7"):
+        find("vqa").read(tmp_path, "nominival")
+
+
 def test_a_picture_without_regions_is_counted_and_named(tmp_path: Path) -> None:
     vqa_files(tmp_path)
     source = Annotated(find("vqa").read(tmp_path, "train"), Pictures(Boxes("2")))
@@ -111,6 +124,29 @@ def test_snli_ve_passes_over_lines_without_majority(tmp_path: Path) -> None:
     put(tmp_path / "snli_ve_test.jsonl", [{**line, "gold_label": "yes"}])
     with pytest.raises(BadInput, match=r"line 1: gold_label 'yes'"):
         find("snli-ve").read(tmp_path, "test")
+
+
+def test_e_snli_ve_is_another_set(tmp_path: Path) -> None:
+    head = ",pairID,Flickr30kID,hypothesis,gold_label,explanation\n"
+    put(tmp_path / "esnlive_test.csv", head + '0,1.jpg#4r1c,1.jpg,"A dog, asleep.",contradiction,It runs.\n')
+    found = find("e-snli-ve").read(tmp_path, "test")
+    assert [(x.key, x.texts, x.pictures) for x in found.items] == [("1.jpg#4r1c", ("A dog, asleep.",), ("1.jpg",))]
+    assert found.gold == {"1.jpg#4r1c": "contradiction"}
+    assert find("e-snli-ve").measure(found, {"1.jpg#4r1c": np.array([2.0, 1.0, 0.0])}) == {"accuracy": 1}  # type: ignore[misc]
+    with pytest.raises(BadInput, match=r"holds no snli_ve_test\.jsonl"):
+        find("snli-ve").read(tmp_path, "test")
+    put(tmp_path / "esnlive_test.csv", head + "0,1,1.jpg,x,neutral,y\n" * 2)
+    with pytest.raises(BadInput, match=r"esnlive_test\.csv: row 2: pairID '1' stands there twice"):
+        find("e-snli-ve").read(tmp_path, "test")
+
+
+def test_nlvr2_has_parts_whose_pictures_come_with_both_labels(tmp_path: Path) -> None:
+    for i, name in enumerate(("dev", "balanced/balanced_dev", "unbalanced/unbalanced_test1")):
+        put(tmp_path / f"{name}.json", json.dumps({"identifier": f"dev-{i}-0-0", "sentence": "x", "label": "True"}))
+    keys = {x: find("nlvr2").read(tmp_path, x).items[0].key for x in ("dev", "dev-balanced", "test1-unbalanced")}
+    assert keys == {"dev": "dev-0-0-0", "dev-balanced": "dev-1-0-0", "test1-unbalanced": "dev-2-0-0"}
+    with pytest.raises(BadInput, match=r"holds no balanced_test1\.json"):
+        find("nlvr2").read(tmp_path, "test1-balanced")
 
 
 def vcr_line(**more: Any) -> dict[str, Any]:

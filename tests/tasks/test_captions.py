@@ -128,3 +128,16 @@ def test_what_cannot_be_is_told(twin: Path, tmp_path: Path, capsys: pytest.Captu
             tune(system, twin, tmp_path / "run", *more)
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_chinese_captions_are_scored_by_characters(tmp_path: Path) -> None:
+    said = [{"url": "", "image_id": f"{i}.jpg", "caption": [f"{x}在跑步。"] * 5} for i, x in enumerate("狗猫")]
+    (tmp_path / "caption_validation_annotations_20170910.json").write_text(json.dumps(said))
+    benchmark = find("aic-icc-captions")
+    known = benchmark.read(tmp_path, "val")
+    assert len(known.items) == 10 and known.gold["0.jpg"] == (("狗在跑步",) * 5, "")
+    right = captions.measure(known, {"0.jpg": "狗 在 跑步", "1.jpg": "猫在跑步"})
+    assert right["Bleu_4"] == pytest.approx(1, abs=1e-6)
+    mixed = captions.measure(known, {"0.jpg": "猫在跑步", "1.jpg": "狗在跑步"})
+    assert mixed["Bleu_1"] == pytest.approx(3 / 4, abs=1e-6)
+    assert captions.measure_java(known, {"0.jpg": "猫"})[1] == dict.fromkeys(("METEOR", "SPICE"), "reads no Chinese")

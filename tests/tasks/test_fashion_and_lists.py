@@ -13,7 +13,10 @@ from intarsia.cli import main
 from intarsia.data.formats.fashiongen import FashionGen
 from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
+from intarsia.evaluate import queries
+from intarsia.evaluate.benchmark import evaluate_pairs
 from intarsia.evaluate.queries import listed
+from intarsia.evaluate.rerank import Prefilter
 from intarsia.scoring_runs import Asked, measure
 from intarsia.tasks.benchmarks import find
 from intarsia.tasks.benchmarks.rivals import by_group
@@ -107,6 +110,32 @@ def test_hard_negatives_are_of_the_group_and_of_another_product(fashion: Path) -
         assert mine[1] == other[1]
         assert mine[0] != other[0]
     assert with_rival > len(source) / 2
+
+
+def test_ties_are_counted_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_twin("coco", tmp_path, 12, 6, level=0)
+    source = open_items(find("coco"), tmp_path, str(tmp_path / "regions"), "val")
+    tuned = begin("uniter", "retrieval", "base", None, None, source, (), tiny=True)[0].eval()
+    pictures = len({x.pictures for x, _ in source.kept})
+    monkeypatch.setattr(
+        queries, "match", lambda _, texts, *__, **___: ([*range(len(texts))], np.zeros((len(texts), pictures)))
+    )
+    found = {x: evaluate_pairs(tuned, find("coco"), source, convention=x)[0] for x in ("", *find("coco").conventions)}
+    assert [x.convention for x in found.values()] == ["pessimistic", *find("coco").conventions]
+    rsum = {name: x.numbers["rsum"] for name, x in found.items()}
+    assert rsum[""] == rsum["pessimistic"] < rsum["mean"] < rsum["optimistic"] == 600
+    exact = source.annotations.items
+    scores = np.random.default_rng(0).normal(size=(len(exact), pictures))
+    monkeypatch.setattr(queries, "match", lambda *_, **__: ([*range(len(exact))], scores))
+    plain, theirs = (evaluate_pairs(tuned, find("coco"), source, convention=x)[0].numbers for x in ("mean", "uniter"))
+    assert plain["text R@1"] == theirs["text R@1"]
+    assert plain["image R@1"] < theirs["image R@1"] <= plain["image R@1"] + 1 / len(exact)
+    with pytest.raises(BadInput, match="coco: no convention 'howto100m'"):
+        evaluate_pairs(tuned, find("coco"), source, convention="howto100m")
+    with pytest.raises(BadInput, match="--convention howto100m: one text a film"):
+        queries.ranked(tuned, source, 0, convention="howto100m")
+    with pytest.raises(BadInput, match="--convention mean: after a first ranking"):
+        queries.ranked(tuned, source, 0, first=Prefilter(lambda *_: scores, 2), convention="mean")
 
 
 def muge_files(root: Path, pictures: list[int]) -> None:

@@ -176,6 +176,23 @@ def test_without_ties_all_protocols_agree(seed: int, count: int) -> None:
     assert all(math.isclose(found.at[k], fashion[f"rank@{k}"], rel_tol=1e-4) for k in (1, 5, 10))
 
 
+def test_auc_is_scikit_learns() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.integers(-3, 4, 200).astype(float), rng.integers(0, 2, 200)  # many ties
+    rows = [ranking.Pair(0, int(y), (0.0, float(x))) for x, y in zip(logits, labels, strict=True)]
+    assert ranking.auc(rows) == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
+    with pytest.raises(BadInput, match="right and 0 wrong rows have no ROC curve"):
+        ranking.auc([x for x in rows if x.label])
+
+
+def test_an_image_without_captions_stays_a_candidate() -> None:
+    found = ranking.retrieval([[0.0, 3.0], [9.0, 9.0], [1.0, 2.0]], [0, 2])  # the captions of image 1 were left out
+    assert found.text.ranks == (1.0, 0.0)
+    assert found.image.ranks == (2.0, 2.0)
+
+
 def test_a_constant_scorer_gets_nothing() -> None:
     found = ranking.retrieval(np.zeros((20, 100)), np.arange(100) // 5)
     assert found.rsum == 0 and found.r_mean == 0

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from intarsia.errors import BadInput
+from intarsia.evaluate.benchmark import boxes_of, score
+from intarsia.tasks.benchmarks import find
 from intarsia.tasks.metrics import captions, choices, gqa, ranking, submissions, vqa
+from intarsia.tuning_runs import open_items
+from intarsia.worlds.twins import write_twin
 
 
 def test_vqa(tmp_path: Path) -> None:
@@ -83,6 +87,24 @@ def test_muge(tmp_path: Path) -> None:
     assert again == given and ranking.muge(again, {3: [4], 5: [99]})["R5"] == 0.5
     with pytest.raises(BadInput, match="text 3: .* not 10 different"):
         submissions.write_muge(tmp_path / "x.jsonl", {3: [1] * 10})
+
+
+def test_visual7w(tmp_path: Path) -> None:
+    submissions.write_visual7w(tmp_path / "x.json", {3: 41, 5: 7})
+    again = submissions.read_visual7w(tmp_path / "x.json")
+    assert again == {3: 41, 5: 7}
+    pairs = [{"qa_id": 3, "answer": 41, "type": "which"}, {"qa_id": 5, "answer": 8, "type": "which"}]
+    assert choices.visual7w(again, pairs).overall == 0.5
+    regions = write_twin("visual7w", tmp_path, 4, 4, level=0)
+    source = open_items(find("visual7w"), tmp_path, str(regions), "val")
+    rng = np.random.default_rng(0)
+    scores = {source[i].key: rng.random(len(source[i].pictures[0].boxes)) for i in range(len(source))}
+    find("visual7w").submit_regions(tmp_path / "x.json", source.annotations, scores, boxes_of(source, scores))  # type: ignore[misc]
+    sent = choices.visual7w(submissions.read_visual7w(tmp_path / "x.json"), list(source.annotations.gold.values()))
+    assert sent.overall == score(find("visual7w"), source, scores)["accuracy"]
+    (tmp_path / "x.json").write_text('[{"qa_id": 3, "candidates": []}]')
+    with pytest.raises(BadInput, match=r"question 3: \[\] is no list of candidates"):
+        submissions.read_visual7w(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from intarsia.tasks.benchmarks import (
 from intarsia.tasks.benchmarks.items import Annotated, Annotations, Item, Pictures
 from intarsia.tasks.benchmarks.table import Benchmark, Predictions
 from intarsia.tasks.metrics import entities as metrics_entities
-from intarsia.tasks.metrics import overlap
+from intarsia.tasks.metrics import overlap, ranking
 from intarsia.tasks.metrics import vqa as metrics_vqa
 
 __all__ = [
@@ -49,6 +49,10 @@ __all__ = [
 
 _CAPTIONS = "image R@1"
 _VCR = tuple(vcr.SPLITS)
+RANKED = (*get_args(ranking.Ties), "uniter")
+"""Ways to count ranked pairs."""
+FILMS_RANKED = (*get_args(ranking.Ties), "howto100m")
+"""And ranked films."""
 
 BENCHMARKS = {
     x.name: x
@@ -56,7 +60,7 @@ BENCHMARKS = {
         Benchmark(
             "vqa",
             "VQA v2",
-            tuple(vqa.SPLITS),
+            (*vqa.SPLITS, *vqa.PARTS),
             vqa.read,
             "accuracy",
             vqa.measure,
@@ -96,8 +100,12 @@ BENCHMARKS = {
             chance=nlvr2.chance,
             submit=nlvr2.submit,
         ),
-        Benchmark(
-            "snli-ve", "SNLI-VE", tuple(entail.SPLITS), entail.read, "accuracy", entail.measure, chance=entail.chance
+        *(
+            Benchmark(name, title, tuple(entail.SPLITS), read, "accuracy", entail.measure, chance=entail.chance)
+            for name, title, read in (
+                ("snli-ve", "SNLI-VE", entail.read),
+                ("e-snli-ve", "e-SNLI-VE, neutral pairs corrected", entail.corrected),
+            )
         ),
         Benchmark("vcr", "VCR", _VCR, vcr.both, "Q->A", vcr.measure, chance=vcr.chance, submit=vcr.submit),
         Benchmark("vcr-answers", "VCR Q->A", _VCR, vcr.answers, "Q->A", vcr.measure, chance=vcr.chance),
@@ -131,6 +139,7 @@ BENCHMARKS = {
             "accuracy",
             measure_regions=visual7w.measure,
             chance=visual7w.chance,
+            submit_regions=visual7w.submit,
         ),
         Benchmark(
             "guesswhat",
@@ -142,7 +151,7 @@ BENCHMARKS = {
             chance=guesswhat.chance,
         ),
         *(
-            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS, fold=fold)
+            Benchmark(name, title, karpathy.SPLITS, karpathy.READERS[name], _CAPTIONS, fold=fold, conventions=RANKED)
             for name, title, fold in (
                 ("flickr30k", "Flickr30k", 0),
                 ("coco", "COCO captions", 1000),
@@ -160,11 +169,19 @@ BENCHMARKS = {
                     captions.submit,
                 ),
                 ("flickr30k-captions", "Flickr30k, written", captions.KARPATHY, captions.FLICKR30K, None),
+                ("aic-icc-captions", "AIC-ICC, written", ("train", "val"), chinese.aic_icc_captions, None),
                 ("nocaps", "NoCaps", tuple(captions.NOCAPS), captions.nocaps, captions.submit),
             )
         ),
-        Benchmark("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn, _CAPTIONS),
-        Benchmark("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc, _CAPTIONS),
+        *(
+            Benchmark(name, title, splits, read, _CAPTIONS, conventions=RANKED)
+            for name, title, splits, read in (
+                ("coco-cn", "COCO-CN", ("train", "val", "test"), chinese.coco_cn),
+                ("aic-icc", "AIC-ICC", ("train", "val"), chinese.aic_icc),
+                ("flickr30k-cn", "Flickr30k-CN", ("train", "val", "test"), chinese.flickr30k_cn),
+                ("fashiongen-all", "FashionGen, all products", tuple(fashion.SPLITS), fashion.whole),
+            )
+        ),
         Benchmark(
             "muge",
             "MUGE",
@@ -183,7 +200,6 @@ BENCHMARKS = {
             groups=lambda annotations: annotations.gold,
             candidates=fashion.candidates,
         ),
-        Benchmark("fashiongen-all", "FashionGen, all products", tuple(fashion.SPLITS), fashion.whole, _CAPTIONS),
         *(
             Benchmark(
                 f"fashiongen-{name}",
@@ -200,7 +216,13 @@ BENCHMARKS = {
                 ("subcategory", "FashionGen sub-categories", fashion.subcategories),
             )
         ),
-        Benchmark("youcook2", "YouCook2", tuple(video.YOUCOOK2), partial(video.youcook2, "youcook2"), _CAPTIONS),
+        *(
+            Benchmark(name, title, tuple(splits), read, _CAPTIONS, conventions=FILMS_RANKED)
+            for name, title, splits, read in (
+                ("youcook2", "YouCook2", video.YOUCOOK2, partial(video.youcook2, "youcook2")),
+                ("msr-vtt", "MSR-VTT, 1k-A", video.MSR_VTT, video.msr_vtt),
+            )
+        ),
         Benchmark(
             named.NAME,
             "YouCook2, named in a sentence",
@@ -211,7 +233,6 @@ BENCHMARKS = {
             chance=named.chance,
             sentence=named.SENTENCE,
         ),
-        Benchmark("msr-vtt", "MSR-VTT, 1k-A", tuple(video.MSR_VTT), video.msr_vtt, _CAPTIONS),
         *(
             Benchmark(name, title, tuple(splits), read, "CIDEr", measure_captions=captions.measure)
             for name, title, splits, read in (
@@ -237,7 +258,6 @@ BENCHMARKS = {
             )
             for name, (title, splits, read) in video.CLASSES.items()
         ),
-        Benchmark("flickr30k-cn", "Flickr30k-CN", ("train", "val", "test"), chinese.flickr30k_cn, _CAPTIONS),
     )
 }
 """By name."""

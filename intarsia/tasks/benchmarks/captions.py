@@ -100,9 +100,11 @@ def _items(
 
 
 def measure(annotations: Annotations, written: Written) -> dict[str, float]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr of the pictures written about; where domains are known, CIDEr in each, by its own pictures alone."""
-    references = {key: annotations.gold[key][0] for key in written}
-    said, meant = _tokens(written, references)
+    """BLEU-1 to 4, ROUGE-L and CIDEr of the pictures written about; where domains are known, CIDEr in each, by its own pictures alone.
+
+    Words are those of CoreNLP's tokenizer, of Chinese the characters.
+    """
+    said, meant = _tokens(annotations, written)
     numbers = captions.score(said, meant).corpus
     for domain in DOMAINS:
         inside = [key for key in written if annotations.gold[key][1] == domain]
@@ -120,7 +122,9 @@ def measure_java(annotations: Annotations, written: Written) -> tuple[dict[str, 
     """
     from intarsia.tasks.metrics import java
 
-    said, meant = _tokens(written, {key: annotations.gold[key][0] for key in written})
+    if _chinese(annotations):
+        return {}, dict.fromkeys(("METEOR", "SPICE"), "reads no Chinese")
+    said, meant = _tokens(annotations, written)
     found, missing = {}, {}
     for name, jar, run in (("METEOR", java.METEOR_JAR, java.meteor), ("SPICE", java.SPICE_JAR, java.spice)):
         try:
@@ -132,7 +136,15 @@ def measure_java(annotations: Annotations, written: Written) -> tuple[dict[str, 
     return found, missing
 
 
-def _tokens(written: Written, references: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _chinese(annotations: Annotations) -> bool:
+    return annotations.items[0].language == "zh"
+
+
+def _tokens(annotations: Annotations, written: Written) -> tuple[dict[str, str], dict[str, list[str]]]:
+    references = {key: annotations.gold[key][0] for key in written}
+    if _chinese(annotations):
+        apart = {key: [" ".join("".join(x.split())) for x in texts] for key, texts in references.items()}
+        return {key: " ".join("".join(text.split())) for key, text in written.items()}, apart
     said = {key: ptb.tokenise(text) for key, text in written.items()}
     return said, ptb.tokenise_all({key: list(x) for key, x in references.items()})
 

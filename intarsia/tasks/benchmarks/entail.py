@@ -1,11 +1,13 @@
-"""SNLI-VE, its published files. Data: Xie et al. 2019."""
+"""SNLI-VE and e-SNLI-VE, their published files. Data: Xie et al. 2019, Kayser et al. 2021."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_lines
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_lines, read_table
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.entail import LABELS
 from intarsia.tasks.metrics import choices
@@ -16,18 +18,31 @@ _PICTURE = ("Flikr30kID", "Flickr30K_ID", "Flickr30kID")  # the released files s
 
 def read(root: Path, split: str) -> Annotations:
     """`snli_ve_SPLIT.jsonl`; lines whose label is "-" have no majority and are passed over."""
+    path = find_file(root, f"snli_ve_{of_split(SPLITS, split, 'snli-ve')}.jsonl")
+    rows = ((where, x) for where, x in read_lines(path) if at(x, "gold_label", where) != "-")
+    return _items("snli-ve", split, rows, "sentence2")
+
+
+def corrected(root: Path, split: str) -> Annotations:
+    """`esnlive_SPLIT.csv`: e-SNLI-VE, without the neutral pairs that the picture contradicts or entails. Its numbers are not SNLI-VE's. Data: Kayser et al. 2021."""
+    path = find_file(root, f"esnlive_{of_split(SPLITS, split, 'e-snli-ve')}.csv")
+    rows = ((f"{path}: row {number}", x) for number, x in enumerate(read_table(path), 1))
+    return _items("e-snli-ve", split, rows, "hypothesis")
+
+
+def _items(name: str, split: str, rows: Iterable[tuple[str, Any]], text: str) -> Annotations:
     items, gold = [], {}
-    for where, x in read_lines(find_file(root, f"snli_ve_{of_split(SPLITS, split, 'snli-ve')}.jsonl")):
+    for where, x in rows:
         label, key = str(at(x, "gold_label", where)), str(at(x, "pairID", where))
-        if label == "-":
-            continue
         if label not in LABELS:
             raise BadInput(f"{where}: gold_label {label!r} is not one of {', '.join(LABELS)}")
+        if key in gold:
+            raise BadInput(f"{where}: pairID {key!r} stands there twice")
         picture = str(at(x, next((name for name in _PICTURE if name in x), _PICTURE[0]), where))
-        name = picture if picture.endswith(".jpg") else f"{picture}.jpg"
-        items.append(Item(key, (str(at(x, "sentence2", where)),), (name,), ((label, 1.0),)))
+        file = picture if picture.endswith(".jpg") else f"{picture}.jpg"
+        items.append(Item(key, (str(at(x, text, where)),), (file,), ((label, 1.0),)))
         gold[key] = label
-    return Annotations("snli-ve", split, tuple(items), gold, LABELS)
+    return Annotations(name, split, tuple(items), gold, LABELS)
 
 
 def measure(annotations: Annotations, predictions: Predictions) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,6 +141,19 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise BadInput(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise BadInput(f"{path}: line {number}: not JSON: {error}") from None
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of comma-separated values, by the names in its first line.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def at(entry: Any, name: str, where: str) -> Any:

@@ -8,7 +8,10 @@ from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.metrics import choices, submissions
 
-SPLITS = {"train": "train", "dev": "dev", "test1": "test1", "test2": "test2"}
+SPLITS = {"train": "train", "dev": "dev", "test1": "test1", "test2": "test2"} | {
+    f"{split}-{kind}": f"{kind}_{split}" for split in ("dev", "test1") for kind in ("balanced", "unbalanced")
+}
+"""Names of files; of dev and test1 also the part whose pairs of pictures come with both labels, and the rest."""
 
 
 def read(root: Path, split: str) -> Annotations:

@@ -10,7 +10,7 @@ from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import BENCHMARKS
 from intarsia.tasks.benchmarks.items import Missing
 
-ANNOTATIONS = frozenset({".json", ".jsonl", ".p", ".txt", ".gz"})
+ANNOTATIONS = frozenset({".json", ".jsonl", ".p", ".txt", ".gz", ".csv"})
 """Endings of benchmarks' files."""
 
 

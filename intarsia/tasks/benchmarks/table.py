@@ -52,7 +52,7 @@ class Benchmark:
     measure_captions: Callable[[Annotations, Mapping[str, str]], dict[str, float]] | None = None
     """The same where a caption is written for each picture. None of the three = pairs are ranked, both ways unless there are `measure_lists`."""
     conventions: tuple[str, ...] = ()
-    """Where papers count in several ways, their names, the default first: `measure` and `measure_regions` then take `convention=`."""
+    """Where papers count in several ways, their names, the default first: `measure` and `measure_regions` then take `convention=`, pairs are ranked by it."""
     labels: Callable[[Path], tuple[str, ...]] | None = None
     """The list of answers of the training files."""
     chance: Callable[[Annotations], float] | None = None
@@ -61,6 +61,8 @@ class Benchmark:
     """Writes the server's file."""
     submit_captions: Callable[[Path, Annotations, Mapping[str, str]], None] | None = None
     """The same of captions by picture."""
+    submit_regions: Callable[[Path, Annotations, Predictions, Mapping[str, Array]], None] | None = None
+    """The same of scores of regions, with the boxes that `measure_regions` takes."""
     groups: Callable[[Annotations], Mapping[str, tuple[str, str]]] | None = None
     """By item, the thing it shows and its group, where hard negatives are other things of the group."""
     candidates: Callable[[Annotations], Candidates] | None = None

@@ -5,7 +5,6 @@ An item names its video in place of a picture, and the seconds of it that it sho
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json, read_table
 
 ALL = (0.0, math.inf)
 YOUCOOK2 = {"train": "training", "val": "validation"}
@@ -97,13 +96,13 @@ def msr_vtt(root: Path, split: str) -> Annotations:
     part = of_split(MSR_VTT, split, "msr-vtt")
     if split == "test":
         path = find_file(root, "MSRVTT_JSFUSION_test.csv")
-        rows = [(str(at(x, "video_id", str(path))), str(at(x, "sentence", str(path)))) for x in _table(path)]
+        rows = [(str(at(x, "video_id", str(path))), str(at(x, "sentence", str(path)))) for x in read_table(path)]
         items = [Item(f"{video}#0", (text,), (video,), span=ALL) for video, text in rows]
         return Annotations("msr-vtt", split, tuple(items), {x.key: x.pictures[0] for x in items})
     parts, said = _msr_vtt(root)
     some = sorted(root.rglob("MSRVTT_train.9k.csv")) if split == "train" else []
     wanted = (
-        [str(at(x, "video_id", str(some[0]))) for x in _table(some[0])]
+        [str(at(x, "video_id", str(some[0]))) for x in read_table(some[0])]
         if some
         else [x for x in parts if parts[x] == part]
     )
@@ -115,14 +114,6 @@ def msr_vtt(root: Path, split: str) -> Annotations:
         for i, text in enumerate(said[video])
     ]
     return Annotations("msr-vtt", split, tuple(items), {x.key: x.pictures[0] for x in items})
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def msr_vtt_captions(root: Path, split: str) -> Annotations:

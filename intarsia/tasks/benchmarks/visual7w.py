@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from intarsia.errors import BadInput
 from intarsia.tasks import overlaps
 from intarsia.tasks.benchmarks.items import Annotations, Item, Phrase, at, find_file, read_json, xyxy
 from intarsia.tasks.benchmarks.table import Predictions
-from intarsia.tasks.metrics import choices
+from intarsia.tasks.metrics import choices, submissions
 
 SPLITS = ("train", "val", "test")
 
@@ -47,6 +46,16 @@ def read(root: Path, split: str) -> Annotations:
     return Annotations("visual7w", split, tuple(items), gold)
 
 
+def _chosen(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[int, int]:
+    """By question, the number of the box whose region scores best."""
+    said: dict[int, int] = {}
+    for key, scores in predictions.items():
+        gold = annotations.gold[key]
+        rows = [int(overlaps(regions[key], np.array([x])).argmax()) for x in gold["boxes"]]
+        said[int(key)] = gold["ids"][int(np.argmax(scores[rows]))]
+    return said
+
+
 def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
     """Accuracy of the box whose region scores best.
 
@@ -55,12 +64,13 @@ def measure(annotations: Annotations, predictions: Predictions, regions: Mapping
         predictions: scores of the regions, the whole picture perhaps after them.
         regions: by question, (R, 4) boxes in pixels.
     """
-    said: dict[int, Any] = {}
-    for key, scores in predictions.items():
-        gold = annotations.gold[key]
-        rows = [int(overlaps(regions[key], np.array([x])).argmax()) for x in gold["boxes"]]
-        said[int(key)] = gold["ids"][int(np.argmax(scores[rows]))]
+    said = _chosen(annotations, predictions, regions)
     return {"accuracy": choices.visual7w(said, [annotations.gold[str(key)] for key in said]).overall}
+
+
+def submit(path: Path, annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> None:
+    """The result file that the authors' toolkit scores; see `measure`."""
+    submissions.write_visual7w(path, _chosen(annotations, predictions, regions))
 
 
 def chance(annotations: Annotations) -> float:

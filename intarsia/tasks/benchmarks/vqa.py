@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,18 @@ from intarsia.tasks.metrics import submissions, vqa
 from intarsia.tasks.metrics.folding import mean
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+PARTS = ("minival", "nominival")
+"""Of val, as LXMERT's lists have them: those that it validates on, and those that it trains on."""
 
 
 def read(root: Path, split: str) -> Annotations:
     """`v2_OpenEnded_mscoco_SPLIT_questions.json` and, but for the test, `v2_mscoco_SPLIT_annotations.json`.
 
-    A question's answers are those that people gave, with the bucketed soft score; the metric reads all ten.
+    A question's answers are those that people gave, with the bucketed soft score; the metric reads all ten. The splits `minival` and `nominival` are val's questions
+    that stand in LXMERT's file of that name.
     """
+    if split in PARTS:
+        return _part(root, split)
     name = of_split(SPLITS, split, "vqa")
     path = find_file(root, f"v2_OpenEnded_mscoco_{name}_questions.json", f"OpenEnded_mscoco_{name}_questions.json")
     asked = at(read_json(path), "questions", str(path))
@@ -38,6 +44,15 @@ def read(root: Path, split: str) -> Annotations:
             Item(key, (str(at(entry, "question", str(path))),), (f"COCO_{pictures}_{image:012d}.jpg",), shares)
         )
     return Annotations("vqa", split, tuple(items), known)
+
+
+def _part(root: Path, split: str) -> Annotations:
+    path, whole = find_file(root, f"{split}.json"), read(root, "val")
+    wanted = {str(at(x, "question_id", str(path))) for x in read_json(path)}
+    items = tuple(x for x in whole.items if x.key in wanted)
+    if lost := wanted - {x.key for x in items}:
+        raise BadInput(f"{path}: {len(lost)} questions are not in val, such as {min(lost)}")
+    return replace(whole, split=split, items=items, gold={x.key: whole.gold[x.key] for x in items})
 
 
 def labels(root: Path, at_least: int = 9) -> tuple[str, ...]:

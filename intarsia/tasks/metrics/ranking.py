@@ -111,7 +111,9 @@ def retrieval(scores: npt.ArrayLike, owner: npt.ArrayLike, ties: Ties = "pessimi
     strange = np.flatnonzero((images < 0) | (images >= len(given)))
     if len(strange):
         raise BadInput(f"retrieval: caption {strange[0]} belongs to image {images[strange[0]]} of {len(given)}")
-    text = _in_parts(given, np.arange(len(given)), images, ties)
+    asking = np.unique(images)  # an image whose captions were all left out asks nothing, but stays a candidate
+    rows = given if len(asking) == len(given) else given[asking]
+    text = _in_parts(rows, asking, images, ties)
     return Retrieval(Recall.of(text), Recall.of(_in_parts(given.T, images, np.arange(len(given)), ties)))
 
 
@@ -268,3 +270,17 @@ def fashion(pairs: Iterable[Pair], cuts: Sequence[int] = (1, 5, 10, 100)) -> dic
             hits[k] += place < k
     right = sum((x.logits[1] > x.logits[0]) == bool(x.label) for x in rows)
     return {"accuracy": right / (len(rows) + 1e-5)} | {f"rank@{k}": n / (len(queries) + 1e-5) for k, n in hits.items()}
+
+
+def auc(pairs: Iterable[Pair]) -> float:
+    """Area under the ROC curve of the logit of matching, over all rows: how often a right one scores above a wrong one, ties half.
+
+    Raises:
+        BadInput: there are no right rows, or no wrong ones.
+    """
+    rows = list(pairs)
+    right, wrong = (np.sort([x.logits[1] for x in rows if bool(x.label) == kind]) for kind in (True, False))
+    if not len(right) or not len(wrong):
+        raise BadInput(f"FashionGen: {len(right)} right and {len(wrong)} wrong rows have no ROC curve")
+    below = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
+    return float(below.mean() / (2 * len(wrong)))

@@ -6,6 +6,7 @@ captions  JSON, [{"image_id": int, "caption": str}], COCO and NoCaps
 vcr       CSV with a head, 4 probabilities of answers and 4 of rationales beside each answer
 nlvr2     CSV without a head, `identifier,True`
 muge      JSON lines, {"text_id": int, "image_ids": [10 ints]}
+visual7w  JSON, [{"qa_id": int, "candidates": [{"answer": int}]}], what the toolkit scores
 """
 
 from __future__ import annotations
@@ -142,6 +143,24 @@ def read_muge(path: Path) -> dict[int, list[int]]:
     rows = [_parse(path, x) for x in _text(path).splitlines() if x.strip()]
     found = _by_key(path, rows, "text_id", "image_ids", int, list)
     return {key: _ten(path, key, x) for key, x in found.items()}
+
+
+def write_visual7w(path: Path, boxes: Mapping[int, int]) -> None:
+    """The number of the chosen box by question."""
+    _write_json(path, [{"qa_id": int(key), "candidates": [{"answer": int(x)}]} for key, x in boxes.items()])
+
+
+def read_visual7w(path: Path) -> dict[int, Any]:
+    """The first candidate of each question, the one that counts.
+
+    Raises:
+        BadInput: an entry is not of that form, or a question comes twice.
+    """
+    found = _read_json(path, "qa_id", "candidates", int, list)
+    for key, x in found.items():
+        if not x or not isinstance(x[0], dict) or "answer" not in x[0]:
+            raise BadInput(f"{path}: question {key}: {x} is no list of candidates")
+    return {key: x[0]["answer"] for key, x in found.items()}
 
 
 def _ten(path: Path, key: int, ids: list[Any]) -> list[int]:
