@@ -38,6 +38,7 @@ from intarsia.studies.tying import measure
 from intarsia.systems.inlay import EVERY
 from intarsia.train import optim
 from intarsia.train.parallel import autocast, enter_world, weightless
+from intarsia.worlds import holds
 
 LOOKS = 8
 """How often held-out pairs are looked at."""
@@ -312,6 +313,18 @@ def looks(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_truth(run: Run, scenes: int) -> str:
+    """What ranks as well as knowing which captions are true of which pictures, and choosing blindly among those, gets of the random pairs, as a sentence."""
+    told = []
+    for split, name in (("test", "test"), ("held_out", "held-out")):
+        source = run.source(split, 1200)  # type: ignore[arg-type]
+        true = np.array([[holds(source.caption(i), source.scene(j)) for j in range(scenes)] for i in range(scenes)])
+        told.append(
+            f"{(1 / true.sum(1)).mean():.2f} (t2i) and {(1 / true.sum(0)).mean():.2f} (i2t) of the {name} pairs"
+        )
+    return f"Captions may be true of several of the {scenes} pictures: R@1 of a reader that knows just what is true of what is {' and '.join(told)}."
+
+
 def tell(results: Results) -> str:
     """What was run and what it says, as Markdown."""
     every = [found for runs in results.values() for found in runs.values()]
@@ -323,7 +336,10 @@ def tell(results: Results) -> str:
     about += f"{done} of {run['steps']} steps of {run['batch']}, size {run['size']} ({one['parameters'] / 1e6:.1f} M parameters), "
     about += f"rate {run['lr']:g} for all arms; seeds {', '.join(map(str, seeds))}. "
     about += f"All arms together {max(x['seconds'] for x in every):.0f} s, {waited} of them waiting for pictures to be drawn."
-    told = f"{about}\n\n{checks(results, CLAIMS)}\nToken and pair:\n\n{differences(results, COMPARED, PAIRS)}\n"
+    truth = by_truth(Run(**run), one["test"]["scenes"])
+    told = (
+        f"{about}\n\n{checks(results, CLAIMS)}\n{truth}\n\nToken and pair:\n\n{differences(results, COMPARED, PAIRS)}\n"
+    )
     told += f"Held-out pairs while training (contrast of {run['batch']} pairs, {np.log(run['batch']):.2f} for one that knows nothing):\n\n"
     return f"{told}{looks(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
 

@@ -126,6 +126,24 @@ def test_all_scores_in_blocks_have_the_same_values_and_gradients() -> None:
     torch.testing.assert_close(found[0][0][2, 3], align.score(u[2], v[3], here[3], weights[2], "softmax", 0.1).detach())
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_words_that_weigh_nothing_and_empty_slots_take_no_part(norm: align.Norm) -> None:
+    """Leaving them out changes neither scores nor gradients: all pairs are scored as one pair at a time is, with everything in its place."""
+    rng = torch.Generator().manual_seed(5)
+    u, v = (F.normalize(torch.randn(4, n, 8, generator=rng), dim=-1).requires_grad_() for n in (6, 7))
+    weights = torch.rand(4, 6, generator=rng) * (torch.rand(4, 6, generator=rng) < 0.5)
+    weights[0, 2], weights[3] = 0.4, 0.0
+    here = torch.arange(7) < torch.tensor([[3], [5], [1], [4]])
+    temperature = torch.tensor(0.2, requires_grad=True)
+    found = align.all_scores(u, v, here, weights, norm, temperature)
+    plain = [[align.score(u[j], v[i], here[i], weights[j], norm, temperature) for i in range(4)] for j in range(4)]
+    wanted = torch.stack([torch.stack(row) for row in plain])
+    torch.testing.assert_close(found, wanted)
+    of = (u, v, temperature) if norm == "softmax" else (u, v)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), of) for x in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 def test_pieces_stand_for_their_word() -> None:
     packing = Packing.of([5, 3])
     words = torch.tensor([-1, 0, 0, 1, -1, -1, 0, -1])

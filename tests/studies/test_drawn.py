@@ -19,6 +19,7 @@ from intarsia.studies.family import without_picture
 from intarsia.studies.granularity import Watched, begin
 from intarsia.studies.tying import measure
 from intarsia.systems.inlay import EVERY
+from intarsia.worlds import holds
 
 PAGE = Path(__file__).parents[2] / "docs/studies/volume.md"
 SMALL = Drawn(arms=("sentence", "token", "blind"), pairs=32, batch=8, size="tiny", precision="fp32", workers=0, device="cpu")  # fmt: skip
@@ -86,6 +87,15 @@ def test_training_ends_in_time_and_says_so() -> None:
     """No second is given, so no pair is read."""
     ((_, about),) = learnt(dataclasses.replace(SMALL, arms=("token",), seconds=0.0), 3)
     assert about["steps done"] == 0 and about["watched"] == []
+
+
+def test_what_truth_alone_ranks() -> None:
+    """Of one pair all, of several less: a caption that names two objects is true of several scenes of held-out pairs."""
+    run = SMALL.runs(1)[0]
+    assert "1.00 (t2i) and 1.00 (i2t) of the test pairs and 1.00 (t2i)" in drawn.by_truth(run, 1)
+    source = run.source("held_out", 1200)
+    fits = [sum(holds(source.caption(i), source.scene(j)) for j in range(60)) for i in range(60)]
+    assert min(fits) >= 1 and f"and {np.mean([1 / x for x in fits]):.2f} (t2i)" in drawn.by_truth(run, 60)
 
 
 def test_the_page_is_written_from_files(tmp_path: Path) -> None:
