@@ -265,7 +265,7 @@ def test_from_the_command_line_to_the_score_of_each_task(
         (["score", str(run), "--benchmark", "vqa"], "say which with --benchmark"),
         ([*tune[:2], "gqa,nlvr2,gqa", *tune[3:]], "gqa comes twice"),
         ([*tune[:2], "gqa,nope", *tune[3:]], "its paper has no task 'nope'"),
-        ([*tune[:2], "gqa,beta_vqa", *tune[3:]], "holds no v2_OpenEnded"),
+        ([*tune[:2], "gqa,beta_vqa", *tune[3:]], "holds no v2_mscoco_train2014_annotations.json"),
         ([*tune, "--regions", "a", "b"], "--regions: 2 folders for 3 tasks"),
         ([*tune, "--gap", "0"], "--gap 0: at least 1"),
         ([*tune, "--answers", "x=y"], "--answers x: say TASK=FILE"),
