@@ -45,7 +45,7 @@ class TurnsOptions:
     """Rounds; None, here and below = as in the paper."""
     warmup: int | None = None
     lr: float | None = None
-    """The smallest learning rate of all tasks; the others keep their ratio to it."""
+    """The smallest learning rate of all tasks; the others, and those of heads, keep their ratio to it."""
     rows: int | None = None
     """Budget of rows of a micro-batch of any task."""
     samples: int | None = None
@@ -90,14 +90,13 @@ def finetune(args: Sequence[str]) -> None:
     together, recipe, factors = begin_tasks(
         options.system, parts, options.size, options.weights, options.vocab, rules, options.seed
     )
-    base = options.lr / recipe.optim.lr if options.lr else 1.0
     outcome = finetune_together(
         options.system,
         options.size,
         begun_from(options.weights),
         together,
         _each(overridden(recipe, options), options),
-        {name: factor / base for name, factor in factors.items()},
+        factors,
         parts,
         hard_negatives(together, parts, options.hard_negatives, options.out),
         options.out,
