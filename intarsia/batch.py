@@ -10,7 +10,7 @@ I images, M picked rows, P links. Integers are int64 unless said otherwise. Boxe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from intarsia.packed import Packing, subset
 
 Array = NDArray[Any]
+Covering = Callable[[Sequence[Array], Sequence[float]], Array]
+"""Outlines, each (N, 2) x, y, and box xyxy of an object, in pixels -> (n, n) bool, the cells of the box, cut into n x n, that the object covers."""
 T = TypeVar("T")
 
 
@@ -60,8 +62,8 @@ class Picture:
     """Gives its pixels, (H, W, 3) uint8 RGB, where they are made or at hand instead of in a file; must pickle for loaders with workers."""
     names: tuple[str, ...] = ()
     """(R) what people called the object of each region; "" = nothing. Empty where nobody said."""
-    covers: Array | None = None
-    """(R, n, n) bool, the cells of each region's box, cut into n x n, that its object covers."""
+    covers: Callable[[Covering], Array] | None = None
+    """Gives (R, n, n) bool, the cells of each region's box that its object covers, by a paper's rule; must pickle for loaders with workers."""
     codes: Array | None = None
     """(L) whole numbers, the picture in codes that a `PictureCodec` made, row by row."""
     whole: Array | None = None
@@ -130,6 +132,8 @@ class Sample:
     language: str = "en"
     people: int = 0
     """People among the objects of the questions before it (VCR): where names that go round would go on."""
+    extra: bool = False
+    """Of the second corpus of a run, whose losses are weighed apart (Oscar+)."""
     film: Film | None = None
     """The clips of its video; `texts` are then the sentences said in it, in order of time."""
 

@@ -134,8 +134,10 @@ class Pretrain(Generic[C]):
     """Part of --valid; None = all of it."""
     text: str | None = None
     """Text without pictures, a passage a line, read beside the pairs one for one; for systems that learn from it (VL-BERT)."""
+    extra: str | None = None
+    """A second corpus as --data, read pair for pair and weighed by config.extra_loss_weight (Oscar+)."""
     split: str = "train"
-    """Part of a data folder to train on."""
+    """Part of a data folder to train on, of --extra too."""
     benchmark: str = ""
     """--data is the folder of this benchmark's published files, whose own texts are trained on (VisualBERT, sizes own_..); --split and --valid-split are its own."""
     regions: str = ""
@@ -149,7 +151,8 @@ class Pretrain(Generic[C]):
     start: Path | None = None
     """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
     trunk: Path | None = None
-    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light."""
+    """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light. VLP: a folder with
+    the detector's fc7_w.pkl and fc7_b.pkl."""
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
     codes: Path | None = None
@@ -180,13 +183,12 @@ def pretrain(args: Sequence[str]) -> None:
 
 
 def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
-    from intarsia.data.corpora import Alongside, speaking
-    from intarsia.data.opening import open_texts
+    from intarsia.data.corpora import speaking
     from intarsia.features.extractor import must_be_alike
     from intarsia.model import read_provenance
     from intarsia.train.loop import Pace
     from intarsia.train.loop import pretrain as train
-    from intarsia.train.start import NO_FEATURES, answers_for, with_answers, with_words, without_classes
+    from intarsia.train.start import NO_FEATURES, answers_for, beside, with_answers, with_words, without_classes
     from intarsia.tuning_runs import to_train_on
 
     source, held, told = to_train_on(options)
@@ -195,7 +197,8 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
     if options.language:
         source, held = speaking(source, options.language), held and speaking(held, options.language)
     provenance = source.provenance
-    if "regions" not in cls.needs:
+    reads_features = "regions" in cls.needs and getattr(options.recipe.config, "trunk", None) is None
+    if not reads_features:
         provenance = provenance or NO_FEATURES
     if provenance is None:
         raise BadInput(
@@ -212,12 +215,9 @@ def _pretrain(name: str, size: str, cls: Any, options: Any) -> None:
         source, held, options.recipe = coded(name, options, source, held)
     begun = options.weights.parent if options.weights and options.weights.is_file() else options.weights
     for folder in (options.out, begun):
-        if "regions" in cls.needs and folder and (folder / "provenance.json").is_file():
+        if reads_features and folder and (folder / "provenance.json").is_file():
             must_be_alike(options.data, provenance, read_provenance(folder))
-    if options.text:
-        if not cls.reads_text_alone:
-            raise BadInput(f"--text {options.text}: {name} does not learn from text alone")
-        source = Alongside(source, open_texts(options.text))
+    source = beside(cls, options.recipe, source, options.text, options.extra, options.split)
     vocab = _vocabulary(cls, options, source)
     answers = None if options.weights else answers_for(cls, source)
     recipe, gone = without_classes(options.recipe, provenance, answers)
@@ -295,7 +295,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         raise BadInput(
             f"{options.weights}: has {config.vocab_size} pieces, the vocabulary {len(vocab)}: name its own with --vocab"
         )
-    if "regions" in cls.needs and provenance.width != config.feature_size:
+    if "regions" in cls.needs and not getattr(config, "trunk", None) and provenance.width != config.feature_size:
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
     config = with_codes_of(config, recipe.config) if options.codes else config
     config = dataclasses.replace(config, **{x: getattr(recipe.config, x) for x in cls.chosen})

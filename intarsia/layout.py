@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from intarsia.batch import Array, ClipRows, Picture, Pixels, RegionRows, Sample, Text, TextRows
+from intarsia.batch import Array, ClipRows, Covering, Picture, Pixels, RegionRows, Sample, Text, TextRows
 from intarsia.data.decode import pixels_of
 from intarsia.errors import BadInput, TooLong
 from intarsia.packed import Packing, pad, round_up
@@ -143,7 +143,6 @@ def region_rows(key: str, picture: Picture, width: int, segment: int, image: int
         scores=picture.scores,
         attributes=picture.attributes,
         attribute_scores=picture.attribute_scores,
-        covers=picture.covers,
     )
 
 
@@ -232,7 +231,7 @@ def mirrored(picture: Picture, edge: float) -> Picture:
     """
     boxes = picture.boxes.copy()
     boxes[:, [0, 2]] = edge - boxes[:, [2, 0]]
-    covers = None if picture.covers is None else picture.covers[:, :, ::-1]
+    covers = None if picture.covers is None else partial(_turned_covers, picture.covers)
     pixels = partial(_turned, picture) if picture.path or picture.pixels else None
     return replace(picture, boxes=boxes, covers=covers, pixels=pixels)
 
@@ -260,6 +259,10 @@ def turned(sample: Sample, edge: float, words: bool) -> Sample:
 
 def _other_side(text: str) -> str:
     return re.sub(r"\b(left|right)\b", lambda x: "right" if x[0] == "left" else "left", text)
+
+
+def _turned_covers(covers: Callable[[Covering], Array], rule: Covering) -> Array:
+    return covers(rule)[:, :, ::-1]
 
 
 def _turned(picture: Picture) -> Array:

@@ -1,20 +1,21 @@
-"""WordPiece vocabularies: text to pieces with their words and character spans, and back.
+"""Vocabularies: text to pieces with their words and character spans, and back.
 
-Tokenisation is BERT's (clean, split on white space, punctuation and Han characters, greedy WordPiece), done by the `tokenizers` library. A
-vocabulary is the field's `vocab.txt`, or is learnt from captions when there is none.
+Tokenisation is BERT's (clean, split on white space, punctuation and Han characters, greedy WordPiece), or RoBERTa's (bytes, merged), done by the
+`tokenizers` library. A vocabulary is the field's `vocab.txt`, or is learnt from captions when there is none.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from intarsia.errors import BadInput
 
@@ -52,23 +53,29 @@ class Vocab:
         BadInput: a special token is missing or a piece occurs twice.
     """
 
+    specials: ClassVar[tuple[str, ...]] = SPECIALS
+    """Names of padding, unknown, first, closing and hidden piece."""
+
     def __init__(self, tokens: Sequence[str], lower: bool | None = None, where: str = "vocabulary") -> None:
         self.tokens = tuple(tokens)
         self.index = {token: i for i, token in enumerate(self.tokens)}
-        missing = [token for token in SPECIALS if token not in self.index]
+        missing = [token for token in self.specials if token not in self.index]
         if missing:
             raise BadInput(f"{where}: the special token {missing[0]} is missing among its {len(self.tokens)} pieces")
         if len(self.index) != len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if self.index[token] != i)
             raise BadInput(f"{where}: the piece {twice!r} occurs twice")
-        self.pad, self.unk, self.cls, self.sep, self.mask = (self.index[token] for token in SPECIALS)
+        self.pad, self.unk, self.cls, self.sep, self.mask = (self.index[token] for token in self.specials)
         plain = (token for token in self.tokens if not token.startswith("["))
         self.lower = not any(token != token.lower() for token in plain) if lower is None else lower
+        self._tokenizer = self._cutter()
+
+    def _cutter(self) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(self.index, unk_token="[UNK]", max_input_chars_per_word=100))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self.lower)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        self._tokenizer = tokenizer
+        return tokenizer
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,16 +87,17 @@ class Vocab:
 
     @classmethod
     def read(cls, path: Path | str, lower: bool | None = None) -> Vocab:
-        """Reads a `vocab.txt`: one piece a line, the line number is the id.
+        """Reads a `vocab.txt`: one piece a line, the line number is the id. Or RoBERTa's `vocab.json`, beside which `merges.txt` lies.
 
         Raises:
-            BadInput: no such file, not UTF-8, or not a WordPiece vocabulary.
+            BadInput: no such file, not UTF-8, or not a vocabulary.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: cannot be read as a vocabulary: {error}") from None
-        return cls(text.removesuffix("\n").split("\n"), lower, str(path))
+        lines = _lines(path)
+        if Path(path).suffix == ".json":
+            return BytePieces(_in_order(lines, str(path)), _lines(Path(path).with_name("merges.txt")), str(path))
+        if "<s>" in lines and "[CLS]" not in lines:
+            return BytePieces([x for x in lines if " " not in x], [x for x in lines if " " in x], str(path))
+        return cls(lines, lower, str(path))
 
     def write(self, path: Path | str) -> None:
         """Writes the vocabulary as a `vocab.txt`."""
@@ -148,6 +156,61 @@ class Vocab:
         """Pieces joined to readable text, special tokens left out."""
         special = {self.pad, self.cls, self.sep, self.mask}
         return str(self._tokenizer.decode([int(i) for i in ids if int(i) not in special]))
+
+
+class BytePieces(Vocab):
+    """RoBERTa's vocabulary: a text's bytes, merged pair by pair; a piece that begins a word holds the blank before it. Case counts.
+
+    Its `vocab.txt` has the pieces, then the merges, which are the lines with a blank.
+
+    Args:
+        tokens: the pieces in id order, <s>, <pad>, </s>, <unk> and <mask> among them.
+        merges: lines of two pieces, the first to be merged first; a line that begins with "#version" is passed over.
+        where: file named in errors.
+
+    Raises:
+        BadInput: a special token is missing, a piece occurs twice, or a merge is not of two pieces that give a third.
+    """
+
+    specials = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], where: str = "vocabulary") -> None:
+        known = set(tokens)
+        self.merges = tuple(x for x in merges if x and not x.startswith("#version"))
+        for merge in self.merges:
+            if merge.count(" ") != 1 or merge.replace(" ", "") not in known or not known.issuperset(merge.split(" ")):
+                raise BadInput(f"{where}: the merge {merge!r} is not of two pieces that give a third")
+        super().__init__(tokens, False, where)
+
+    def _cutter(self) -> Tokenizer:
+        merges = [(first, second) for first, second in (x.split(" ") for x in self.merges)]
+        tokenizer = Tokenizer(models.BPE(self.index, merges, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    def write(self, path: Path | str) -> None:
+        """Writes pieces and merges as a `vocab.txt`."""
+        Path(path).write_text("\n".join([*self.tokens, *self.merges]) + "\n", encoding="utf-8")
+
+
+def _lines(path: Path | str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as a vocabulary: {error}") from None
+
+
+def _in_order(lines: list[str], where: str) -> list[str]:
+    """The pieces of a `vocab.json` by their ids, which must be 0, 1, 2, .."""
+    try:
+        ids = json.loads("\n".join(lines))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where}: not JSON: {error}") from None
+    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+        raise BadInput(f"{where}: does not number its pieces from 0")
+    return sorted(ids, key=lambda token: ids[token])
 
 
 def _pieces(encoding: Any) -> Pieces:

@@ -64,11 +64,7 @@ class Joined:
             if name not in sources or times < 1:
                 raise BadInput(f"source {name}: cannot be repeated {times} times (sources: {', '.join(sources)})")
         names = list(sources)
-        for name in names[1:]:
-            if sources[name].provenance != sources[names[0]].provenance:
-                raise BadInput(
-                    f"sources {names[0]} and {name}: region features differ ({_where(sources[names[0]])} and {_where(sources[name])})"
-                )
+        _must_agree(sources)
         self._parts = [(name, copy, sources[name]) for name in names for copy in range(1, repeat.get(name, 1) + 1)]
         self._ends = np.cumsum([len(source) for _, _, source in self._parts], dtype=np.int64)
         self.provenance: Provenance | None = sources[names[0]].provenance if names else None
@@ -82,10 +78,53 @@ class Joined:
         part = int(np.searchsorted(self._ends, index, side="right"))
         name, copy, source = self._parts[part]
         sample = source[index - int(self._ends[part - 1]) if part else index]
-        pictures = tuple(dataclasses.replace(picture, name=f"{name}/{picture.name}") for picture in sample.pictures)
-        return dataclasses.replace(
-            sample, key=f"{name}/{sample.key}" + (f"#{copy}" if copy > 1 else ""), pictures=pictures
-        )
+        return _named(sample, name, copy)
+
+
+class Beside:
+    """Pairs and, after each of them, one of a second corpus, whose samples say that they are `extra`.
+
+    As many of both as the larger has; those of the other come again from the first when they run out.
+
+    Args:
+        pairs: the first corpus.
+        extra: the second; its keys and picture names get "extra/" in front.
+
+    Raises:
+        BadInput: region features of different extractors.
+    """
+
+    def __init__(self, pairs: Source, extra: Source) -> None:
+        _must_agree({"data": pairs, "extra": extra})
+        self.sources = (pairs, extra)
+        self.provenance: Provenance | None = pairs.provenance
+
+    def __len__(self) -> int:
+        return 2 * max(map(len, self.sources))
+
+    def __getitem__(self, index: int) -> Sample:
+        number, extra = divmod(index, 2)
+        again, place = divmod(number, len(self.sources[extra]))
+        sample = self.sources[extra][place]
+        if extra:
+            return dataclasses.replace(_named(sample, "extra", again + 1), extra=True)
+        return dataclasses.replace(sample, key=f"{sample.key}#{again + 1}") if again else sample
+
+
+def _named(sample: Sample, name: str, copy: int) -> Sample:
+    """A sample of a named source, or a copy of it."""
+    pictures = tuple(dataclasses.replace(picture, name=f"{name}/{picture.name}") for picture in sample.pictures)
+    return dataclasses.replace(sample, key=f"{name}/{sample.key}" + (f"#{copy}" if copy > 1 else ""), pictures=pictures)
+
+
+def _must_agree(sources: Mapping[str, Source]) -> None:
+    """All sources have region features of one extractor."""
+    first = next(iter(sources), "")
+    for name in sources:
+        if sources[name].provenance != sources[first].provenance:
+            raise BadInput(
+                f"sources {first} and {name}: region features differ ({_where(sources[first])} and {_where(sources[name])})"
+            )
 
 
 class Alongside:
@@ -172,7 +211,7 @@ class Pool:
         self.near = near
 
     def draw(self, rng: np.random.Generator, other_than: Sample, number: int = 0) -> Sample:
-        """A sample with another picture (another key where samples have no pictures).
+        """A sample with another picture (another key where samples have no pictures), of the same corpus if there are two.
 
         Args:
             rng: where chance comes from.
@@ -188,7 +227,7 @@ class Pool:
             first, count = min(block * self.near, count - self.near), self.near
         for _ in range(self.tries):
             sample = self.source[int(self.indices[first + rng.integers(count)])]
-            if _name(sample) != _name(other_than):
+            if _name(sample) != _name(other_than) and sample.extra == other_than.extra:
                 return sample
         raise BadInput(
             f"sample {other_than.key}: no other picture than {_name(other_than)} in {self.tries} draws from {count} samples"

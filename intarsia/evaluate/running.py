@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from intarsia.batch import Array, Batch, Example, Film, Picture, Sample
 from intarsia.errors import BadInput, TooLong
 from intarsia.pack import pack
+from intarsia.parts.linear import laid_out
 from intarsia.system import System
 from intarsia.text import Pieces
 
@@ -78,8 +79,8 @@ def run_numbers(
     training = system.training
     system.eval()
     try:
-        half = torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16")  # weights are cast once
-        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half:
+        half = torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16")
+        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half, laid_out():
             for numbers in cut(lengths, how.rows or (1600 if device.type == "cpu" else 4096)):
                 read(numbers)
                 advance(len(numbers))

@@ -54,8 +54,8 @@ class ResNetConfig:
     """The convolution that has a layer's stride."""
     pool: Literal["padded", "ceil"] = "padded"
     """The stem's 3x3 / 2 max-pool: padding 1, floor (torchvision); or no padding, ceil (Caffe)."""
-    layer4: Literal["strided", "dilated", "dilated_after_first"] = "strided"
-    """Stride 2; or stride 1 and dilation 2, in every block (VL-BERT, the detectors) or in all but the first (torchvision)."""
+    layer4: Literal["strided", "unstrided", "dilated", "dilated_after_first"] = "strided"
+    """Stride 2; stride 1 (R2C); or stride 1 and dilation 2, in every block (VL-BERT, the detectors) or in all but the first (torchvision)."""
     norm: Norm = "batch"
     """Batch norms trained or frozen."""
     eps: float = 1e-5
@@ -123,8 +123,9 @@ def layer(number: int, config: ResNetConfig) -> nn.Sequential:
     before = config.stem if number == 1 else config.planes[number - 2] * EXPANSION
     stride, dilations = (1 if number == 1 else 2), [1] * config.depths[number - 1]
     if number == 4 and config.layer4 != "strided":
-        stride, dilations = 1, [2] * len(dilations)
-        dilations[0] = 1 if config.layer4 == "dilated_after_first" else 2
+        stride = 1
+    if number == 4 and config.layer4.startswith("dilated"):
+        dilations = [1 if config.layer4 == "dilated_after_first" else 2, *[2] * (len(dilations) - 1)]
     blocks = [Bottleneck(before, planes, stride, dilations[0], config)]
     blocks += [Bottleneck(planes * EXPANSION, planes, 1, dilation, config) for dilation in dilations[1:]]
     return nn.Sequential(*blocks)

@@ -204,7 +204,7 @@ def roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float
 
 
 def roi_align_unshifted(
-    maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int = 0
+    maps: Tensor, boxes: Tensor, image: Tensor, size: int, scale: float, samples: int = 0, most: int = 0
 ) -> Tensor:
     """The first RoIAlign: no half-pixel shift, boxes at least one cell wide.
 
@@ -215,6 +215,7 @@ def roi_align_unshifted(
         size: bins a side.
         scale: cells a pixel.
         samples: reads a side of a bin; 0 = as many as it has cells.
+        most: of these, where it is known, so that nothing waits for the device; 0 = it is not.
 
     Returns:
         (R, C, size, size); reads more than a cell outside the map count as 0.
@@ -226,17 +227,17 @@ def roi_align_unshifted(
         read: Tensor = ops.roi_align(maps, _owned(boxes, image), (size, size), scale, samples or -1, aligned=False)
         return read
     start, extent = boxes[:, :2] * scale, ((boxes[:, 2:] - boxes[:, :2]) * scale).clamp(min=1)
-    across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3], samples).to(maps.dtype)
-    down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2], samples).to(maps.dtype)
+    across = _read_weights(start[:, 0], extent[:, 0], size, maps.shape[3], samples, most).to(maps.dtype)
+    down = _read_weights(start[:, 1], extent[:, 1], size, maps.shape[2], samples, most).to(maps.dtype)
     rows = torch.einsum("rih,rchw->rciw", down, maps[image])
     return torch.einsum("rjw,rciw->rcij", across, rows)
 
 
-def _read_weights(start: Tensor, extent: Tensor, size: int, length: int, samples: int) -> Tensor:
+def _read_weights(start: Tensor, extent: Tensor, size: int, length: int, samples: int, most: int) -> Tensor:
     """(R, size, length): what each cell along one axis counts for in each bin."""
     each = shared(extent, size)  # (R) cells a bin
     reads = torch.full_like(extent, samples) if samples else each.ceil()
-    most = samples or (int(reads.max()) if len(reads) else 0)
+    most = samples or most or (int(reads.max()) if len(reads) else 0)
     number = torch.arange(most, device=start.device)
     part = (number + 0.5) / reads[:, None]  # (R, most)
     bins = torch.arange(size, device=start.device)

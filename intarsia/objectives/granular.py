@@ -50,18 +50,18 @@ def draw_words(text: TextRows, stops: Array, rng: np.random.Generator) -> tuple[
     Returns:
         Rows of all pieces of hidden words, and rows of the first piece of each content word that stays, at least one if there are two.
     """
-    piece = text.words >= 0
-    content = np.unique(text.words[piece & ~stops[text.ids]])
-    if not len(content):
-        content = np.unique(text.words[piece])
-    order = rng.permutation(content)
+    words = text.words.tolist()  # a caption is short: sets are several times as fast as numpy's
+    every = {x for x in words if x >= 0}
+    content = {x for x, stop in zip(words, stops[text.ids].tolist(), strict=True) if x >= 0 and not stop} or every
+    order = rng.permutation(np.array(sorted(content), np.int64))
     chosen = rng.random(len(order)) < 0.5
     chosen[:1] = True
     chosen[1:][-1:] = False
-    others = np.setdiff1d(text.words[piece], content)
-    hidden = np.concatenate([order[chosen], others[rng.random(len(others)) < 0.15]])
-    first = np.append(True, text.words[1:] != text.words[:-1])
-    return np.flatnonzero(np.isin(text.words, hidden)), np.flatnonzero(np.isin(text.words, order[~chosen]) & first)
+    others = sorted(every - content)
+    hidden, stays = set(order[chosen].tolist()), set(order[~chosen].tolist())
+    hidden.update(x for x, drawn in zip(others, rng.random(len(others)).tolist(), strict=True) if drawn < 0.15)
+    kept = [i for i, x in enumerate(words) if x in stays and (not i or words[i - 1] != x)]
+    return np.array([i for i, x in enumerate(words) if x in hidden], np.int64), np.array(kept, np.int64)
 
 
 def told(caption: str, false: int, count: int) -> Array:

@@ -26,7 +26,7 @@ def shares(
     here: Tensor,
     norm: Norm,
     null: bool = True,
-    temperature: Tensor | float = 0.1,
+    temperature: Tensor | float | None = 0.1,
     weights: Tensor | None = None,
     iterations: int = 5,
 ) -> Tensor:
@@ -37,7 +37,7 @@ def shares(
         here: (.., P) bool, broadcasts; True = a visual token or the null slot. Each row needs one.
         norm: how shares are made.
         null: slot 0 is the null.
-        temperature: of softmax.
+        temperature: of softmax; None = scores are divided by it already.
         weights: (.., L) float, the mass of each word for sinkhorn; None = 1.
         iterations: of sinkhorn.
 
@@ -46,7 +46,8 @@ def shares(
     """
     there = here[..., None, :]
     if norm == "softmax":
-        return (scores / temperature).masked_fill(~there, -torch.inf).softmax(-1)
+        logits = scores if temperature is None else scores / temperature
+        return logits.masked_fill(~there, -torch.inf).softmax(-1)
     hidden = scores.masked_fill(~there, -torch.inf)
     match norm:
         case "max":
@@ -109,7 +110,7 @@ def mean_over_words(values: Tensor, weights: Tensor) -> Tensor:
 def score(
     words: Tensor, slots: Tensor, here: Tensor, weights: Tensor, norm: Norm, temperature: Tensor | float
 ) -> Tensor:
-    """S_tok of texts and pictures, one with one: (..).
+    """S_tok of texts and pictures, one with one: (..), always in float32.
 
     Args:
         words: (.., L, D) of length 1, 0 at padding.
@@ -119,9 +120,10 @@ def score(
         norm: see `shares`.
         temperature: of softmax.
     """
-    scores = words @ slots.transpose(-1, -2)
-    alpha = shares(scores, here, norm, True, temperature, weights)
-    return mean_over_words(word_scores(alpha, scores, slots @ slots.transpose(-1, -2)), weights)
+    with torch.autocast(words.device.type, enabled=False):
+        scores = words @ slots.transpose(-1, -2)
+        alpha = shares(scores, here, norm, True, temperature, weights)
+        return mean_over_words(word_scores(alpha, scores, slots @ slots.transpose(-1, -2)), weights)
 
 
 def all_scores(
@@ -133,7 +135,7 @@ def all_scores(
     temperature: Tensor | float,
     most: int = 1 << 24,
 ) -> Tensor:
-    """S_tok of every text with every picture: (J, I).
+    """S_tok of every text with every picture: (J, I), always in float32.
 
     At most `most` numbers of a texts x pictures x L x P block are held at once; with several blocks each is computed again in the backward pass.
 
@@ -146,15 +148,16 @@ def all_scores(
         temperature: of softmax.
         most: numbers of a block.
     """
-    gram = slots @ slots.transpose(1, 2)  # (I, P, P)
+    scale = 1 / temperature if norm == "softmax" else 1.0  # on the small side of the product
 
     def some(u: Tensor, w: Tensor) -> Tensor:
-        flat = u.flatten(0, 1) @ slots.flatten(0, 1).T  # (J L, I P)
-        masses = w.expand(len(slots), *w.shape)  # (I, J, L)
-        blocks = flat.view(*u.shape[:2], *slots.shape[:2]).permute(2, 0, 1, 3)  # (I, J, L, P)
-        alpha = shares(blocks, here[:, None], norm, True, temperature, masses)
-        found = word_scores(alpha.flatten(1, 2), blocks.flatten(1, 2), gram).view_as(masses)
-        return mean_over_words(found, masses).T
+        with torch.autocast(u.device.type, enabled=False):
+            flat = (u * scale).flatten(0, 1) @ slots.flatten(0, 1).T  # (J L, I P)
+            masses = w.expand(len(slots), *w.shape)  # (I, J, L)
+            blocks = flat.view(*u.shape[:2], *slots.shape[:2]).permute(2, 0, 1, 3)  # (I, J, L, P)
+            alpha = shares(blocks, here[:, None], norm, True, None, masses)
+            found = word_scores(alpha.flatten(1, 2), blocks.flatten(1, 2), slots @ slots.transpose(1, 2))
+            return mean_over_words(found.view_as(masses) / scale, masses).T
 
     step = max(1, most // max(1, slots.shape[0] * slots.shape[1] * words.shape[1]))
     if step >= len(words):

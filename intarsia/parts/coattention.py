@@ -18,7 +18,8 @@ from intarsia.batch import Regions
 from intarsia.errors import BadInput
 from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
-from intarsia.parts.encoder import Layer
+from intarsia.parts.encoder import Layer, SelfAttention
+from intarsia.parts.linear import Linear
 from intarsia.parts.numbers import BertNumbers, TwoStreamNumbers
 
 Step = tuple[Literal["words", "regions", "meet"], int]
@@ -50,8 +51,8 @@ class Projections(nn.Module):
         if inner % heads:
             raise BadInput(f"bi_hidden_size {inner} is no multiple of bi_num_attention_heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * inner)
-        self.out = nn.Linear(inner, width)
+        self.qkv = Linear(width, 3 * inner)
+        self.out = Linear(inner, width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, H) to queries, keys and values, (N, heads, D) each."""
@@ -104,6 +105,24 @@ class CoAttention(nn.Module):
         return self.words.read(words, seen), self.regions.read(regions, said)
 
 
+class GatedAttention(SelfAttention):
+    """Attention of regions to each other whose queries and keys the words scale: times 1 + sigmoid of a linear map of the words' mean.
+
+    Source: the code of ViLBERT and 12-in-1, `dynamic_attention`.
+    """
+
+    def __init__(self, config: BertNumbers, said: int) -> None:
+        super().__init__(config)
+        self.gates = nn.Linear(said, 2 * config.hidden_size)
+
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None, said: Tensor | None = None) -> Tensor:
+        """As `SelfAttention`. Args: said (B, H), what is told of each document; needed."""
+        assert said is not None, "the words are not told"
+        q, k, v, queries = self.project(x, packing, read)
+        gates = (1 + self.gates(said).sigmoid()).view(len(said), 2, *q.shape[1:])  # (B, 2, heads, D)
+        return self.mix(q * gates[queries.doc, 0], k * gates[packing.doc, 1], v, queries, packing)
+
+
 class TwoStreams(nn.Module):
     """Both stacks of layers and their meetings, in the order that `schedule` says.
 
@@ -111,12 +130,50 @@ class TwoStreams(nn.Module):
         BadInput: the config's meetings do not fit its layers.
     """
 
+    fixed = (0, 0)
+    """How many layers of words and of regions do not train, the first ones."""
+
     def __init__(self, config: TwoStreamNumbers) -> None:
         super().__init__()
         self.steps = tuple(schedule(config))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.visual_layers = nn.ModuleList(Layer(config.visual) for _ in range(config.v_num_hidden_layers))
+        self.visual_layers = nn.ModuleList(self.visual_layer(config) for _ in range(config.v_num_hidden_layers))
         self.meetings = nn.ModuleList(CoAttention(config) for _ in config.t_biattention_id)
+
+    def visual_layer(self, config: TwoStreamNumbers) -> Layer:
+        """One layer of the regions' stream."""
+        return Layer(config.visual)
+
+    def told(self, words: Tensor, text: Packing) -> tuple[Tensor, ...]:
+        """What the layers of the regions' stream hear of the words (T, H): nothing."""
+        return ()
+
+    def fix(self, words: nn.Module, layers: int, regions: nn.Module, visual_layers: int) -> None:
+        """The first layers of a stream and its embeddings do not train, as if they ran without gradient; a word table that a head shares does.
+
+        Args:
+            words: embeds words.
+            layers: of words that do not train; 0 = all train, the embeddings too.
+            regions: embeds regions.
+            visual_layers: of regions.
+
+        Raises:
+            BadInput: more than run before the streams meet.
+        """
+        order: list[str] = [what for what, _ in self.steps]
+        before = order[: order.index("meet")] if "meet" in order else order
+        for part, what, stack, count in (
+            (words, "words", self.layers, layers),
+            (regions, "regions", self.visual_layers, visual_layers),
+        ):
+            if not 0 <= count <= before.count(what):
+                raise BadInput(
+                    f"{count} layers of {what} cannot be fixed: {before.count(what)} run before the first meeting"
+                )
+            stack[:count].requires_grad_(False)
+            for name, parameter in part.named_parameters():
+                parameter.requires_grad_(not count or name == "word.weight")
+        self.fixed = (layers, visual_layers)
 
     def forward(
         self, words: Tensor, regions: Tensor, text: Packing, visual: Packing, read: dict[str, Tensor] | None = None
@@ -126,6 +183,7 @@ class TwoStreams(nn.Module):
         read: rows of "text" and "regions" that somebody reads, as in `Batch`, beside the last region of each document, which is not among them; the
         others come back as NaN. None = all.
         """
+        words, regions = (x.detach() if n else x for x, n in zip((words, regions), self.fixed, strict=True))
         said = shown = None
         if read is not None:
             said, shown = read["text"], torch.cat([read["regions"], visual.last]).sort().values
@@ -135,14 +193,28 @@ class TwoStreams(nn.Module):
                 case "words":
                     words = self.layers[number](words, text, said if number == last_words else None)
                 case "regions":
-                    regions = self.visual_layers[number](regions, visual, shown if number == last_regions else None)
+                    asked = shown if number == last_regions else None
+                    regions = self.visual_layers[number](regions, visual, asked, *self.told(words, text))
                 case "meet":
                     words, regions = self.meetings[number](words, regions, text, visual)
         return words, regions
 
 
+class DynamicStreams(TwoStreams):
+    """The same, where each layer of regions is told the mean of the words as they then are. Source: the code of 12-in-1, `dynamic_attention`."""
+
+    def visual_layer(self, config: TwoStreamNumbers) -> Layer:
+        """One whose queries and keys the words scale."""
+        return Layer(config.visual, attention=GatedAttention(config.visual, config.hidden_size))
+
+    def told(self, words: Tensor, text: Packing) -> tuple[Tensor, ...]:
+        """The mean (B, H) of each document's words."""
+        sums = words.new_zeros(text.documents, words.shape[1]).index_add(0, text.doc, words)
+        return (sums / text.lengths[:, None],)
+
+
 def schedule(config: TwoStreamNumbers) -> Iterator[Step]:
-    """What runs after what: before meeting k the layers of both streams below its ids, after the last one all that are left.
+    """What runs after what: before meeting k the layers of both streams below its ids, after the last one all that are left, of regions first.
 
     A meeting thus comes before the layers with its ids, and the last to run are plain layers. Source: the code of ViLBERT.
 
@@ -161,8 +233,8 @@ def schedule(config: TwoStreamNumbers) -> Iterator[Step]:
         yield from (("regions", i) for i in range(region, v))
         yield "meet", k
         word, region = t, v
-    yield from (("words", i) for i in range(word, config.num_hidden_layers))
     yield from (("regions", i) for i in range(region, config.v_num_hidden_layers))
+    yield from (("words", i) for i in range(word, config.num_hidden_layers))
 
 
 def layer_decay(config: TwoStreamNumbers, rate: float) -> dict[str, float]:

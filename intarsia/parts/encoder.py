@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intarsia.attend import attend
 from intarsia.packed import Packing, subset
 from intarsia.parts.dropout import Dropout
+from intarsia.parts.linear import Linear, product
 from intarsia.parts.numbers import BertNumbers
 
 Activation = Callable[[Tensor], Tensor]
@@ -31,11 +32,15 @@ class SelfAttention(nn.Module):
             )
         self.heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
         """(N, H) to (N, H), or to the rows `read` (M) of it, (M, H)."""
+        return self.mix(*self.project(x, packing, read), packing)
+
+    def project(self, x: Tensor, packing: Packing, read: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Packing]:
+        """Queries (N, heads, D), or (M, heads, D) of the rows `read`, keys and values (N, heads, D), and where the queries lie."""
         width = x.shape[1]
         by_head = (self.heads, width // self.heads)
         queries = packing
@@ -43,9 +48,13 @@ class SelfAttention(nn.Module):
             q, k, v = self.qkv(x).view(-1, 3, *by_head).unbind(1)  # (N, heads, D) each
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
-            k, v = F.linear(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
+            q = product(x.index_select(0, read), weight[:width], bias[:width]).view(-1, *by_head)  # (M, heads, D)
+            k, v = product(x, weight[width:], bias[width:]).view(-1, 2, *by_head).unbind(1)
             queries = subset(packing, read)
+        return q, k, v, queries
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, queries: Packing, packing: Packing) -> Tensor:
+        """What `project` returns, and where keys and values lie: (M, H)."""
         mixed = attend(q, k, v, queries, packing, self.dropout if self.training else 0.0)
         return self.out(mixed.flatten(1))  # type: ignore[no-any-return]
 
@@ -62,22 +71,25 @@ class Layer(nn.Module):
         self.activation = activation
         self.attention = SelfAttention(config) if attention is None else attention
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows."""
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None, *told: Tensor) -> Tensor:
+        """(N, H) to (N, H). Of `read` (M), sorted, only those rows are computed; the others are NaN, so that reading one shows.
+
+        What its attention is told besides, such as `GatedAttention`, comes last.
+        """
         if read is None:
-            return self.after(x, self.attention(x, packing))
-        some = self.after(x.index_select(0, read), self.attention(x, packing, read))
+            return self.after(x, self.attention(x, packing, None, *told))
+        some = self.after(x.index_select(0, read), self.attention(x, packing, read, *told))
         return some.new_full(x.shape, torch.nan).index_copy(0, read, some)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: (N, H) rows and what they attended to, (N, H), to (N, H)."""
         x = self.attention_norm(x + self.dropout(attended))
-        return self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # type: ignore[no-any-return]
+        return self.norm(x + self.dropout(self.down(self.up.activated(x, self.activation))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):

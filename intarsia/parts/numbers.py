@@ -110,6 +110,9 @@ LARGE: dict[str, Any] = {
 }
 """What BERT-large changes."""
 
+ROBERTA: dict[str, Any] = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+"""What RoBERTa-base changes; its positions begin at 2."""
+
 TINY: dict[str, Any] = {
     "hidden_size": 256,
     "num_hidden_layers": 2,

@@ -8,10 +8,28 @@ import torch
 from torch import Tensor
 
 from intarsia.batch import Encoded
-from intarsia.packed import Packing, join, joined_rows
+from intarsia.packed import Packing, join, joined_rows, split
 
 Stage = Callable[[Tensor, Packing], Tensor]
 Reader = Callable[[Tensor, Packing, Tensor | None], Tensor]
+
+
+def apart(encoder: Reader, alone: Tensor) -> Reader:
+    """An encoder in which some rows of each document see only each other, and the rest do.
+
+    Args:
+        encoder: takes packed rows without levels, as that of `encode_joined`.
+        alone: (N) bool, those rows.
+    """
+
+    def encode(x: Tensor, packing: Packing, read: Tensor | None) -> Tensor:
+        order = (2 * packing.doc + alone).argsort(stable=True)  # in each document the rest, then they
+        place = order.argsort()
+        rest = torch.zeros_like(packing.lengths, dtype=torch.int64).index_add(0, packing.doc, (~alone).long())
+        rows = None if read is None else place[read].sort().values
+        return encoder(x[order], split(packing, rest), rows)[place]
+
+    return encode
 
 
 def encode_joined(

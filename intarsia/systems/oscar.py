@@ -21,14 +21,14 @@ from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, document_key, link_rows, region_rows
-from intarsia.objectives import lm, mlm
-from intarsia.packed import Packing, split
+from intarsia.objectives import beside, lm, mlm, triples
+from intarsia.packed import join, joined_rows
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
-from intarsia.parts.stream import encode_joined
+from intarsia.parts.stream import Reader, apart, encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Captioning, Finetune, System, Tuning
 from intarsia.tasks import linear, two_layers
@@ -56,6 +56,12 @@ class OscarConfig(BertNumbers):
     textb_sample_mode: Literal[0, 1, 2] = 0
     """What takes the place of the tags: 0 = another picture's caption or tags, one as often as the other; 1 = its tags; 2 = the answers of a question, if one is drawn in
     ten tries."""
+    use_b: bool = True
+    """False = captions stand alone, and half of them are exchanged; `num_contrast_classes` is then 3, unless `texta_false_prob` is .5."""
+    extra_loss_weight: float = 0.0
+    """Weight of the losses of a second corpus (--extra), whose documents are as many; the first one's have the rest."""
+    extra_textb_sample_mode: Literal[0, 1, 2] = 1
+    """`textb_sample_mode` in the second corpus."""
     mask_loss_for_unmatched: bool = True
     """Words of exchanged tags are hidden too."""
     max_pieces: int = 32
@@ -63,6 +69,8 @@ class OscarConfig(BertNumbers):
     max_regions: int = 50
     """More regions are left out, from the end of the detector's order."""
     mlm_rate: float = 0.15
+    freeze_embedding: bool = False
+    """The table of words does not train (VinVL's captioning)."""
     untied_words: bool = False
     """The words are told by a table of their own (captioning)."""
     max_caption_rows: int = 40
@@ -72,8 +80,8 @@ class OscarConfig(BertNumbers):
     label_smoothing: float = 0.0
     drop_worst: float = 0.0
     """In captioning: share of hidden words left out of the loss, the worst ones."""
-    attention: Literal["CLR", "CL", "LR"] = "CLR"
-    """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named alone (the authors' ablation)."""
+    attention: Literal["CLR", "CL", "CR", "LR"] = "CLR"
+    """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named is alone (the authors' ablation)."""
 
 
 class RegionEmbeddings(nn.Module):
@@ -137,9 +145,9 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     )
     caption_plus = replace(
         caption,
-        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2),
+        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2, freeze_embedding=True),
         schedule=Schedule(steps=132_000, warmup=0),
-        note="VinVL: 60 epochs, word table tied; the authors drop the worst words only after 20,000 steps.",
+        note="VinVL: 60 epochs, word table tied and fixed; the authors drop the worst words only after 20,000 steps.",
     )
     long, few = replace(caption.config, **LARGE), Batching(rows=3500)
     caption_large = replace(
@@ -270,6 +278,7 @@ class Oscar(System):
             self.decoder = nn.Linear(width, config.vocab_size, bias=False)
         self.match_head = nn.Linear(width, config.num_contrast_classes)
         initialise(self, config.initializer_range)
+        self.words.word.weight.requires_grad_(not config.freeze_embedding)
 
     # 1 -- inputs: [CLS] caption [SEP] tags [SEP], then the regions ---------------------------------------------------
 
@@ -278,8 +287,8 @@ class Oscar(System):
         second = form if task in ("nlvr2", "nlvr2_plus") else 0
         if second >= len(sample.pictures):
             raise BadInput(f"sample {sample.key}: has {len(sample.pictures)} pictures, needs {second + 1}")
-        tags = _second_text(sample) if task is None else " ".join(sample.pictures[second].tags)
-        example = self._document(sample, sample.texts[0], tags, second)
+        tags = triples.second_text(sample) if task is None else " ".join(sample.pictures[second].tags)
+        example = self._document(sample, sample.texts[0], tags if self.config.use_b or task else "", second)
         example.key = document_key(sample, task, form)
         return example
 
@@ -300,7 +309,8 @@ class Oscar(System):
 
     def _document(self, sample: Sample, caption: str, tags: str, picture: int = 0) -> Example:
         parts = [(caption, 0), (tags, 1)] if tags else [(caption, 0)]
-        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, cut=True, own_sep=True)
+        room = self.config.max_pieces + (not self.config.use_b)  # the second [SEP]'s
+        text, pieces = bert_rows(self.vocab, sample.key, parts, room, cut=True, own_sep=True)
         links = link_rows(sample, pieces[0])
         regions = self._regions(sample, picture)
         return Example(sample.key, text, regions, links[links[:, 1] < len(regions)], sample=sample.key)
@@ -331,18 +341,13 @@ class Oscar(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "Oscar needs text and regions"
         words, seen = self.words(text), self.regions(regions)
-        if self.config.attention == "CLR":
-            return encode_joined(
-                self.encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch)
-            )
-        lengths = text.packing.lengths.long()
-        if self.config.attention == "LR":
-            lengths = torch.zeros_like(lengths).index_add(0, text.packing.doc, 1 - text.segment_ids)
-
-        def apart(x: Tensor, packing: Packing, read: Tensor | None) -> Tensor:
-            return self.encoder(x, split(packing, lengths), read)  # type: ignore[no-any-return]
-
-        return encode_joined(apart, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
+        encoder: Reader = self.encoder
+        if self.config.attention != "CLR":
+            kinds = text.segment_ids, torch.full_like(regions.segment_ids, 2)
+            (alone,) = set("CLR") - set(self.config.attention)
+            rows = joined_rows(join(text.packing, regions.packing), *kinds) == "CLR".index(alone)
+            encoder = apart(encoder, rows)
+        return encode_joined(encoder, self.pooler, words, text.packing, seen, regions.packing, self.read(batch))
 
     # 3 -- objectives -----------------------------------------------------------------------------------------------------
 
@@ -356,19 +361,13 @@ class Oscar(System):
             return lm.hide_few(
                 example, self.vocab, rng, np.arange(1, count), count, config.mlm_rate, config.lm_most, goal
             )
-        label, caption, tags = 0, sample.texts[0], _second_text(sample)
-        if "contrast" in goals and (drawn := rng.random()) <= 0.5:
-            other = draw()
-            label = 2 if drawn <= config.texta_false_prob else 1
-            if label == 2:
-                caption = other.texts[0]
-            else:
-                for _ in range(9 * (config.textb_sample_mode == 2)):
-                    other = other if other.answers else draw()
-                tags = _second_text(other)
-                if config.textb_sample_mode == 0 and rng.random() < 0.5:
-                    tags = other.texts[0]
-        example = self._document(sample if label == 0 else replace(sample, links=()), caption, tags)
+        label, caption, tags = 0, sample.texts[0], triples.second_text(sample)
+        if "contrast" in goals:
+            share, last = config.texta_false_prob if config.use_b else 0.5, config.num_contrast_classes - 1
+            mode = config.extra_textb_sample_mode if sample.extra else config.textb_sample_mode
+            label, caption, tags = triples.exchange(sample, rng, draw, share, mode, last)
+        kept = sample if label == 0 else replace(sample, links=())
+        example = self._document(kept, caption, tags if config.use_b else "")
         assert example.text is not None
         if label == 1 and not config.mask_loss_for_unmatched:
             example.text.words = np.where(example.text.segment_ids == 1, -1, example.text.words)
@@ -376,25 +375,29 @@ class Oscar(System):
             mlm.hide_any(example, self.vocab, rng, config.mlm_rate)
         if "contrast" in goals:
             example.targets["contrast"] = np.array(label)
-        return example
+        return beside.share_out(example, sample.extra) if config.extra_loss_weight else example
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """One loss a goal; masked words and contrast are added."""
         found: dict[str, Tensor] = {}
-        for goal in batch.targets:
-            match goal:
+        for goal in (x for x in batch.targets if not beside.missing(batch, x)):
+            match goal.removesuffix(beside.SUFFIX):
                 case "mlm":
                     picks = batch.picks(goal)
                     found[goal] = mlm.score(self.word_logits(encoded, picks.rows), picks.labels)
                 case "contrast":
                     logits = self.match_head(encoded.pooled).float()
-                    found[goal] = F.cross_entropy(logits, batch.labels(goal))
+                    found[goal] = F.cross_entropy(*beside.labelled(batch, goal, logits))
                 case "caption":
                     picks = batch.picks(goal)
                     logits = self.word_logits(encoded, picks.rows)
                     each = lm.smoothed(logits, picks.labels, self.config.label_smoothing)
                     found[goal] = lm.best_words(each, self.config.drop_worst)
         return found
+
+    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
+        """The losses of both corpora, by `extra_loss_weight`."""
+        return super().weigh(beside.weighed(losses, self.config.extra_loss_weight), mix)
 
     def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
         """(M, vocabulary) logits of the words at text rows."""
@@ -414,7 +417,7 @@ class Oscar(System):
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
-    picked_goals = ("mlm", "contrast", "caption")
+    picked_goals = ("mlm", "contrast", "caption", "mlm_extra", "contrast_extra")
     heads = ("word_head", "match_head", "decoder")
     finetune = _finetune()
     captioning = _captioning()
@@ -439,8 +442,3 @@ class Oscar(System):
     layouts = {  # noqa: RUF012
         "untied": KeyMap(*_rules, ("cls.predictions.decoder.", "decoder."), optional=("word_head.", "match_head."))
     }
-
-
-def _second_text(sample: Sample) -> str:
-    """What stands behind a text in pre-training: the answers of a question, else the tags of the picture."""
-    return " ".join(answer for answer, _ in sample.answers) or " ".join(sample.pictures[0].tags)

@@ -14,18 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Pick, Sample, Text
+from intarsia.batch import Batch, Encoded, Example, Pick, Sample
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, document_key, link_rows, picture_of, region_rows, with_piece, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm
-from intarsia.parts.coattention import LocatedRegions, ReLUPooler, TwoStreams
+from intarsia.parts.coattention import DynamicStreams, LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
-from intarsia.parts.embeddings import Words, initialise
+from intarsia.parts.embeddings import TaskWords, Words, initialise
 from intarsia.parts.heads import ClassHead, TiedHead
-from intarsia.parts.numbers import LARGE, TINY_TWO_STREAMS, TwoStreamNumbers
+from intarsia.parts.numbers import LARGE, ROBERTA, TINY_TWO_STREAMS, TwoStreamNumbers
 from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, bert_adam
 from intarsia.system import Finetune, Given, System, Task, Tuning
 from intarsia.tasks.among import BETA_HEADS, BETA_KEYS, HEAD_KEYS, HEAD_TENSORS, HEADS, Among
@@ -64,26 +63,19 @@ class ViLBERTConfig(TwoStreamNumbers):
     """Rows that the authors' loader pads regions to."""
     task_specific_tokens: bool = False
     """A row for the task after [CLS] (12-in-1)."""
+    dynamic_attention: bool = False
+    """The mean of the words scales queries and keys of the regions' own attention."""
+    fixed_t_layer: int = 0
+    """So many of the first layers of words, and what is before them, do not train (12-in-1's --freeze); at most those before the first meeting."""
+    fixed_v_layer: int = 0
+    """The same of regions."""
+    model: Literal["bert", "roberta"] = "bert"
+    """Whose words: RoBERTa's have positions from 2."""
 
 
 TASKS = {"vqa": 1, "genome_qa": 2, "visual7w": 4, "vcr": 5, "vcr_qar": 6, "retrieval_coco": 7, "retrieval": 8, "re": 9, "re_plus": 10,
          "re_g": 11, "nlvr2": 12, "ve": 13, "gqa": 15, "guesswhat": 17}  # fmt: skip
 """Number of each task's token."""
-
-
-class TaskWords(Words):
-    """Words, and tokens for tasks: rows in the segment past the last have a task's number for an id, and nothing added."""
-
-    def __init__(self, config: ViLBERTConfig) -> None:
-        super().__init__(config)
-        self.task = nn.Embedding(20, config.hidden_size)
-
-    def summed(self, text: Text) -> Tensor:
-        """(T, H)."""
-        here = text.segment_ids == self.segment.num_embeddings
-        ids, segments = (x.masked_fill(here, 0) for x in (text.ids, text.segment_ids))
-        words = super().summed(replace(text, ids=ids, segment_ids=segments))
-        return torch.where(here[:, None], self.task(text.ids.masked_fill(~here, 0)), words)
 
 
 NO_DECAY = ("bias", r"(words|regions|transform)\.norm", r"layers\.\d+\.(attention_)?norm", r"meetings\.\d+\.\w+\.norm")
@@ -124,13 +116,15 @@ def _recipes() -> dict[str, Recipe[ViLBERTConfig]]:
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
 
-    def sized(kind: str, count: int, **numbers: Any) -> Recipe[ViLBERTConfig]:
-        note = f"As base with the numbers of config/bert_{kind}_{count}layer_{count}conect.json."
+    def sized(file: str, **numbers: Any) -> Recipe[ViLBERTConfig]:
+        note = f"As base with the numbers of config/{file}.json."
         return replace(base, config=replace(base.config, **numbers), note=note)
 
     found = {"tiny": tiny, "base": base, "base_beta": beta}
-    found |= {f"base_{n}": sized("base", n, **_meeting(n)) for n in (2, 4, 8)}
-    return found | {name: sized("large", n, **LARGE, **_meeting(n, 24)) for name, n in (("large", 6), ("large_2", 2))}
+    found |= {f"base_{n}": sized(f"bert_base_{n}layer_{n}conect", **_meeting(n)) for n in (2, 4, 8)}
+    found["roberta"] = sized("roberta_base_6layer_6connect", model="roberta", **ROBERTA)
+    large = (("large", 6), ("large_2", 2))
+    return found | {name: sized(f"bert_large_{n}layer_{n}conect", **LARGE, **_meeting(n, 24)) for name, n in large}
 
 
 def _finetune() -> dict[str, Finetune]:
@@ -170,19 +164,6 @@ def _finetune() -> dict[str, Finetune]:
     return found
 
 
-def _meeting_keys(number: str, letter: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Rules for one side of every meeting."""
-    layer, side = "bert.encoder.c_layer.{i}.", f"encoder.meetings.{{i}}.{ours}."
-    stacked = ",".join(name + number for name in ("query", "key", "value"))
-    return (
-        (f"{layer}biattention.{{{stacked}}}.", f"{side}attention.qkv."),
-        (f"{layer}biOutput.dense{number}.", f"{side}attention.out."),
-        (f"{layer}biOutput.q_dense{number}.", f"idle.{{i}}.{ours}."),
-        (f"{layer}biOutput.LayerNorm{number}.", f"{side}attention_norm."),
-        *bert.feed_forward(f"{layer}{letter}_intermediate.", f"{layer}{letter}_output.", side),
-    )
-
-
 class ViLBERT(System):
     """ViLBERT and 12-in-1 at any size; see the module's docstring."""
 
@@ -211,9 +192,9 @@ class ViLBERT(System):
         super().__init__(config, vocab)
         self.config, self.vocab = config, vocab
         width, visual, eps = config.hidden_size, config.v_hidden_size, config.layer_norm_eps
-        self.words = TaskWords(config) if config.task_specific_tokens else Words(config)
+        self.words = TaskWords(config, 20) if config.task_specific_tokens else Words(config)
         self.regions = LocatedRegions(config)
-        self.encoder = TwoStreams(config)
+        self.encoder = (DynamicStreams if config.dynamic_attention else TwoStreams)(config)
         self.text_pooler = ReLUPooler(width, config.bi_hidden_size)
         self.visual_pooler = ReLUPooler(visual, config.bi_hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -226,6 +207,7 @@ class ViLBERT(System):
             for _ in config.t_biattention_id
         ).requires_grad_(False)
         initialise(self, config.initializer_range)
+        self.encoder.fix(self.words, config.fixed_t_layer, self.regions, config.fixed_v_layer)
 
     # 1 -- inputs: [CLS] (task) words [SEP]; the regions and the whole picture ----------------------------------------
 
@@ -238,11 +220,12 @@ class ViLBERT(System):
         name, config = (task or "").removeprefix("beta_"), self.config
         asked = max(len(sample.texts) - 4, 1) if name in ("vcr", "vcr_qar") else 0
         shown = form if name == "nlvr2" else 0
-        second = [(sample.texts[asked + form], 1)] if asked else []
+        second = [(sample.texts[asked + form], config.type_vocab_size > 1)] if asked else []
         parts = [*((x, 0) for x in sample.texts[: asked or 1]), *second]
         earlier = [len(self.vocab.encode(x)) for x in sample.texts[asked : asked + form]] if asked else []
         cut = (pair_cut(earlier) if task != name else choice_cut) if asked else task is not None
         text, pieces = bert_rows(self.vocab, sample.key, parts, config.max_pieces, cut, own_sep=True)
+        text.position_ids += 2 * (config.model == "roberta")
         token = config.task_specific_tokens and name in TASKS
         picture = picture_of(sample, shown)
         regions = region_rows(sample.key, picture, config.feature_size, 0, shown)
@@ -327,16 +310,17 @@ class ViLBERT(System):
     # 5 -- checkpoint: the same in both codes; a "module." in front of all keys goes when a file is read ----------------
 
     sizes, depths = bert.TWO_STREAM_SIZES, bert.TWO_STREAM_DEPTHS
-    flags = {"task_specific_tokens": "words.task.weight"}  # noqa: RUF012
+    flags = {"task_specific_tokens": "words.task.weight", "dynamic_attention": bert.GATES}  # noqa: RUF012
     keys = KeyMap(
         *bert.body("bert."),
         ("bert.embeddings.task_embeddings.", "words.task."),
         ("bert.v_embeddings.image_embeddings.", "regions.feature."),
         ("bert.v_embeddings.image_location_embeddings.", "regions.location."),
         ("bert.v_embeddings.LayerNorm.", "regions.norm."),
+        *bert.gates("bert.encoder.v_layer.{i}.", "encoder.visual_layers.{i}."),
         *bert.layers("bert.encoder.v_layer.{i}.", "encoder.visual_layers.{i}."),
-        *_meeting_keys("1", "v", "regions"),
-        *_meeting_keys("2", "t", "words"),
+        *bert.meeting("1", "v", "regions"),
+        *bert.meeting("2", "t", "words"),
         ("bert.t_pooler.dense.", "text_pooler.dense."),
         ("bert.v_pooler.dense.", "visual_pooler.dense."),
         *bert.word_head(),

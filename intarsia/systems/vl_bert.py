@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from intarsia import layout
 from intarsia.batch import Array, Batch, Encoded, Example, Picture, Pixels, RegionRows, Sample, TextRows
-from intarsia.features.fast_rcnn import RESNET101, framed
+from intarsia.features.fast_rcnn import RESNET101, covered, framed
 from intarsia.features.resnet import ResNetConfig
 from intarsia.objectives import mlm, mrm
 from intarsia.parts.elements import Elements, Sight
@@ -220,7 +220,9 @@ class VLBERT(System):
         """Some regions, the last of them the whole picture, whose feature is the mean of all; boxes end at the last pixel that is read."""
         trunk = self.config.trunk
         width = picture.features.shape[1] if trunk else self.config.feature_size
-        rows = layout.with_whole_picture(layout.region_rows(key, picture, width, 2), picture).take(kept)
+        rows = layout.region_rows(key, picture, width, 2)
+        rows.covers = None if picture.covers is None else picture.covers(covered)
+        rows = layout.with_whole_picture(rows, picture).take(kept)
         rows.feats = rows.feats[:, : 0 if trunk else width]
         rows.boxes = rows.boxes.clip(0, np.array(2 * layout.last_pixel(picture, images), np.float32))
         return rows

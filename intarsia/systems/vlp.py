@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from intarsia.tasks import HeadConfig
 from intarsia.tasks.vqa import VQA
 from intarsia.text import Vocab
 from intarsia.weights import bert
+from intarsia.weights.detectron import read_fc7
+from intarsia.weights.files import fill
 from intarsia.weights.keymap import Drop, KeyMap, Tied
 
 
@@ -210,6 +213,10 @@ class VLP(System):
         self.pooler = Pooler(width).requires_grad_(False)  # no loss reads it
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
         initialise(self, config.initializer_range)
+
+    def fill_trunk(self, path: Path) -> None:
+        """The first layer over features starts as the fc7 of the detector whose fc6 they are; it trains. See `weights.detectron`."""
+        fill(self.regions.fc7, read_fc7(path), str(path))
 
     # 1 -- inputs: [CLS] regions [SEP] caption [SEP] --------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Two documents a sample, the sentence with the left picture and the sentence with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from intarsia.parts.embeddings import initialise
 from intarsia.parts.heads import AnswerHead
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Scorer, answer_of, groups, linear, with_target
+from intarsia.tasks.vqa import transform_linear
 
 
 class CrossAttention(nn.Module):
@@ -132,6 +133,11 @@ def two_layers(config: HeadConfig) -> nn.Module:
     head = AnswerHead(width, 2, nn.GELU(), config.layer_norm_eps, inner=width)
     initialise(head, config.initializer_range)
     return head
+
+
+def transformed(config: HeadConfig) -> nn.Module:
+    """Dropout, the first half of BERT's word head on both pooled vectors, two classes. Source: MMF, models/visual_bert.py."""
+    return transform_linear(replace(config, hidden_size=2 * config.hidden_size), 2)
 
 
 @dataclass(frozen=True)

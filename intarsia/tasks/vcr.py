@@ -85,6 +85,22 @@ def renamed(sample: Sample) -> Sample:
     return replace(sample, texts=tuple(texts), links=(*links, *(x for x in sample.links if x.picture)))
 
 
+def labelled(sample: Sample) -> Sample:
+    """A sample whose regions have as labels (R) the class that people gave them, background where they gave none; as it is where nobody named any.
+
+    Raises:
+        BadInput: a name is none of COCO's, spaces aside.
+    """
+    names = [x.replace(" ", "") for x in sample.pictures[0].names]
+    if not names:
+        return sample
+    unknown = next((x for x in names if x and x not in KINDS), None)
+    if unknown is not None:
+        raise BadInput(f"sample {sample.key}: object {unknown!r} is none of COCO's classes")
+    labels = np.array([KINDS.get(x, 0) for x in names], np.int64)
+    return replace(sample, pictures=(replace(sample.pictures[0], labels=labels), *sample.pictures[1:]))
+
+
 def shared_cut(pieces: Sequence[Pieces], asked: int, form: int, limit: int) -> list[Pieces]:
     """The pieces of a question (its right answer) and one of its choices, cut from their ends until all choices fit.
 
@@ -129,6 +145,24 @@ def choice_cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
     return _shorter(pieces, said, limit - said)
 
 
+def front_cut(pieces: list[Pieces], limit: int) -> list[Pieces]:
+    """What passes the limit goes from the front of the choice; from that of the question only where it alone is longer.
+
+    Source: the code of VisualBERT, whose reader of VCR takes a question for two pieces long when it asks whether one can lose any.
+    """
+    asked = min(len(pieces[0]), limit)
+    over = max(asked + len(pieces[1]) - limit, 0)
+    return [pieces[0].part(len(pieces[0]) - asked, None), pieces[1].part(over, None)]
+
+
+def first_pieces(links: Array, words: Array) -> Array:
+    """Of links (P, 2) to several pieces of a mention only the first. Args: words, (T) the word of each text row."""
+    follows = np.zeros(len(links), np.bool_)
+    follows[1:] = (links[1:, 1] == links[:-1, 1]) & (links[1:, 0] == links[:-1, 0] + 1)
+    found: Array = links[~follows]
+    return found
+
+
 def _said(pieces: Sequence[Pieces]) -> int:
     return sum(map(len, pieces[:-1])) + len(pieces) - 2
 
@@ -159,13 +193,18 @@ class OneOf:
     choices: int = 4
     layouts: tuple[str, str] = ("", "")
     """Names of the layouts of answers and of rationales where the paper tells them apart; else question and right answer are put together."""
+    read_once: bool = False
+    """Only the first choice has the pixels, for a trunk that reads them once for all four, which stay together."""
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
         """The premise with each choice."""
         reasons = len(sample.texts) == 2 + self.choices
         name = self.layouts[reasons]
         shown = joined(sample) if reasons and not name else sample
-        return [lay(shown, i, name) for i in range(self.choices)]
+        found = [lay(shown, i, name) for i in range(self.choices)]
+        for example in found[1:] if self.read_once else ():
+            example.images = ()
+        return found
 
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
@@ -245,14 +284,12 @@ class VCRAndObjects(VCREach):
     Source: VL-BERT, sec. 4.2, and its code, vcr/modules/resnet_vlbert_for_vcr.py.
     """
 
+    read_once: bool = True
     classes: int = 81
 
     def forms(self, lay: Lay, sample: Sample) -> list[Example]:
-        """Only the first choice has the pixels, so that a trunk reads them once; all four stay together."""
-        found = super().forms(lay, renamed(sample))
-        for example in found[1:]:
-            example.images = ()
-        return found
+        """Under names that go round."""
+        return super().forms(lay, renamed(sample))
 
     def documents(
         self, lay: Lay, sample: Sample, rng: np.random.Generator, draw: Callable[[], Sample]
@@ -262,7 +299,7 @@ class VCRAndObjects(VCREach):
         Names go on from anywhere, as those of a loader that shuffles.
         """
         sample = replace(sample, people=int(rng.integers(len(NAMES))))
-        found = super().documents(lay, self._labelled(sample), rng, draw)
+        found = super().documents(lay, labelled(sample), rng, draw)
         for example in found:
             assert example.regions is not None, "names objects by their regions"
             labels = example.regions.labels
@@ -271,17 +308,6 @@ class VCRAndObjects(VCREach):
                 raise BadInput(f"sample {sample.key}: region of class {kinds.max()}, the head knows {self.classes}")
             example.targets["objects"] = Pick("regions", np.arange(len(kinds)), kinds)
         return found
-
-    def _labelled(self, sample: Sample) -> Sample:
-        """With what the benchmark names as labels."""
-        names = sample.pictures[0].names
-        if not names:
-            return sample
-        unknown = next((x for x in names if x and x not in KINDS), None)
-        if unknown is not None:
-            raise BadInput(f"sample {sample.key}: object {unknown!r} is none of COCO's classes")
-        labels = np.array([KINDS.get(x, 0) for x in names], np.int64)
-        return replace(sample, pictures=(replace(sample.pictures[0], labels=labels), *sample.pictures[1:]))
 
     def head(self, config: HeadConfig) -> nn.Module:
         """One number from the pooled vector; two layers from each region to its class."""

@@ -56,7 +56,8 @@ def from_bert(
         recipe: its config has the BERT's width and layers; the number of positions is taken from the file.
         vocab: the BERT's.
         provenance: of the regions.
-        path: .safetensors, or a torch file of plain tensors, in Hugging Face's names; with or without heads, with or without "bert." in front.
+        path: .safetensors, or a torch file of plain tensors, in Hugging Face's names; with or without heads, with or without "bert." in front. A RoBERTa's,
+            with "roberta." in front, where the config's `model` says so.
 
     Raises:
         BadInput: the system does not start from BERT; keys of another layout; tensors missing; numbers that differ.
@@ -64,9 +65,13 @@ def from_bert(
     if cls.from_bert is None:
         raise BadInput(f"{path}: {cls.card.name} is not pre-trained from BERT")
     theirs = read_weights(path)
-    if not any(key.startswith("bert.") for key in theirs):
-        theirs = {f"bert.{key}": value for key, value in theirs.items()}
-    found = bert.PLAIN.to_ours(theirs, str(path))
+    kind = "roberta" if any(key.startswith("roberta.") for key in theirs) else "bert"
+    if kind != (wanted := getattr(recipe.config, "model", "bert")):
+        raise BadInput(f"{path}: is a {kind}, the recipe of {cls.card.name} begins as a {wanted}: name another --size")
+    layout = bert.ROBERTA if kind == "roberta" else bert.PLAIN
+    if not any(key.startswith(f"{kind}.") for key in theirs):
+        theirs = {f"{kind}.{key}": value for key, value in theirs.items()}
+    found = layout.to_ours(theirs, str(path))
     _check_numbers(recipe.config, found, len(vocab), path, cls.from_bert.deeper)
     config = replace(recipe.config, max_position_embeddings=len(found["words.position.weight"]))
     system, recipe = fresh(cls, replace(recipe, config=config), vocab, provenance)
@@ -76,8 +81,8 @@ def from_bert(
     use[SEGMENTS], drawn_rows = _segments(state[SEGMENTS], found[SEGMENTS], cls.from_bert)
     use |= {to: use[source] for to, source in cls.from_bert.copies.items()}
     system.load_state_dict(state | use)
-    left = bert.PLAIN.to_theirs({key: value for key, value in found.items() if key not in use}).keys()
-    idle = {rule.theirs for rule in bert.PLAIN.dropped}
+    left = layout.to_theirs({key: value for key, value in found.items() if key not in use}).keys()
+    idle = {rule.theirs for rule in layout.dropped}
     return (
         system,
         recipe,

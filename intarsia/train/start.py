@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from intarsia.data.corpora import Alongside, Beside
+from intarsia.data.opening import open_source, open_texts
 from intarsia.data.source import Provenance, Source
+from intarsia.errors import BadInput
 from intarsia.features.kmeans import Codebook
 from intarsia.objectives import qa
 from intarsia.objectives.mrm import NEED_CLASSES
@@ -45,6 +48,34 @@ def captions(source: Source, specials: tuple[str, ...] = ()) -> Vocab:
 
     said = list(texts())
     return Vocab.learn(said, more=tags, specials=specials)
+
+
+def beside(
+    cls: type[System], recipe: Recipe[Any], source: Source, text: str | None, extra: str | None, split: str
+) -> Source:
+    """The pairs of a run, with the text without pictures or the second corpus that it reads along.
+
+    Args:
+        cls: the system.
+        recipe: its config weighs a second corpus.
+        source: the pairs.
+        text: lines of text, or None.
+        extra: the second corpus, named as the pairs may be; or None.
+        split: part of its folder.
+
+    Raises:
+        BadInput: the system does not learn from such a corpus; one is weighed and not named, or named and not weighed.
+    """
+    if text and not cls.reads_text_alone:
+        raise BadInput(f"--text {text}: {cls.card.name} does not learn from text alone")
+    weight = getattr(recipe.config, "extra_loss_weight", None)
+    if extra and weight is None:
+        raise BadInput(f"--extra {extra}: {cls.card.name} does not weigh a second corpus")
+    if weight is not None and not (0 < weight <= 1 if extra else weight == 0):
+        needed = "above 0 and at most 1 with --extra" if extra else "0 without --extra"
+        raise BadInput(f"config.extra_loss_weight {weight}: must be {needed}")
+    source = Beside(source, open_source(extra, split)) if extra else source
+    return Alongside(source, open_texts(text)) if text else source
 
 
 def with_words(recipe: Recipe[Any], book: Codebook) -> Recipe[Any]:

@@ -50,6 +50,28 @@ def feed_forward(up: str, down: str, ours: str) -> tuple[tuple[str, str], ...]:
     return (up + "dense.", ours + "up."), (down + "dense.", ours + "down."), (down + "LayerNorm.", ours + "norm.")
 
 
+def gates(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """Rules of what the words scale in a layer of regions (`dynamic_attention`). Args as for `layers`."""
+    return ((theirs + "attention.self.{dyLinear_q,dyLinear_k}.", ours + "attention.gates."),)
+
+
+GATES = "encoder.visual_layers.0.attention.gates.weight"
+"""The key of ours that is there exactly if they are."""
+
+
+def meeting(number: str, letter: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """Rules of one stream's side of every meeting of ViLBERT's. Args: number, letter: theirs of the stream; ours: our name of the side."""
+    layer, side = "bert.encoder.c_layer.{i}.", f"encoder.meetings.{{i}}.{ours}."
+    stacked = ",".join(name + number for name in ("query", "key", "value"))
+    return (
+        (f"{layer}biattention.{{{stacked}}}.", f"{side}attention.qkv."),
+        (f"{layer}biOutput.dense{number}.", f"{side}attention.out."),
+        (f"{layer}biOutput.q_dense{number}.", f"idle.{{i}}.{ours}."),
+        (f"{layer}biOutput.LayerNorm{number}.", f"{side}attention_norm."),
+        *feed_forward(f"{layer}{letter}_intermediate.", f"{layer}{letter}_output.", side),
+    )
+
+
 CLASS_HEAD = ("transform.dense", "transform.norm", "out")
 """Tensors of a `ClassHead`; the first two are a `TiedHead`'s."""
 ANSWER_HEAD = ("up", "norm", "out")
@@ -133,3 +155,14 @@ PLAIN = KeyMap(
     Drop("bert.embeddings.position_ids"),
 )
 """Rules of a plain BERT's file, as Hugging Face and the PyTorch ports before it write it."""
+ROBERTA = KeyMap(
+    *body("roberta."),
+    ("roberta.pooler.dense.", "pooler.dense."),
+    ("lm_head.dense.", "word_head.transform.dense."),
+    ("lm_head.layer_norm.", "word_head.transform.norm."),
+    ("lm_head.bias", "word_head.bias"),
+    Tied("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+    Tied("lm_head.decoder.bias", "lm_head.bias"),
+    Drop("roberta.embeddings.position_ids"),
+)
+"""Those of RoBERTa's, as Hugging Face writes it."""

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from intarsia.worlds.captions import Caption, Kind, change, holds, names_held_out
+from intarsia.worlds.captions import Caption, Kind, change, holds, names_held_out, with_phrases
 from intarsia.worlds.scene import COLOURS, Scene
 
 _EDITED: tuple[Kind, ...] = ("colour", "shape")
@@ -30,7 +30,7 @@ def swap_colours(caption: Caption, scene: Scene, distinct: bool, held_out: bool)
         phrases = list(caption.phrases)
         phrases[i] = replace(phrases[i], colour=caption.phrases[j].colour)
         phrases[j] = replace(phrases[j], colour=caption.phrases[i].colour)
-        swapped = replace(caption, phrases=tuple(phrases))
+        swapped = with_phrases(caption, tuple(phrases))
         if _usable(swapped, caption, scene, distinct, held_out):
             return swapped
     return None
@@ -84,6 +84,8 @@ def _usable(edited: Caption, caption: Caption, scene: Scene, distinct: bool, hel
     if edited == caption or (not held_out and names_held_out(edited)):
         return False
     number = len(edited.phrases)
-    if distinct and any(len({p.value(kind) for p in edited.phrases}) < number for kind in _EDITED):
+    if distinct and (
+        len({p.colour for p in edited.phrases}) < number or len({p.shape for p in edited.phrases}) < number
+    ):
         return False
     return not holds(edited, scene)

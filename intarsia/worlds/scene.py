@@ -147,10 +147,11 @@ def _place(rng: np.random.Generator, sizes: Array) -> list[tuple[float, float, f
         for i in order.tolist():
             side = float(sides[i])
             for x, y in corners[i].tolist():
-                if all(
-                    x > b[2] + _GAP or b[0] > x + side + _GAP or y > b[3] + _GAP or b[1] > y + side + _GAP
-                    for b in placed.values()
-                ):
+                for left, top, right, bottom in placed.values():
+                    apart = x > right + _GAP or left > x + side + _GAP or y > bottom + _GAP or top > y + side + _GAP
+                    if not apart:
+                        break
+                else:
                     placed[i] = (x, y, x + side, y + side)
                     break
             else:

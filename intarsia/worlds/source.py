@@ -247,7 +247,11 @@ class WorldSource:
         return int(index)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, get_args(Split).index(self.split), index, stream])
+        key = [self.seed, get_args(Split).index(self.split), index, stream]
+        small = self.seed < 2**32 and index < 2**32
+        return np.random.default_rng(
+            np.array(key, np.uint32) if small else key
+        )  # the same bits; an array is taken as it is, sooner
 
     def _plan(self, index: int) -> _Plan:
         return self._plans.get(self._check(index), self._draw)

@@ -208,7 +208,8 @@ def corpus(root: Path) -> Path:
         (root / "labels" / name).mkdir(parents=True)
         objects = [{"class": f"{name} thing", "rect": [0, 0, 1, 1], "conf": 0.5}]
         about = {"image_h": H, "image_w": W, "objects": objects}
-        lines = "".join(f"{i}\t{json.dumps(about)}\n" for i in ids)
+        known = {41: {"gt_objects": [{"class": "dog"}, {"class": "big ball"}]}}  # annotated, and so the tags
+        lines = "".join(f"{i}\t{json.dumps(about | known.get(i, {}))}\n" for i in ids)
         (root / "labels" / name / "predictions_gt.tsv").write_text(lines)
     (root / "labels" / "coco" / "QA_fileB.tsv").write_text('9001\t{"labels": ["red", "blue"]}\n')
     texts = ["coco_40\tcoco_40\ta dog", "coco_40\tcoco_40\ttwo dogs", "coco_41\tcoco_qa_41_9001\twhat colour?"]
@@ -236,7 +237,7 @@ def test_the_corpus_of_oscar_plus(tmp_path: Path) -> None:
     source = ShardSource(tmp_path / "out")
     assert [(x.texts[0], x.pictures[0].tags) for x in source][1:] == [
         ("two dogs", ("coco thing",)),
-        ("what colour?", ("coco thing",)),
+        ("what colour?", ("dog", "big ball")),
         ("a cat", ("cc thing",)),
     ]
     assert source[2].answers == (("red", 1.0), ("blue", 1.0))

@@ -297,6 +297,9 @@ def test_visualbert_lays_out_two_captions_questions_and_two_pictures() -> None:
     both = system("visualbert").lay_out(two, "nlvr2").regions
     assert both.segment_ids.tolist() == [0] * REGIONS + [1] * 3
     assert both.image.tolist() == both.segment_ids.tolist()
+    first = system("visualbert", max_regions=2).lay_out(two, "nlvr2").regions
+    assert first.image.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(first.feats[2:], two.pictures[1].features[:2])
     with pytest.raises(BadInput, match="has 1 pictures, needs 2"):
         system("visualbert").lay_out(made(1), "nlvr2")
 
@@ -425,16 +428,17 @@ def test_visualbert_cuts_pairs_from_the_front(first: int, second: int) -> None:
     assert (np.diff(said) > 0).all()
 
 
-def test_visualbert_cuts_choices_as_if_questions_had_two_pieces() -> None:
-    texts = (" ".join(["w1"] * 50), "w2", " ".join(f"w{i % 40}" for i in range(126)))
-    text = (
-        system("visualbert", max_position_embeddings=256)
-        .lay_out(dataclasses.replace(made(1), texts=texts, links=()), "vcr", 1)
-        .text
-    )
-    assert text.cut == 3
-    assert len(text) == 50 + 123 + 3
-    assert VOCAB.tokens[text.ids[52]] == "w3"
+@pytest.mark.parametrize(("asked", "said"), [(50, 75), (50, 76), (50, 126), (100, 60), (124, 9), (130, 9)])
+def test_visualbert_cuts_choices_alone_from_the_front(asked: int, said: int) -> None:
+    """Of 125 pieces the question keeps its own; one that leaves nothing for its choices loses from its front too."""
+    texts = (" ".join(["w1"] * asked), "w2", " ".join(f"w{i % 40}" for i in range(said)))
+    shown = dataclasses.replace(made(1), texts=texts, links=())
+    text = system("visualbert", max_position_embeddings=256).lay_out(shown, "vcr", 1).text
+    kept = min(asked, 125)
+    rest = [VOCAB.index[f"w{i % 40}"] for i in range(said)][max(kept + said - 125, 0) :]
+    ids = [VOCAB.cls, *[VOCAB.index["w1"]] * kept, VOCAB.sep, *rest, *([VOCAB.sep] if rest else [])]
+    assert text.ids.tolist() == ids
+    assert text.cut == asked + said - kept - len(rest)
 
 
 def test_cut_texts_are_counted() -> None:

@@ -134,7 +134,7 @@ def test_raw_files_become_regions_with_names_and_covers(tmp_path: Path) -> None:
     assert picture.names == ("person", "dog", "diningtable")
     assert picture.features.shape == (3, 0)
     assert picture.covers is not None
-    for ours, outlines, box in zip(picture.covers, OUTLINES, BOXES, strict=True):
+    for ours, outlines, box in zip(picture.covers(covered), OUTLINES, BOXES, strict=True):
         np.testing.assert_array_equal(ours, slow_covered(outlines, box))
     said = [(sample.texts[x.text][x.start : x.end], x.region, x.text) for x in sample.links]
     assert said == [("dog", 1, 0), ("Casey", 0, 1), ("dog", 1, 1), ("diningtable", 2, 3)]
@@ -239,7 +239,7 @@ def test_heads_and_the_second_segment_start_from_what_was_pretrained() -> None:
 )
 def test_broken_outlines_are_named(more: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=told):
-        items(tmp_path, **more)[0]
+        tuned().forms(items(tmp_path, **more)[0])
 
 
 def test_boxes_that_are_not_the_objects_stop_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def test_nlvr2_from_files_to_the_server(tmp_path: Path, capsys: pytest.CaptureFi
     assert caught.value.code == 2
     with pytest.raises(SystemExit):
         main(["finetune", "visualbert", "re", *tune[3:]])
-    assert "its paper has no task 're' (it has vqa, vqa_mmf, nlvr2, vcr, ground)" in capsys.readouterr().err
+    assert "its paper has no task 're' (it has vqa, vqa_mmf, nlvr2, nlvr2_mmf, vcr, ground)" in capsys.readouterr().err
 
 
 def test_comparing_goes_on_and_says_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,4 +79,6 @@ def test_the_recipes_are_the_papers() -> None:
     assert recipes["own_vcr"].schedule.warmup == int(0.1879 * recipes["own_vcr"].schedule.steps)
     for task in ("nlvr2", "vcr", "flickr"):
         mine, captions = recipes[f"own_{task}"].config, recipes[f"base_{task}"].config
-        assert (mine.feature_size, mine.box_numbers) == (captions.feature_size, captions.box_numbers)
+        for name in ("feature_size", "box_numbers", "max_regions", "trunk", "trunk_frozen"):
+            assert getattr(mine, name) == getattr(captions, name)
+    assert recipes["base_nlvr2"].config.max_regions == 144

@@ -76,6 +76,7 @@ def test_a_file_with_a_head_gives_back_every_tensor(name: str, task: str, tmp_pa
         ("visualbert", "vqa", lambda key: f"bert.{key}"),
         ("visualbert", "ground", lambda key: f"bert.{key}"),
         ("visualbert", "vqa_mmf", lambda key: f"model.{key}"),
+        ("visualbert", "nlvr2_mmf", lambda key: f"model.{key}"),
         ("lxmert", "nlvr2", lambda key: f"module.{key}"),
     ],
 )
@@ -98,10 +99,12 @@ def test_hugging_faces_names_of_visualbert(tmp_path: Path) -> None:
     assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
 
 
-def test_mmfs_names_of_a_head() -> None:
-    _, tuned, _ = made("visualbert", "vqa_mmf")
+@pytest.mark.parametrize(("task", "times"), [("vqa_mmf", 1), ("nlvr2_mmf", 2)])
+def test_mmfs_names_of_a_head(task: str, times: int) -> None:
+    _, tuned, _ = made("visualbert", task)
     head = {key: tuple(x.shape) for key, x in theirs(tuned).items() if key.startswith("classifier.")}
     answers, width = head["classifier.1.weight"]
+    assert width == times * tuned.system.config.hidden_size
     named = [f"classifier.0.{x}" for x in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")]
     assert sorted(head) == sorted([*named, "classifier.1.weight", "classifier.1.bias"])
     assert head["classifier.0.dense.weight"] == (width, width)

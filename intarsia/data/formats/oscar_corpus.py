@@ -2,7 +2,7 @@
 
 The .yaml has `corpus` (names joined by "_"), `corpus_file`, and `image_label_path` and `image_feature_path`, folders by name, relative to itself. Features lie in
 FOLDER/features.tsv or FOLDER/CHUNK/features.tsv. A row of texts: `NAME_[CHUNK_]IMAGE`, `NAME[_qa_IMAGE]_LABEL`, the text. A caption's tags are those of
-`predictions_gt.tsv`; a question's answers are those of its label in `QA_fileB.tsv`. "cc" is "googlecc".
+`predictions_gt.tsv`, annotated ones (`gt_objects`) where there are any; a question's answers are those of its label in `QA_fileB.tsv`. "cc" is "googlecc".
 """
 
 from __future__ import annotations

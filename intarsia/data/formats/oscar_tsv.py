@@ -27,7 +27,7 @@ GEOMETRY = 6
 
 
 class OscarTsv(RegionStore):
-    """Oscar's or VinVL's features as a store; `Picture.tags` are the classes of the label file.
+    """Oscar's or VinVL's features as a store; `Picture.tags` are the classes of the label file, of its annotated objects (`gt_objects`) where it has them.
 
     Args:
         path: the .feature.tsv, a features.tsv, or a .yaml.
@@ -63,7 +63,7 @@ class OscarTsv(RegionStore):
 
     def tags(self, number: int) -> tuple[str, ...]:
         """The classes of a picture's labels."""
-        return _classes(self._labelled(number, self.where(number))[1])
+        return _classes(self._labelled(number, self.where(number))[2])
 
     def picture(self, number: int) -> Picture:
         """A line as a picture."""
@@ -77,7 +77,7 @@ class OscarTsv(RegionStore):
             raise BadInput(f"{where}: {len(cells)} columns; expected a JSON object in the second, or three or more")
         count = whole_number(rows, f"{where}: num_boxes")
         features, boxes = self._rows(text, count, where)
-        size, objects = self._labelled(number, where)
+        size, objects, tagged = self._labelled(number, where)
         extras: dict[str, Any] = {}
         if objects and len(objects) == count:
             try:
@@ -89,7 +89,7 @@ class OscarTsv(RegionStore):
                     f"{where}: an object of {self.labels.path if self.labels else ''} has no usable conf"
                 ) from None
         picture = make_picture(name, where, features, boxes, size, pixels=False, **extras)
-        tags = _classes(objects)
+        tags = _classes(tagged)
         return replace(picture, tags=tags) if tags else picture
 
     def _rows(self, text: Any, count: int, where: str) -> tuple[Array, Array]:
@@ -104,8 +104,9 @@ class OscarTsv(RegionStore):
         table = raw.view(kinds[int(share)]).reshape(count, wide) if count else np.zeros((0, wide), np.float32)
         return table[:, : self.width], table[:, self.width : self.width + 4]
 
-    def _labelled(self, number: int, where: str) -> tuple[tuple[int, int], list[Any]]:
-        size, objects = self.size_of(self.names[number]), []
+    def _labelled(self, number: int, where: str) -> tuple[tuple[int, int], list[Any], list[Any]]:
+        """Width and height, the detected objects, and those whose classes are the tags."""
+        size, objects, tagged = self.size_of(self.names[number]), [], None
         if self.labels and number in self._label_at:
             found = read_json_cell(self.labels, self._label_at[number])
             if isinstance(found, dict):
@@ -113,16 +114,17 @@ class OscarTsv(RegionStore):
                     whole_number(found.get("image_w", 0), f"{where}: image_w"),
                     whole_number(found.get("image_h", 0), f"{where}: image_h"),
                 )
-                found = found.get("objects", [])
+                found, tagged = found.get("objects", []), found.get("gt_objects")
             objects = found
         if self.size_lines and number in self._size_at:
             found = read_json_cell(self.size_lines, self._size_at[number])
             found = found[0] if isinstance(found, list) and len(found) == 1 else found
             high, wide = (found.get("height"), found.get("width")) if isinstance(found, dict) else found
             size = whole_number(wide, f"{where}: width"), whole_number(high, f"{where}: height")
-        if not isinstance(objects, list):
+        tagged = objects if tagged is None else tagged
+        if not isinstance(objects, list) or not isinstance(tagged, list):
             raise BadInput(f"{where}: its labels are no list")
-        return size, objects
+        return size, objects, tagged
 
 
 def _classes(objects: list[Any]) -> tuple[str, ...]:

@@ -159,7 +159,13 @@ def empty_picture(line: Line, slot: int, size: tuple[int, int], path: str) -> Pi
     entry = line.entries[slot]
     boxes = np.zeros((0, 4), np.float32) if entry.boxes is None else to_fractions(entry.boxes, *size, line.where)
     return Picture(
-        name=entry.name, features=np.zeros((0, 0), np.float32), boxes=boxes, width=size[0], height=size[1], path=path
+        name=entry.name,
+        features=np.zeros((0, 0), np.float32),
+        boxes=boxes,
+        width=size[0],
+        height=size[1],
+        path=path,
+        names=entry.labels,
     )
 
 

@@ -252,6 +252,7 @@ _BY_TASK = {
     "nlvr2": "nlvr2",
     "nlvr2_plus": "nlvr2",
     "nlvr2_pair": "nlvr2",
+    "nlvr2_mmf": "nlvr2",
     "ve": "snli-ve",
     "vcr": "vcr",
     "vcr_qar": "vcr-rationales",

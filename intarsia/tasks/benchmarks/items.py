@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array, Film, Link, Meant, Picture, Sample
+from intarsia.batch import Array, Covering, Film, Link, Meant, Picture, Sample
 from intarsia.data.source import Provenance, Source
 from intarsia.data.video import clips_within
 from intarsia.errors import BadInput
@@ -57,8 +57,8 @@ class Item:
     """Boxes in pixels of the objects that mentions name; empty = region i is object i."""
     names: tuple[str, ...] = ()
     """What each of them is; empty where nobody says."""
-    covers: Callable[[], Array] | None = None
-    """Gives (objects, n, n) bool, the cells of each box that its object covers; must pickle for loaders with workers."""
+    covers: Callable[[Covering], Array] | None = None
+    """As `Picture.covers`, of the objects."""
     mentions: tuple[Mention, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     size: tuple[int, int] = (0, 0)
@@ -358,14 +358,14 @@ def beside(key: str, picture: Picture, given: Picture, in_whole: bool) -> Pictur
         )
     parts = picture, given
     joined: dict[str, Any] = {}
-    for name in ("features", "boxes", "scores", "probs", "labels", "attributes", "attribute_scores", "covers"):
+    for name in ("features", "boxes", "scores", "probs", "labels", "attributes", "attribute_scores"):
         columns = [getattr(x, name) for x in parts]
         joined[name] = None if any(x is None for x in columns) else np.concatenate(columns)
     names = (*picture.names, *given.names) if picture.names and given.names else ()
     shares = np.array([len(x.boxes) + 1 for x in parts]) if in_whole else np.array([1, 0])
     means = [whole_feature(x.features, np.zeros(len(x.boxes), np.bool_)) for x in parts]
     whole = np.average(means, axis=0, weights=shares).astype(np.float32)
-    return replace(picture, **joined, names=names, whole=whole)
+    return replace(picture, **joined, names=names, whole=whole, covers=None)
 
 
 def _objects(item: Item, picture: Picture) -> Picture:
@@ -378,7 +378,7 @@ def _objects(item: Item, picture: Picture) -> Picture:
         width=width,
         height=height,
         names=item.names,
-        covers=item.covers() if item.covers else None,
+        covers=item.covers,
     )
 
 

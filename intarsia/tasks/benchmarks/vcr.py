@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.batch import Array
+from intarsia.batch import Array, Covering
 from intarsia.errors import BadInput
-from intarsia.features.fast_rcnn import covered
 from intarsia.tasks.benchmarks.items import (
     Annotations,
     Box,
@@ -125,7 +124,7 @@ def _about(folders: Sequence[Path], x: Any, where: str) -> dict[str, Any]:
     boxes = _boxes(about, path)
     if len(boxes) != len(names):
         raise BadInput(f"{where}: {len(names)} objects, {path} has {len(boxes)} boxes")
-    covers: Callable[[], Array] | None = partial(_covers, path) if boxes and "segms" in about else None
+    covers: Callable[[Covering], Array] | None = partial(_covers, path) if boxes and "segms" in about else None
     size = (int(at(about, "width", str(path))), int(at(about, "height", str(path))))
     return {"objects": boxes, "names": names, "covers": covers, "size": size}
 
@@ -134,8 +133,8 @@ def _boxes(about: Any, path: Path) -> tuple[Box, ...]:
     return tuple((b[0], b[1], b[2], b[3]) for b in at(about, "boxes", str(path)))
 
 
-def _covers(path: Path) -> Array:
-    """(objects, cells, cells) bool: what of each box its outlines cover; nothing of an object that has none.
+def _covers(path: Path, rule: Covering) -> Array:
+    """(objects, n, n) bool: what of each box its outlines cover by the rule; nothing of an object that has none.
 
     Raises:
         BadInput: outlines are missing, or one is no list of points.
@@ -147,7 +146,7 @@ def _covers(path: Path) -> Array:
     found = []
     for number, (box, each) in enumerate(zip(boxes, outlines, strict=True)):
         try:
-            found.append(covered([np.array(x, np.float64).reshape(len(x), 2) for x in each], box))
+            found.append(rule([np.array(x, np.float64).reshape(len(x), 2) for x in each], box))
         except (TypeError, ValueError):
             raise BadInput(f"{path}: segms of object {number}: {str(each)[:60]} is not a list of [x, y]") from None
     return np.stack(found)
