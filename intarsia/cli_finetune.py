@@ -229,7 +229,7 @@ class ScoreOptions:
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
     out: Path | None = None
-    """JSON to write; default: score-SPLIT.json in the run folder."""
+    """JSON to write; default: score-SPLIT.json in the run folder, of a run of many tasks score-BENCHMARK-SPLIT.json."""
     device: str = "cpu"
 
 
@@ -245,9 +245,16 @@ def score(args: Sequence[str]) -> None:
     out.print(table(found))
     if said_by_paper := published(options.run, found.benchmark):
         out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
-    path = options.out or options.run / f"score-{found.split}.json"
+    path = options.out or options.run / f"score-{of_many(options.run, found)}{found.split}.json"
     path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
+
+
+def of_many(run: Path, found: Any) -> str:
+    """The benchmark and a dash, where a run has many tasks; else nothing."""
+    from intarsia.tuning_runs import ABOUT, AboutAll, read_about
+
+    return f"{found.benchmark}-" if (run / ABOUT).is_file() and isinstance(read_about(run), AboutAll) else ""
 
 
 def published(run: Path, benchmark: str) -> str:

@@ -18,7 +18,7 @@ from intarsia.systems import find
 from intarsia.tasks import benchmarks
 from intarsia.tasks.among import TWELVE
 from intarsia.tasks.benchmarks import Annotated, Benchmark
-from intarsia.tasks.benchmarks.items import Missing, find_file, read_json
+from intarsia.tasks.benchmarks.items import Empty, Missing, find_file, read_json
 from intarsia.tasks.retrieval import Ranked
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.turns import Tasks
@@ -195,7 +195,7 @@ def pictures_of(benchmark: Benchmark, data: Path, split: str, coco: Mapping[str,
     """The pictures of a split; none where its files are not there."""
     try:
         items = benchmark.read(data, split).items
-    except Missing:
+    except (Missing, Empty):
         return set()
     return {picture_id(benchmark.name, x, coco) for item in items for x in item.pictures}
 

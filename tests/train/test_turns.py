@@ -253,7 +253,7 @@ def test_from_the_command_line_to_the_score_of_each_task(
     assert "score it on gqa, nlvr2, flickr30k" in capsys.readouterr().out
     for name, split in (("gqa", "val"), ("nlvr2", "dev"), ("flickr30k", "val")):
         main(["score", str(run), "--benchmark", name])
-        assert json.loads((run / f"score-{split}.json").read_text())["benchmark"] == name
+        assert json.loads((run / f"score-{name}-{split}.json").read_text())["benchmark"] == name
     # a task of it goes on alone, with the heads of all
     alone = ["finetune", "vilbert", "nlvr2", "--data", str(twins / "nlvr2"), "--regions", str(twins / "nlvr2/regions")]
     alone += ["--out", str(tmp_path / "alone"), "--weights", str(run), "--steps", "1", "--rows", "400"]

@@ -85,7 +85,7 @@ class Annotations:
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise Missing(f"{self.benchmark}: split {self.split!r} has no item")
+            raise Empty(f"{self.benchmark}: split {self.split!r} has no item")
         if len({x.key for x in self.items}) != len(self.items):
             seen: set[str] = set()
             twice = next(x.key for x in self.items if x.key in seen or seen.add(x.key))  # type: ignore[func-returns-value]
@@ -96,7 +96,11 @@ class Annotations:
 
 
 class Missing(BadInput):
-    """A file is not there, or a split in it."""
+    """A file is not there."""
+
+
+class Empty(BadInput):
+    """A split has no item."""
 
 
 def find_file(root: Path, *names: str) -> Path:
