@@ -145,29 +145,34 @@ def test_tasks_take_turns_stop_and_go_on(
     assert all(set(x["loss"]) == set(NAMES) for x in lines if "loss" in x)
 
 
-@pytest.mark.parametrize("at", [7, 14])  # in the second round; in the fourth, when two are paused
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    twins: Path, tmp_path: Path, judged: dict[str, list[float]], at: int
+    twins: Path, tmp_path: Path, judged: dict[str, list[float]]
 ) -> None:
+    """It is stopped in the second round, and in the fourth, when two tasks are paused."""
     trained(twins, tmp_path / "whole")
-    together = begun(twins)[0]
-    calls: list[int] = []
+    stops = {7: "step-00000002", 14: "step-00000004"}
+    for at, saved in stops.items():
+        out, together = tmp_path / f"cut-{at}", begun(twins)[0]
+        calls: list[int] = []
 
-    def stop(module: Any, inputs: Any) -> None:
-        calls.append(1)
-        if len(calls) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        def stop(module: Any, inputs: Any, calls: list[int] = calls, at: int = at) -> None:
+            calls.append(1)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    together.register_forward_pre_hook(stop)
-    first = trained(twins, tmp_path / "cut", together)
-    assert (first.finished, first.stopped_by) == (False, "SIGTERM")
-    assert trained(twins, tmp_path / "cut", workers=1).finished
-    for name in ("model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
-        one, other = (load_file(tmp_path / x / name) for x in ("whole", "cut"))
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    states = [json.loads((tmp_path / x / "checkpoints/step-00000006/state.json").read_text()) for x in ("whole", "cut")]
-    assert states[0]["turns"] == states[1]["turns"]
-    assert {x: states[0]["turns"][x]["taken"] for x in NAMES} == {x: ROUNDS.count(x) for x in NAMES}
+        together.register_forward_pre_hook(stop)
+        first = trained(twins, out, together)
+        assert (first.finished, first.stopped_by) == (False, "SIGTERM")
+        assert (out / "checkpoints/latest").read_text() == saved
+        assert trained(twins, out, workers=at % 2).finished
+        for name in ("model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+            one, other = (load_file(x / name) for x in (tmp_path / "whole", out))
+            assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        states = [
+            json.loads((x / "checkpoints/step-00000006/state.json").read_text()) for x in (tmp_path / "whole", out)
+        ]
+        assert states[0]["turns"] == states[1]["turns"]
+        assert {x: states[0]["turns"][x]["taken"] for x in NAMES} == {x: ROUNDS.count(x) for x in NAMES}
 
 
 def test_rates_weights_and_heads_are_the_papers(twins: Path) -> None:
