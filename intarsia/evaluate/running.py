@@ -80,7 +80,7 @@ def run_numbers(
     system.eval()
     try:
         half = torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16")
-        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half, laid_out():
+        with _bar(what, len(lengths), how.progress) as advance, torch.inference_mode(), half, laid_out(system):
             for numbers in cut(lengths, how.rows or (1600 if device.type == "cpu" else 4096)):
                 read(numbers)
                 advance(len(numbers))

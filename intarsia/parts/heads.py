@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from intarsia.packed import Packing
 from intarsia.parts.encoder import Activation
+from intarsia.parts.linear import product
 
 
 class Pooler(nn.Module):
@@ -57,7 +58,7 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """Args: x (M, H); table (outputs, H). Returns: (M, outputs)."""
-        return F.linear(self.transform(x), table, self.bias)
+        return product(self.transform(x), table, self.bias)
 
 
 class ClassHead(nn.Module):

@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 KINDS = (torch.float32, torch.bfloat16)
-LARGE, MANY = 2**18, 64
-"""Numbers of a matrix and rows from which oneDNN is called; below, making its kernels anew for each count of rows costs more than it gains."""
+LARGE, MUCH = 2**18, 2**26
+"""Numbers of a matrix, and multiplications, from which oneDNN is called; below, making its kernels anew for each count of rows costs more than it gains."""
 
 HAVE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _laid: dict[tuple[object, ...], tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
-    """Inside the context, which must be one of inference, each large weight is cast and laid out for the processor once; none may change."""
+def laid_out(module: nn.Module) -> Iterator[None]:
+    """Inside the context, which must be one of inference, each large weight of the module is cast and laid out for the CPU once; none may change.
+
+    Nothing happens where parameters are spread over processes, since those are put together in other memory at each pass.
+    """
     global _laid
-    before, _laid = _laid, {}
+    plain = all(type(x) is nn.Parameter for x in module.parameters())
+    before, _laid = _laid, {} if plain else None
     try:
         yield
     finally:
@@ -62,7 +66,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dim() != 2 or len(x) < MANY or weight.numel() < LARGE:
+    if x.device.type != "cpu" or x.dim() != 2 or weight.numel() < LARGE or len(x) * weight.numel() < MUCH:
         return False
     plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # neither fake nor spread over processes
     known = {x.dtype, weight.dtype, _kind(x)}.issubset(KINDS)
@@ -85,14 +89,14 @@ def _by_laid(
     x: Tensor, weight: Tensor, bias: Tensor, then: str, laid: dict[tuple[object, ...], tuple[Tensor, Tensor]]
 ) -> Tensor:
     dtype = _kind(x)
-    key = weight.data_ptr(), weight.shape, dtype
+    key = weight.data_ptr(), weight.shape, weight.stride(), dtype
     if key not in laid:
         laid[key] = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), len(x)), bias.to(dtype)
     return _multiply(x.to(dtype), *laid[key], then)
 
 
 class _Product(torch.autograd.Function):
-    """The map with its three products by oneDNN, float32."""
+    """The map with its products by oneDNN, float32. The gradient of the weight is no view, so that those of a table used twice are summed in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from intarsia.packed import Packing
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.encoder import SelfAttention
 from intarsia.parts.experts import Mixture, Routing
+from intarsia.parts.linear import Linear
 from intarsia.parts.numbers import BertNumbers
 
 
@@ -44,12 +45,12 @@ class Dense(nn.Module):
 
     def __init__(self, config: SparseNumbers) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H) to (N, H)."""
-        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(self.up.activated(x, F.gelu))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.attend import attend
@@ -27,6 +26,7 @@ from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, Layer
 from intarsia.parts.heads import AnswerHead, Pooler, TiedHead, Transform
+from intarsia.parts.linear import Linear, product
 from intarsia.parts.numbers import TINY, BertNumbers
 from intarsia.recipe import TINY_DUAL_RUN, Batching, Card, Mix, Optim, Recipe, Schedule
 from intarsia.system import Finetune, System, Tuning
@@ -94,8 +94,8 @@ class CrossLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads, self.attention_dropout = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.words, self.regions = Layer(config), Layer(config)
@@ -117,8 +117,8 @@ class CrossLayer(nn.Module):
     def _words_alone(self, words: Tensor, text: Packing, seen: Tensor, visual: Packing) -> Tensor:
         """What words see, where nobody asks what regions see."""
         width, weight, bias = len(self.norm.weight), self.qkv.weight, self.qkv.bias
-        q = F.linear(words, weight[:width], bias[:width]).view(len(words), self.heads, -1)
-        k, v = F.linear(seen, weight[width:], bias[width:]).view(len(seen), 2, self.heads, -1).unbind(1)
+        q = product(words, weight[:width], bias[:width]).view(len(words), self.heads, -1)
+        k, v = product(seen, weight[width:], bias[width:]).view(len(seen), 2, self.heads, -1).unbind(1)
         return self._after(words, attend(q, k, v, text, visual, self.attention_dropout if self.training else 0.0))
 
     def _after(self, x: Tensor, mixed: Tensor) -> Tensor:

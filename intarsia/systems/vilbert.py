@@ -66,7 +66,7 @@ class ViLBERTConfig(TwoStreamNumbers):
     dynamic_attention: bool = False
     """The mean of the words scales queries and keys of the regions' own attention."""
     fixed_t_layer: int = 0
-    """So many of the first layers of words, and what is before them, do not train (12-in-1's --freeze); at most those before the first meeting."""
+    """So many of the first layers of words, and what is before them, do not train; at most those before the first meeting."""
     fixed_v_layer: int = 0
     """The same of regions."""
     model: Literal["bert", "roberta"] = "bert"

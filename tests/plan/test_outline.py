@@ -219,6 +219,17 @@ def test_every_system_is_outlined(name: str) -> None:
         assert one.flops > 0 and 0 < one.kept <= one.activations <= one.together
 
 
+@pytest.mark.parametrize(("name", "size"), [("visualbert", "base_vcr"), ("vl_bert", "e2e")])
+def test_trunks_in_the_loop_are_outlined(name: str, size: str) -> None:
+    recipe = find(name).recipes[size]
+    trunk = replace(recipe.config.trunk, depths=(1, 1, 1, 1), planes=(8, 8, 8, 8), stem=8)
+    small = replace(recipe.config, trunk=trunk, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    few = replace(recipe, config=small, batching=replace(recipe.batching, rows=3000, samples=2))
+    found = outline(find(name), few, SIZE)
+    assert found.passes and not found.skipped
+    assert all(0 < x.kept <= x.activations for x in found.passes.values())
+
+
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_every_goal_of_every_size_can_be_laid_out(name: str) -> None:
     cls = find(name)

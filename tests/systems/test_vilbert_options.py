@@ -20,6 +20,7 @@ import intarsia
 from intarsia.batch import Batch, Encoded, Example, Picture, Sample, TextRows
 from intarsia.cli import main
 from intarsia.errors import BadInput
+from intarsia.model import read_ours
 from intarsia.pack import pack
 from intarsia.system import begin, fit_config
 from intarsia.systems.vilbert import ViLBERT
@@ -172,15 +173,16 @@ def test_a_tuned_model_that_reads_few_rows_gives_the_same() -> None:
     assert torch.isfinite(some[1][batch.regions.packing.last]).all()
 
 
-def test_weights_say_whether_the_attention_is_dynamic(tmp_path: Path) -> None:
-    dynamic = system(dynamic_attention=True, **{"v_num_attention_heads": 8, "num_attention_heads": 12})
-    write_weights(tmp_path / "theirs.bin", ViLBERT.keys.to_theirs(dynamic.state_dict()))
-    VOCAB.write(tmp_path / "vocab.txt")
-    with pytest.raises(BadInput):  # the base's heads and meetings do not fit these numbers, but the flag is read before
-        intarsia.open("vilbert", weights=tmp_path / "theirs.bin", vocab=tmp_path / "vocab.txt")
-    key = ViLBERT.flags["dynamic_attention"]
-    assert key in dynamic.state_dict()
-    assert key not in system().state_dict()
+def test_weights_say_whether_the_attention_is_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(ViLBERT.recipes["base"].config, **SMALL)
+    recipe = dataclasses.replace(ViLBERT.recipes["base"], config=small)
+    monkeypatch.setattr(ViLBERT, "recipes", {**ViLBERT.recipes, "small": recipe})
+    for dynamic in (True, False):
+        net = system(dynamic_attention=dynamic)
+        write_weights(tmp_path / "theirs.bin", ViLBERT.keys.to_theirs(net.state_dict()))
+        state, config = read_ours(ViLBERT, "vilbert", tmp_path / "theirs.bin", "small")
+        assert config == net.config
+        assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------------------ fixed layers
