@@ -225,13 +225,19 @@ def _convert(options: Convert) -> None:
 
 
 def _objects(options: Objects) -> None:
+    from intarsia.data.decode import image_size
     from intarsia.data.formats.pairs import write_pairs
     from intarsia.tasks.benchmarks import find
     from intarsia.tasks.benchmarks.items import object_lines
 
     benchmark = find(options.benchmark)
     items = [x for split in options.splits for x in benchmark.read(options.path, split).items]
-    count = write_pairs(options.out, object_lines(items))
+
+    def size_of(name: str) -> tuple[int, int]:
+        path = options.out / name
+        return image_size(path, name) if path.is_file() else (0, 0)
+
+    count = write_pairs(options.out, object_lines(items, size_of))
     shown = {name for x in items for name in x.pictures[:1]}
     out.print(f"{count} pictures with their objects, {len(shown) - count} without: {options.out}/pairs.jsonl")
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from intarsia import cli_turns
+
 if TYPE_CHECKING:
     from intarsia.system import Given
     from intarsia.tasks.benchmarks.items import Annotated
@@ -27,7 +29,8 @@ class FinetuneOptions:
 
     system: tyro.conf.Positional[str]
     task: tyro.conf.Positional[str]
-    """A task of the system's paper; `intarsia list` names them."""
+    """A task of the system's paper; `intarsia list` names them. Several with commas between, or 12in1, are trained in turn:
+    `intarsia finetune vilbert vqa,nlvr2 --help`."""
     data: Path
     """Folder of the benchmark's annotation files, as published."""
     regions: str
@@ -75,6 +78,8 @@ class FinetuneOptions:
 
 def finetune(args: Sequence[str]) -> None:
     """Fine-tunes a system on a benchmark's published files."""
+    if cli_turns.meant(args):
+        return cli_turns.finetune(args)
     from intarsia import caption_runs
     from intarsia.errors import BadInput
     from intarsia.systems import find
@@ -117,7 +122,7 @@ def finetune(args: Sequence[str]) -> None:
         benchmark.name,
         str(options.data.resolve()),
         options.regions,
-        _begun(options.weights),
+        begun_from(options.weights),
         labels,
         rivals,
         words,
@@ -157,7 +162,7 @@ def _items(
     return source, open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
 
 
-def _begun(weights: Path | None) -> str:
+def begun_from(weights: Path | None) -> str:
     """What a run begins from, by name and content."""
     from intarsia.data.formats.files import sha256_of
 
@@ -224,7 +229,7 @@ class ScoreOptions:
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
     out: Path | None = None
-    """JSON to write; default: score-SPLIT.json in the run folder."""
+    """JSON to write; default: score-SPLIT.json in the run folder, of a run of many tasks score-BENCHMARK-SPLIT.json."""
     device: str = "cpu"
 
 
@@ -238,21 +243,28 @@ def score(args: Sequence[str]) -> None:
         out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
-    if said_by_paper := published(options.run):
+    if said_by_paper := published(options.run, found.benchmark):
         out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
-    path = options.out or options.run / f"score-{found.split}.json"
+    path = options.out or options.run / f"score-{of_many(options.run, found)}{found.split}.json"
     path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
 
 
-def published(run: Path) -> str:
-    """What the paper reached in the task that a run was tuned for; empty where that is not known, or it was not tuned."""
+def of_many(run: Path, found: Any) -> str:
+    """The benchmark and a dash, where a run has many tasks; else nothing."""
+    from intarsia.tuning_runs import ABOUT, AboutAll, read_about
+
+    return f"{found.benchmark}-" if (run / ABOUT).is_file() and isinstance(read_about(run), AboutAll) else ""
+
+
+def published(run: Path, benchmark: str) -> str:
+    """What the paper reached in the task that a run was tuned for, of many that on a benchmark; empty where that is not known, or it was not tuned."""
     from intarsia.systems import scores
     from intarsia.tuning_runs import ABOUT, About
 
     if not (run / ABOUT).is_file():
         return ""
-    about = About.read(run)
+    about = About.read(run, benchmark)
     return scores(about.system)[about.task].published
 
 

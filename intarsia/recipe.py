@@ -163,6 +163,26 @@ class Batching:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Many tasks in one run, a batch of each in turn, each batch an optimizer step of its own; a task that has converged pauses. Source: 12-in-1, sec. 3.2."""
+
+    tasks: dict[str, Batching] = field(default_factory=dict)
+    """The goals, in their order, and how samples of each become batches; `Batching.accumulate` of the recipe counts for all."""
+    gap: int = 4
+    """Rounds after which a paused task has a turn."""
+    better: float = 0.001
+    """Share of the best score that a score must be above it to count as better."""
+    patience: int = 1
+    """Evaluations without a better score that are borne; one more and the task pauses."""
+    cooldown: int = 1
+    """Evaluations after a change that are not counted."""
+    fallen: float = 0.005
+    """Share of the best score that the score of a paused task may lose; below, it goes on."""
+    every: int = 0
+    """Rounds between the evaluations of a task; 0 = the batches of its own epoch."""
+
+
+@dataclass(frozen=True)
 class Recipe(Generic[C]):
     """One training run, whole."""
 
@@ -176,6 +196,8 @@ class Recipe(Generic[C]):
     batching: Batching = field(default_factory=Batching)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 42
+    turns: Turns | None = None
+    """Many tasks in turn: a step of the schedule is then a round of all."""
     note: str = ""
     """Where the numbers come from, what the run costs and what it should reach."""
 

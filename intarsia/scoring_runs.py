@@ -18,7 +18,7 @@ from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.features.extractor import must_be_alike
 from intarsia.features.kmeans import CODEBOOK
 from intarsia.model import open as open_model
-from intarsia.model import read_provenance, read_recipe
+from intarsia.model import read_provenance
 from intarsia.system import FineTuned, Given, System
 from intarsia.systems import find
 from intarsia.tasks import benchmarks
@@ -27,7 +27,7 @@ from intarsia.tasks.benchmarks.captions import measure_java, picture_of
 from intarsia.tasks.benchmarks.items import at, read_json
 from intarsia.text import Vocab
 from intarsia.tuned import Tuned, with_labels
-from intarsia.tuning_runs import ABOUT, About, must_read, open_items, pairing
+from intarsia.tuning_runs import ABOUT, About, config_of, must_read, open_items, pairing
 from intarsia.weights.files import fill, read_weights
 
 
@@ -105,8 +105,7 @@ def open_tuned(run: Path, about: About) -> Tuned:
     """
     cls, found = pairing(about.system, about.task)
     found = with_labels(found, about.labels) if about.labels else found
-    recipe = read_recipe(cls, about.system, run)
-    system = cls(recipe.config, Vocab.read(run / "vocab.txt"))
+    system = cls(config_of(cls, about, found, run), Vocab.read(run / "vocab.txt"))
     tuned = Tuned(FineTuned(system, found), about.task)
     fill(tuned, read_weights(run / "model.safetensors"), str(run / "model.safetensors"))
     return tuned
@@ -123,7 +122,7 @@ def opened(asked: Asked) -> Opened:
     data, regions, trained, words = asked.data, asked.regions, "", str(asked.centroids or "")
     given, how = asked.given, None
     if (run / ABOUT).is_file() or not (run / "recipe.json").is_file():
-        about = About.read(run)
+        about = About.read(run, asked.benchmark or "")
         writes = about.task == caption_runs.TASK
         system: System = caption_runs.open_run(run, about) if writes else open_tuned(run, about)
         words = words or about.centroids

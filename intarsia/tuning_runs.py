@@ -61,17 +61,46 @@ class About:
     """Regions of annotated boxes that stand behind the others; empty = none."""
 
     @classmethod
-    def read(cls, run: Path) -> About:
-        """That of a run folder.
+    def read(cls, run: Path, benchmark: str = "") -> About:
+        """That of a run folder; of one with many tasks, that of a benchmark.
 
         Raises:
-            BadInput: it is no folder of a fine-tuning run.
+            BadInput: it is no folder of a fine-tuning run, or it has many tasks, none of them on that benchmark.
         """
-        path = run / ABOUT
-        if not path.is_file():
-            raise BadInput(f"{run}: holds no {ABOUT}; is this the folder of a fine-tuning run?")
-        found: About = from_json(cls, path.read_text(), str(path))
-        return found
+        found = read_about(run)
+        if isinstance(found, About):
+            return found
+        known = {x.benchmark: x for x in found.tasks}
+        if benchmark not in known:
+            raise BadInput(f"{run}: tasks in turn; say which with --benchmark ({', '.join(known)})")
+        return known[benchmark]
+
+
+@dataclass(frozen=True)
+class AboutAll:
+    """The same of a run of many tasks in turn."""
+
+    tasks: tuple[About, ...]
+
+
+def read_about(run: Path) -> About | AboutAll:
+    """What a run was tuned for.
+
+    Raises:
+        BadInput: it is no folder of a fine-tuning run.
+    """
+    path = run / ABOUT
+    if not path.is_file():
+        raise BadInput(f"{run}: holds no {ABOUT}; is this the folder of a fine-tuning run?")
+    kind = AboutAll if "tasks" in read_json(path) else About
+    found: About | AboutAll = from_json(kind, path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def config_of(cls: type[System], about: About, finetune: Finetune, run: Path) -> Any:
+    """The config of a run; of one with many tasks, with the numbers of the one at hand."""
+    config = read_recipe(cls, about.system, run).config
+    return replace(config, **bounded(finetune.config, config)) if isinstance(read_about(run), AboutAll) else config
 
 
 def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
@@ -210,6 +239,7 @@ def begin(
     labels: tuple[str, ...],
     seed: int = 42,
     tiny: bool = False,
+    finetune: Finetune | None = None,
 ) -> tuple[Tuned, Recipe[Any]]:
     """A system with the head of a task before its first step, and the paper's recipe.
 
@@ -224,11 +254,13 @@ def begin(
         labels: the list of answers.
         seed: of the head, and of all weights where there are none to begin from.
         tiny: without weights, the system's smallest numbers.
+        finetune: the task where it is not quite as in the paper.
 
     Raises:
         BadInput: anything missing, of another system, or that does not fit together.
     """
-    cls, finetune = pairing(system, task)
+    cls, paper = pairing(system, task)
+    finetune = finetune or paper
     finetune = with_labels(finetune, labels) if labels else finetune
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
     with torch.random.fork_rng([]):
@@ -250,8 +282,8 @@ def _tuned_before(cls: type[System], name: str, task: str, finetune: Finetune, r
     Raises:
         BadInput: its head or its answers are others, or its features.
     """
-    about = About.read(run)
-    config = read_recipe(cls, name, run).config
+    about = About.read(run, source.annotations.benchmark)
+    config = config_of(cls, about, finetune, run)
     tuned = Tuned(FineTuned(cls(config, Vocab.read(run / "vocab.txt")), finetune), task)
     if tuned.system.reads_features and (run / "provenance.json").is_file():
         must_be_alike(source.annotations.benchmark, source.provenance, read_provenance(run))
@@ -404,14 +436,14 @@ def finetune(
     )
 
 
-def write_about(about: About, out: Path) -> None:
+def write_about(about: About | AboutAll, out: Path) -> None:
     """Says in a run folder what it is for.
 
     Raises:
         BadInput: it is of another run.
     """
     path = out / ABOUT
-    if path.is_file() and About.read(out) != about:
+    if path.is_file() and read_about(out) != about:
         raise BadInput(f"{path}: of another run; choose another folder")
     with write_whole(path) as temporary:
         temporary.write_text(json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

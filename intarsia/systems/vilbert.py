@@ -151,7 +151,7 @@ def _finetune() -> dict[str, Finetune]:
         "beta_retrieval": ("vil_logit", choose, 28, 64, 2e-5, 20, 140_485),
     }
     found, given = {}, dict.fromkeys(("re", "re_plus", "re_g", "beta_re_plus"), Given(tested=False, in_whole=False))
-    given |= dict.fromkeys(("vcr", "vcr_qar", "beta_vcr"), Given())
+    given |= {x: Given(in_whole="vcr" in x) for x in ("vcr", "vcr_qar", "beta_vcr", "visual7w", "guesswhat")}
     for name, (head, task, pieces, batch, lr, epochs, samples) in table.items():
         beta, steps = name.startswith("beta_"), epochs * samples // batch
         among, keys = (Among(task, head, BETA_HEADS), BETA_KEYS) if beta else (Among(task, head, HEADS), HEAD_KEYS)

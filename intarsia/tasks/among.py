@@ -85,6 +85,21 @@ HEADS = SHARED | {
     "vil_tri_prediction": lambda x: nn.Linear(x.pooled_size, 3),
 }
 """Those of 12-in-1."""
+TWELVE = (
+    "vqa",
+    "genome_qa",
+    "visual7w",
+    "retrieval_coco",
+    "retrieval",
+    "re",
+    "re_plus",
+    "re_g",
+    "nlvr2",
+    "ve",
+    "gqa",
+    "guesswhat",
+)
+"""The tasks that the authors trained together, in their order."""
 _CLASSIFIERS = ("vil_prediction", "vil_prediction_gqa", "vil_binary_prediction")
 _SHARED_KEYS = (
     ("vil_logit.", "head.vil_logit."),

@@ -110,14 +110,17 @@ class ReferEach(Refer):
 class ReferShare(Refer):
     """Each candidate is given back how well it fits. Batch.targets["re"]: Picks of region rows with labels (M) float in [0, 1].
 
-    All regions with their overlap, or 0 where it is below a half (RefCOCO); or the choices, one of them 1 (Visual7W, GuessWhat). Source: the code of ViLBERT.
+    All regions with their overlap, or 0 where it is below a half (RefCOCO); or those that stand for the choices, with the overlap of the choice (Visual7W,
+    GuessWhat), which of the right one is 1. Source: the code of ViLBERT.
     """
 
     def _target(self, sample: Sample, boxes: Array, own: int) -> Pick | Array:
         if sample.answers:
             rows = candidates(sample, boxes[:own])
-            right = rows == rows[int(answer_of(sample))]
-            return Pick("regions", rows, right.astype(np.float32))
+            right = int(answer_of(sample))
+            offered = np.concatenate([x.boxes[:1] for x in sample.meant])
+            fits = _half(overlaps(offered, sample.meant[right].boxes))
+            return Pick("regions", rows, np.where(rows == rows[right], np.float32(1), fits))
         return Pick("regions", np.arange(own), _half(overlaps(boxes[:own], sample.meant[0].boxes)))
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -93,6 +93,7 @@ def pretrain(
     on_error: Literal["stop", "skip"] = "stop",
     pace: Pace | None = None,
     lr_factors: Mapping[str, float] | None = None,
+    judges: Mapping[str, Callable[[], float]] | None = None,
     name: str = "",
     size: str = "",
 ) -> Outcome:
@@ -116,6 +117,7 @@ def pretrain(
         on_error: what a sample that cannot be read does: stop the run, or be left out and counted. Texts that are too long are always left out.
         pace: how often to log, save and validate.
         lr_factors: factor on the learning rate of parameters whose name starts so, such as a new head's.
+        judges: of tasks in turn (`Recipe.turns`), what gives the score on held-out items; the source is then a `train.turns.Tasks`.
         name: the system's name for `recipe.json`; its card's unless given.
         size: the recipe's name for `recipe.json`.
 
@@ -153,8 +155,13 @@ def pretrain(
             log.say(f"goes on at step {start.step} of {recipe.schedule.steps}")
         held_out = held.fixed(pace.valid_batches) if held else {}
         plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts)
-        run = _Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
-        outcome = run.go(start, data.prepare, workers, signals)
+        run = Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
+        prepare = data.prepare
+        if recipe.turns is not None:
+            from intarsia.train import turns  # which is a run itself
+
+            run, prepare = turns.in_turn(run, source, layout, data.lengths, judges or {})
+        outcome = run.go(start, prepare, workers, signals)
         if outcome.finished:
             weights = checkpoints.whole_weights(system)
             about = {"system": system.card.name, "config": to_json(recipe.config)}
@@ -274,7 +281,7 @@ class _Data:
         }
 
 
-class _Run:
+class Run:
     """One call of `pretrain` once everything is in place."""
 
     def __init__(
@@ -307,19 +314,9 @@ class _Run:
 
     def go(self, start: Position, prepare: Prepare, workers: int, signals: Signals) -> Outcome:
         """Trains from a position to the end of the schedule, or until a signal."""
-        recipe, world, pace = self.recipe, self.world, self.pace
-        steps, accumulate = recipe.schedule.steps, recipe.batching.accumulate
-        wanted = requests(
-            self.plan,
-            lambda step: recipe.mix.goal(recipe.seed, step, steps),
-            range(start.step, steps),
-            number=start.number,
-            accumulate=accumulate,
-            rank=world.rank,
-            world=world.size,
-        )
+        world, pace, steps = self.world, self.pace, self.recipe.schedule.steps
         self.module.train()
-        items = load(wanted, prepare, workers=workers, pin=world.device.type == "cuda")
+        items = self._load(start, prepare, workers)
         self.window = Window()
         done, stop = start.step, False
         try:
@@ -332,7 +329,7 @@ class _Run:
                 if save or done % pace.log_every == 0:
                     self._look(done, start)
                 began = time.perf_counter()
-                if self.held_out and (done == steps or done % pace.valid_every == 0):
+                if self._due(done):
                     self._validate(done)
                 if save:
                     self._save(self._position(done, start))
@@ -346,7 +343,26 @@ class _Run:
             next(filter(None, world.gather(signals.caught)), "") if stop else "",
         )
 
-    def _step(self, step: int, items: Iterator[Loaded]) -> None:
+    def _load(self, start: Position, prepare: Prepare, workers: int) -> Iterator[Loaded]:
+        """The micro-batches of this process from a position on."""
+        recipe, world, steps = self.recipe, self.world, self.recipe.schedule.steps
+        wanted = requests(
+            self.plan,
+            lambda step: recipe.mix.goal(recipe.seed, step, steps),
+            range(start.step, steps),
+            number=start.number,
+            accumulate=recipe.batching.accumulate,
+            rank=world.rank,
+            world=world.size,
+        )
+        return load(wanted, prepare, workers=workers, pin=world.device.type == "cuda")
+
+    def _due(self, done: int) -> bool:
+        """Whether held-out samples are looked at after so many steps."""
+        return bool(self.held_out) and (done == self.recipe.schedule.steps or done % self.pace.valid_every == 0)
+
+    def _step(self, step: int, items: Iterator[Loaded], updates: int | None = None) -> None:
+        """One update of the weights. Args: step, which the schedule counts; items; updates, made before, if not one a step."""
         recipe, device = self.recipe, self.world.device
         accumulate = recipe.batching.accumulate
         share = 1.0 / accumulate if recipe.batching.reduce == "mean" else 1.0
@@ -368,7 +384,7 @@ class _Run:
         bad = torch.maximum(bad, _not_finite(norm))
         if self.world.size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        self.optimizer.step(step, bad, divide)
+        self.optimizer.step(step, bad, divide, updates)
         self.bad = bad
         self.window.step(step, norm, bad)
 

@@ -65,14 +65,15 @@ def _factor(name: str, factors: Mapping[str, float]) -> float:
     return factors[max(fits, key=len)] if (fits := [start for start in factors if name.startswith(start)]) else 1.0
 
 
-def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int) -> float:
-    """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1.
+def set_lr(optimizer: AdamW, recipe: Optim, schedule: Schedule, step: int, updates: int | None = None) -> float:
+    """Sets the learning rate of a step (0-based) in every group and gives that of the groups with factor 1; `updates` were made before, if not one a step.
 
     Without bias correction the update is lr * (m / (sqrt(v) + eps) + decay * weight), for parameters with a gradient in every step. Source: BERT,
     optimization.py. With `corrected_decay` it is that times sqrt(1 - beta2 ** t) / (1 - beta1 ** t). Source: TensorFlow's Adam; EasyTransfer.
     """
     lr = recipe.lr * schedule.scale(step)
-    first, second = (1 - beta ** (step + 1) for beta in recipe.betas)
+    count = 1 + (step if updates is None else updates)
+    first, second = (1 - beta**count for beta in recipe.betas)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
         if not recipe.bias_correction:  # AdamW divides the moments by these; its numbers are set so that this cancels
@@ -213,11 +214,16 @@ class Optimizers:
     def _parts(self) -> list[Optimizer]:
         return [part for part in (self.first, self.second) if part is not None]
 
-    def step(self, step: int, bad: Tensor, divide: Tensor | None = None) -> None:
-        """Sets the learning rates of a step (0-based) and takes it, see `step_if`; then gradients are gone."""
+    def step(self, step: int, bad: Tensor, divide: Tensor | None = None, updates: int | None = None) -> None:
+        """Sets the learning rates of a step (0-based), see `set_lr`, and takes it, see `step_if`; then gradients are gone."""
         recipe = self.recipe
+        if (
+            updates is not None
+        ):  # a head that has no turn moves on by its momentum, as the authors' does, whose gradients are then zeros
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         if self.first is not None:
-            set_lr(self.first, recipe.optim, recipe.schedule, step)
+            set_lr(self.first, recipe.optim, recipe.schedule, step, updates)
         if self.second is not None and recipe.sgd is not None:
             for group in self.second.param_groups:
                 group["lr"] = recipe.sgd.lr * recipe.schedule.scale(step) * group["lr_factor"]

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Position:
     """First micro-batches of the epochs known so far."""
     seconds: float = 0.0
     """Time trained so far."""
+    turns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of tasks in turn, how far each has come."""
 
 
 class Checkpoints:
@@ -151,6 +153,7 @@ class Checkpoints:
                 int(state.pop("number")),
                 tuple(map(int, state.pop("starts"))),
                 float(state.pop("seconds")),
+                dict(state.pop("turns", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{path / 'state.json'}: not the state of a run: {error!r}") from None

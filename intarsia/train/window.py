@@ -81,7 +81,7 @@ class Window:
         worst = next((i for i, flag in enumerate(bad) if flag), None)
         rest = iter(values)
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        culprits, witnesses, found = list[str](), list[str](), ""
+        culprits, witnesses, found, goal = list[str](), list[str](), "", ""
         for seen in self.seen:
             losses = dict(zip(seen.losses, rest, strict=False))
             for name, value in losses.items():
@@ -91,16 +91,17 @@ class Window:
                 witnesses.extend(seen.keys)
                 if wrong := [f"loss {name} is {value}" for name, value in losses.items() if not math.isfinite(value)]:
                     culprits.extend(seen.keys)
-                    found = found or wrong[0]
+                    found, goal = found or wrong[0], goal or seen.goal
         seconds = max(time.perf_counter() - self.since, 1e-9)
         pairs, rows = (sum(x) for x in zip(*((len(seen.keys), seen.rows) for seen in self.seen), strict=True))
-        told = world.gather((dict(sums), pairs, rows, culprits, witnesses, found))
+        told = world.gather((dict(sums), pairs, rows, culprits, witnesses, found, goal))
         trouble = None
         if worst is not None:
             step = self.steps[worst]
             found = next((one[5] for one in told if one[5]), f"gradient norm is {norms[worst]}")
             keys = [key for one in told for key in one[3]] or [key for one in told for key in one[4]]
-            trouble = Trouble(step, next(seen.goal for seen in self.seen if seen.step == step), found, tuple(keys))
+            first = next(seen.goal for seen in self.seen if seen.step == step)
+            trouble = Trouble(step, next((one[6] for one in told if one[6]), first), found, tuple(keys))
         self.seen, self.steps, self.norms, self.bad, self.since = [], [], [], [], time.perf_counter()
         names = list(dict.fromkeys(name for one in told for name in one[0]))
         means = {

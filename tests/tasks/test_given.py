@@ -184,3 +184,61 @@ def test_only_training_sees_annotated_boxes_of_referring_expressions(
             main(wrong)
         assert caught.value.code == 2
         assert told in capsys.readouterr().err
+
+
+def visual7w(root: Path) -> None:
+    """Three boxes of a picture; of its first question two overlap by more than a half."""
+    corners = [*CORNERS, [4, 0, 50, 50], [0, 20, 20, 30], [60, 0, 70, 9]]
+    boxes = [
+        {"box_id": 10 + i, "x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "name": "thing"}
+        for i, (x1, y1, x2, y2) in enumerate(corners)
+    ]
+    pairs = [
+        {"qa_id": 1, "question": "Which is red?", "answer": 10, "multiple_choices": [11, 12, 13], "type": "which"},
+        {"qa_id": 2, "question": "Which is wide?", "answer": 14, "multiple_choices": [11, 12, 13], "type": "which"},
+    ]
+    images = [{"image_id": 1, "split": x, "filename": "v7w_1.jpg", "qa_pairs": pairs} for x in ("train", "val")]
+    (root / "dataset_v7w_pointing.json").write_text(json.dumps({"images": images, "boxes": boxes}))
+
+
+def test_choices_of_visual7w_are_the_annotated_boxes_in_training_and_tests(tmp_path: Path) -> None:
+    visual7w(tmp_path)
+    every = [*CORNERS, [4, 0, 50, 50], [0, 20, 20, 30], [60, 0, 70, 9]]
+    found = np.array(open_pictures_of(shards(tmp_path / "found", FOUND, 0, "v7w_1.jpg")).features, np.float32)
+    shards(tmp_path / "given", every, 1, "v7w_1.jpg")
+    how = find_system("vilbert").finetune["visual7w"].given
+    assert how == find_system("vilbert").finetune["guesswhat"].given == Given(tested=True, in_whole=False)
+    for split in ("train", "val"):
+        source = read("visual7w", tmp_path, split, how)
+        item, _ = source.kept[0]
+        assert sorted(item.objects) == sorted(tuple(map(float, x)) for x in every)  # of all questions about the picture
+        (example,) = laid("vilbert", "visual7w", source)
+        np.testing.assert_allclose(example.regions.feats[8], found.mean(0), atol=1e-3)  # of the detected alone
+        pick = example.targets["re"]
+        assert set(pick.rows) == {
+            3,
+            4,
+            5,
+            6,
+        }  # behind the three detected ones; the fifth is no choice of the first question
+        offered = [every[row - 3] for row in pick.rows]
+        fits = [slow_fit(x, every[0]) for x in offered]
+        np.testing.assert_allclose(pick.labels, [x if x >= 0.5 else 0.0 for x in fits], atol=1e-6)
+        assert sorted(np.round(pick.labels, 2))[2:] == [pytest.approx(0.92), 1.0]
+
+
+def test_objects_of_visual7w_are_written_where_the_pictures_say_their_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    visual7w(tmp_path)
+    pictures = tmp_path / "images"
+    pictures.mkdir()
+    objects = ["data", "objects", str(tmp_path), str(pictures), "--benchmark", "visual7w"]
+    main(objects)
+    assert "0 pictures with their objects, 1 without" in capsys.readouterr().out.replace("\n", " ")
+    Image.new("RGB", (WIDE, HIGH)).save(pictures / "v7w_1.jpg")
+    main(objects)
+    (line,) = [json.loads(x) for x in (pictures / "pairs.jsonl").read_text().splitlines()]
+    assert (line["width"], line["height"], len(line["boxes"])) == (WIDE, HIGH, 5)

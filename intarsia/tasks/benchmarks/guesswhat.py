@@ -42,7 +42,8 @@ def read(root: Path, split: str) -> Annotations:
         name = str(image.get("file_name") or at(image, "id", where))
         size = (int(at(image, "width", where)), int(at(image, "height", where)))
         meant = tuple(Phrase(0, 0, (x,)) for x in boxes)
-        items.append(Item(key, (said,), (name,), ((str(right), 1.0),), phrases=meant, size=size))
+        answer = ((str(right), 1.0),)
+        items.append(Item(key, (said,), (name,), answer, objects=tuple(boxes), phrases=meant, size=size))
         gold[key] = (boxes, right)
     return Annotations("guesswhat", split, tuple(items), gold)
 

@@ -86,7 +86,7 @@ class Annotations:
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise BadInput(f"{self.benchmark}: split {self.split!r} has no item")
+            raise Empty(f"{self.benchmark}: split {self.split!r} has no item")
         if len({x.key for x in self.items}) != len(self.items):
             seen: set[str] = set()
             twice = next(x.key for x in self.items if x.key in seen or seen.add(x.key))  # type: ignore[func-returns-value]
@@ -98,6 +98,10 @@ class Annotations:
 
 class Missing(BadInput):
     """A file is not there."""
+
+
+class Empty(BadInput):
+    """A split has no item."""
 
 
 def find_file(root: Path, *names: str) -> Path:
@@ -420,17 +424,24 @@ def _named(item: Item, picture: Picture, region: Mapping[int, int]) -> Picture:
     return replace(picture, names=tuple(names))
 
 
-def object_lines(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-    """The annotated objects of the first pictures of items as lines of `pairs.jsonl`, a picture once, its objects' names as caption; the others are passed over."""
+def object_lines(
+    items: Iterable[Item], size_of: Callable[[str], tuple[int, int]] = lambda name: (0, 0)
+) -> Iterator[dict[str, Any]]:
+    """The annotated objects of the first pictures of items as lines of `pairs.jsonl`, a picture once, its objects' names as caption; the others are passed over.
+
+    Args: items; size_of, how wide and high a picture is of which the annotations do not say it, 0 = not known.
+    """
     seen: set[str] = set()
     for item in items:
         name = item.pictures[0] if item.pictures else ""
-        if name in seen or not (name and item.objects and all(item.size)):
+        if name in seen or not (name and item.objects):
+            continue
+        width, height = item.size if all(item.size) else size_of(name)
+        if not (width and height):
             continue
         seen.add(name)
         names = item.names or ("object",) * len(item.objects)
-        boxes = np.clip(item.objects, 0, [*item.size, *item.size]).tolist()
-        width, height = item.size
+        boxes = np.clip(item.objects, 0, [width, height, width, height]).tolist()
         line = {"key": name, "image": name, "captions": [" ".join(names)], "boxes": boxes, "labels": list(names)}
         yield line | {"width": width, "height": height}
 

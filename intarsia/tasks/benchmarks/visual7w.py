@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ def read(root: Path, split: str) -> Annotations:
     for image in at(content, "images", str(path)):
         if at(image, "split", str(path)) != split:
             continue
+        shown = _objects(image, str(path))
         for pair in at(image, "qa_pairs", str(path)):
             key, where = str(at(pair, "qa_id", str(path))), f"{path}: question {pair.get('qa_id')}"
             offered = [int(at(pair, "answer", where)), *map(int, at(pair, "multiple_choices", where))]
@@ -41,7 +43,9 @@ def read(root: Path, split: str) -> Annotations:
             meant = tuple(Phrase(0, 0, (boxes[x],)) for x in ids)
             answer = ((str(order.index(0)), 1.0),)
             name = str(at(image, "filename", where))
-            items.append(Item(key, (str(at(pair, "question", where)),), (name,), answer, phrases=meant))
+            objects = tuple(boxes[x] for x in shown if x in boxes)
+            question = str(at(pair, "question", where))
+            items.append(Item(key, (question,), (name,), answer, objects=objects, phrases=meant))
             gold[key] = pair | {"boxes": [boxes[x] for x in ids], "ids": ids}
     return Annotations("visual7w", split, tuple(items), gold)
 
@@ -54,6 +58,12 @@ def _chosen(annotations: Annotations, predictions: Predictions, regions: Mapping
         rows = [int(overlaps(regions[key], np.array([x])).argmax()) for x in gold["boxes"]]
         said[int(key)] = gold["ids"][int(np.argmax(scores[rows]))]
     return said
+
+
+def _objects(image: Any, where: str) -> list[int]:
+    """The boxes that any question about a picture offers, by their numbers."""
+    pairs = at(image, "qa_pairs", where)
+    return sorted({int(x) for pair in pairs for x in (at(pair, "answer", where), *at(pair, "multiple_choices", where))})
 
 
 def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:
