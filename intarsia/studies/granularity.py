@@ -57,7 +57,7 @@ from intarsia.train.start import fresh
 from intarsia.viz import style
 from intarsia.worlds import Split, WorldConfig, WorldSource
 
-CELLS = {(a, b, c): f"A{a} B{b} C{c}" for a, b, c in product((0, 1), repeat=3) if 0 < a + b + c < 3}
+CELLS: dict[tuple[int, ...], str] = {x: "A{} B{} C{}".format(*x) for x in product((0, 1), repeat=3) if 0 < sum(x) < 3}
 """Of the 2^3 factorial those that are no arm of another name."""
 ARMS: dict[str, dict[str, Any]] = {
     "sentence": {"granularity": "sentence"},
