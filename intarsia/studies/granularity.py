@@ -57,6 +57,8 @@ from intarsia.train.start import fresh
 from intarsia.viz import style
 from intarsia.worlds import Split, WorldConfig, WorldSource
 
+CELLS: dict[tuple[int, ...], str] = {x: "A{} B{} C{}".format(*x) for x in product((0, 1), repeat=3) if 0 < sum(x) < 3}
+"""Of the 2^3 factorial those that are no arm of another name."""
 ARMS: dict[str, dict[str, Any]] = {
     "sentence": {"granularity": "sentence"},
     "sentence, mean pooling": {"granularity": "sentence", "pool": "mean"},
@@ -69,11 +71,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "token, words know their phrase": {"granularity": "token", "text_context": "phrase"},
     "token, words know themselves": {"granularity": "token", "text_context": "none"},
     "blind": {"granularity": "both"},
-    **{
-        f"A{a} B{b} C{c}": {"g_a": float(a), "g_b": float(b), "g_c": float(c)}
-        for a, b, c in product((0, 1), repeat=3)
-        if 0 < a + b + c < 3
-    },
+    **{name: dict(zip(("g_a", "g_b", "g_c"), map(float, g), strict=True)) for g, name in CELLS.items()},
 }
 """What each arm changes in the config. "A1 B0 C0" has contrast at the token and the rest at the pair; 000 is "sentence", 111 is "token"."""
 
@@ -336,28 +334,27 @@ PAIRS = (("token", "sentence"), ("both", "sentence"), ("both", "token"), ("token
 
 
 def effects(results: Results) -> str:
-    """Of the 2^3 factorial: what moving each objective to the token adds, mean over the settings of the others, and interactions; over seeds with all eight.
+    """Of the 2^3 factorial: every setting, what moving each objective to the token adds, mean over the settings of the others, and interactions; over seeds with all eight.
 
     An interaction A x B is half of the difference that B makes to the effect of A.
     """
-    arm = {(0, 0, 0): "sentence", (1, 1, 1): "token"} | {
-        x: f"A{x[0]} B{x[1]} C{x[2]}" for x in product((0, 1), repeat=3) if 0 < sum(x) < 3
-    }
+    arm = {x: CELLS.get(x, "token" if all(x) else "sentence") for x in product((0, 1), repeat=3)}
     if not set(arm.values()) <= results.keys():
         return ""
     seeds = sorted(set.intersection(*(set(results[x]) for x in arm.values())))
     names = {"A": (0,), "B": (1,), "C": (2,), "A x B": (0, 1), "A x C": (0, 2), "B x C": (1, 2), "A x B x C": (0, 1, 2)}
+    heads = " | ".join(f"{x} ({len(results[x])})" for x in arm.values())
+    cells = [f"| (seeds) | {heads} |", "|---" * 9 + "|"]
     lines = [f"| effect of the token ({len(seeds)} seeds) | " + " | ".join(names) + " |", "|---" * 8 + "|"]
     for name, value in COMPARED.items():
-        cells = []
-        for places in names.values():
-            each = [
-                sum(value(results[x][seed]) * np.prod([2 * s[i] - 1 for i in places]) for s, x in arm.items()) / 4
-                for seed in seeds
-            ]
-            cells.append(bold(interval([float(x) for x in each])))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\nThe factorial, attention pooling:\n\n" + "\n".join(lines) + "\n"
+        found = {s: {seed: value(run) for seed, run in results[x].items()} for s, x in arm.items()}
+        cells.append(f"| {name} | " + " | ".join(str(interval(list(x.values()))) for x in found.values()) + " |")
+        sums = [
+            [sum(x[seed] * np.prod([2 * s[i] - 1 for i in places]) for s, x in found.items()) / 4 for seed in seeds]
+            for places in names.values()
+        ]
+        lines.append(f"| {name} | " + " | ".join(bold(interval([float(y) for y in x])) for x in sums) + " |")
+    return "\nThe factorial, attention pooling:\n\n" + "\n".join([*cells, "", *lines]) + "\n"
 
 
 def verdicts(results: Results) -> str:
@@ -446,15 +443,16 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Granularity, args=args, prog="python -m intarsia.studies.granularity")
     torch.set_num_threads(1)
     same = {x: getattr(options, x) for x in ("pairs", "steps", "batch", "level", "unit", "density", "noise")}
-    cells = [x for x in ARMS if options.factorial and (x.startswith("A") or x in ("sentence", "token"))]
+    cells = [*CELLS.values(), "sentence", "token"] if options.factorial else []
     arms = settings(list(dict.fromkeys([*options.arms, *cells])), options.tuned)
     for seed, arm in product(options.seeds, arms) if options.make else ():
         perform(Run(arm=arm, seed=seed, **same, **arms[arm]), options.out, device=options.device)  # type: ignore[arg-type]
     results = gather(options.out, arms, dataclasses.asdict(Run()), size="tiny", **same)
     if not results:
         raise BadInput(f"{options.out}: holds no runs of {same}")
-    told = f"{checks(results, CLAIMS)}\nPaired by seed:\n\n{differences(results, COMPARED, PAIRS)}\n{verdicts(results)}"
-    told += f"{effects(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    shown = {arm: runs for arm, runs in results.items() if arm in options.arms} or results
+    told = f"{checks(shown, CLAIMS)}\nPaired by seed:\n\n{differences(shown, COMPARED, PAIRS)}\n{verdicts(shown)}"
+    told += f"{effects(results)}\nMore of the same runs:\n\n{columns(shown, MEASURES)}"
     print(told)
     if options.page:
         name = f"level{options.level}-{options.unit}"

@@ -222,15 +222,19 @@ def verdicts(found: Grid) -> str:
 
 
 def advantages(grids: Mapping[tuple[float, float], Grid], options: Volume) -> str:
-    """What each arm has over the sentence at each share of shuffled captions (H4) and each density of links."""
-    names = ("pointing", "binding", "t2i R@1")
-    heads = " | ".join(f"{x}, arm - sentence" for x in names)
-    lines = [f"| shuffled | linked words | pairs | arm | {heads} |", "|---" * 7 + "|"]
+    """Every arm, and what it has over the sentence, at each share of shuffled captions (H4) and each density of links."""
+    heads = " | ".join(f"{x} | less the sentence" for x in ERRORS)
+    lines = [f"| shuffled | linked words | pairs | arm (seeds) | {heads} |", "|---" * (4 + 2 * len(ERRORS)) + "|"]
     for (noise, density), found in sorted(grids.items()):
         for n, arms in sorted(found.items()):
-            for arm in (x for x in options.arms if x not in POOLED and x in arms and "sentence" in arms):
-                cells = " | ".join(bold(advantage(arms, x, arm)) for x in names)
-                lines.append(f"| {noise:g} | {density:.3g} | {n} | {arm} | {cells} |")
+            for arm in (x for x in options.arms if x in arms):
+                cells = []
+                for name, claim in ERRORS.items():
+                    cells.append(str(interval([COMPARED[claim](x) for x in arms[arm].values()])))
+                    over = arm not in POOLED and "sentence" in arms
+                    cells.append(bold(advantage(arms, name, arm)) if over else "")
+                told = f"{arm} ({len(arms[arm])})"
+                lines.append(f"| {noise:g} | {density:.3g} | {n} | {told} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -126,9 +126,10 @@ def test_effects_of_the_factorial_by_hand() -> None:
     for a, b, c in product((0, 1), repeat=3):
         arm = {0: "sentence", 3: "token"}.get(a + b + c, f"A{a} B{b} C{c}")
         results[arm] = {s: told(arm, s, 0.1 + 0.2 * a + 0.04 * b + 0.3 * a * c + s / 1000) for s in (1, 2)}
-    row = next(x for x in granularity.effects(results).splitlines() if x.startswith("| pointing"))
-    found = [float(x.strip(" *").split()[0]) for x in row.split("|")[2:-1]]
-    assert found == pytest.approx([0.35, 0.04, 0.15, 0, 0.15, 0, 0], abs=1e-6)
+    cells, effect = (x for x in granularity.effects(results).splitlines() if x.startswith("| pointing"))
+    found = [[float(x.strip(" *").split()[0]) for x in row.split("|")[2:-1]] for row in (cells, effect)]
+    assert found[0] == pytest.approx([0.1015, 0.1015, 0.1415, 0.1415, 0.3015, 0.6015, 0.3415, 0.6415], abs=1e-3)
+    assert found[1] == pytest.approx([0.35, 0.04, 0.15, 0, 0.15, 0, 0], abs=1e-6)
     assert granularity.effects({x: results[x] for x in ("sentence", "token")}) == ""
 
 
@@ -145,6 +146,19 @@ def test_h4_by_hand(contrast: float, modelling: float, wanted: str) -> None:
     row = volume.h4({(0.0, 1.0): grid(0.9, 0.5), (0.5, 1.0): grid(contrast, modelling)}).splitlines()[-1]
     assert row.endswith(f"| {wanted} |") and f"{volume.CONTRAST} {contrast - 0.9:.3f}" in row
     assert volume.h4({(0.0, 1.0): grid(0.9, 0.5)}) == ""
+
+
+def test_noise_is_told_beside_what_there_is_without() -> None:
+    def grid(token: float) -> volume.Grid:
+        return {500: {x: {s: told(x, s, y) for s in range(2)} for x, y in (("sentence", 0.2), ("token", token))}}
+
+    lines = volume.advantages({(0.5, 1.0): grid(0.6), (0.0, 1.0): grid(0.9)}, volume.Volume()).splitlines()
+    assert [x.split(" | ")[:6] for x in lines[2:]] == [
+        ["| 0", "1", "500", "sentence (2)", "0.200 ± 0.000", ""],
+        ["| 0", "1", "500", "token (2)", "0.900 ± 0.000", "**0.700 ± 0.000**"],
+        ["| 0.5", "1", "500", "sentence (2)", "0.200 ± 0.000", ""],
+        ["| 0.5", "1", "500", "token (2)", "0.600 ± 0.000", "**0.400 ± 0.000**"],
+    ]
 
 
 def test_the_sentence_is_the_better_pooling_of_those_with_most_seeds() -> None:
