@@ -14,7 +14,7 @@ import torch
 from intarsia.batch import Picture, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput
-from intarsia.model import read_recipe
+from intarsia.model import read_ours, read_recipe
 from intarsia.system import System, begin
 from intarsia.systems import find
 from intarsia.tasks.own import own_text
@@ -157,15 +157,16 @@ def test_the_second_stage_has_the_authors_numbers() -> None:
 
 
 def test_weights_of_the_second_stage_load_and_grow_no_more(tmp_path: Path) -> None:
-    system = _small()
+    system = _small(hidden_size=768, num_attention_heads=12)
     theirs = system.keys.to_theirs(system.state_dict())
     torch.save(theirs, tmp_path / "small-vcr_2nd_stage.pt")
-    back = system.keys.to_ours(torch.load(tmp_path / "small-vcr_2nd_stage.pt"), "file")
+    back, config = read_ours(type(system), "uniter", tmp_path / "small-vcr_2nd_stage.pt", "own_vcr")
+    assert (config.own, config.type_vocab_size, config.vocab_size) == ("vcr", 4, len(system.vocab))
     assert all(torch.equal(back[key], value) for key, value in system.state_dict().items())
     task = find("uniter").finetune["vcr"]
     tuned = begin(system, task).system
     assert torch.equal(tuned.words.segment.weight, system.words.segment.weight)
-    first = _small(type_vocab_size=2, own="")
+    first = _small(type_vocab_size=2, own="", max_pieces=60)
     more = begin(first, task).system
     assert torch.equal(more.words.segment.weight[2:], first.words.segment.weight[[0, 0]])
     assert len(more.words.word.weight) == len(first.words.word.weight) + 81
