@@ -272,7 +272,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     import torch
 
     from intarsia.data.fetch import fetched
-    from intarsia.model import must_suit, read_ours
+    from intarsia.model import grown_for_own, must_suit, read_ours
     from intarsia.train.from_bert import from_bert
     from intarsia.train.start import fresh
     from intarsia.weights.files import fill
@@ -299,6 +299,7 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
         raise BadInput(f"{options.data}: features of width {provenance.width}, the weights take {config.feature_size}")
     config = with_codes_of(config, recipe.config) if options.codes else config
     config = dataclasses.replace(config, **{x: getattr(recipe.config, x) for x in cls.chosen})
+    config = grown_for_own(cls, state, config)
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)

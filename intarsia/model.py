@@ -30,7 +30,7 @@ from intarsia.evaluate.grounding import maps_of
 from intarsia.features.extractor import Extractor, must_be_alike, reopen
 from intarsia.pack import pack
 from intarsia.recipe import Recipe, from_json, to_json
-from intarsia.system import System, fit_config
+from intarsia.system import System, fit_config, grow
 from intarsia.systems import find
 from intarsia.text import SPECIALS, Vocab
 from intarsia.weights import paddle
@@ -334,6 +334,13 @@ def fit_to(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Pa
             f"{path}: hidden_size is {found['hidden_size']}, the chosen size has {config.hidden_size}: name another --size"
         )
     return dataclasses.replace(config, **found)
+
+
+def grown_for_own(cls: type[System], state: dict[str, Tensor], config: Any) -> Any:
+    """The config with the segments that a task's own texts need; their rows are added to the state dict, in place."""
+    own = getattr(config, "own", "")
+    changes = grow(state, config, cls.finetune[own], ("type_vocab_size",)) if own in cls.finetune else {}
+    return dataclasses.replace(config, **changes)
 
 
 def sized(cls: type[System], name: str, size: str) -> Recipe[Any]:

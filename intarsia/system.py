@@ -380,6 +380,8 @@ class Finetune:
     """Parts of the system that pre-training has not: they begin as they are drawn."""
     grows: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """Config field -> the table whose rows it counts, and the rows added: copies of the rows named, or fresh ones (None)."""
+    grown: tuple[str, int] | None = None
+    """Config field and its number in weights whose tables are grown already, by a second pre-training: then none grows."""
     copies: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Table -> a row, and the row that it starts as a copy of."""
     head_from: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
@@ -421,11 +423,20 @@ class FineTuned(nn.Module):
         return loss + task.beside(self.head, encoded, batch) if isinstance(task, Regularised) else loss, scores
 
 
-def begin(system: System, finetune: Finetune) -> FineTuned:
-    """What fine-tuning starts from: a copy of a pre-trained system, its tables grown as the task needs, with a fresh head."""
-    config, state = system.config, system.state_dict()
-    changes = dict(finetune.config)
+def grow(
+    state: dict[str, Tensor], config: Any, finetune: Finetune, only: tuple[str, ...] | None = None
+) -> dict[str, int]:
+    """Grows tables of a state dict, in place, as a task needs, unless they are grown. Args: only, the config fields to grow by; None = all.
+
+    Returns:
+        The config fields that changed.
+    """
+    changes: dict[str, int] = {}
+    if finetune.grown and getattr(config, finetune.grown[0]) == finetune.grown[1]:
+        return changes
     for name, (table, rows) in finetune.grows.items():
+        if only is not None and name not in only:
+            continue
         old = state[table]
         new = old.new_empty(len(rows), *old.shape[1:]).normal_(0.0, config.initializer_range)
         for i, row in enumerate(rows):
@@ -433,6 +444,13 @@ def begin(system: System, finetune: Finetune) -> FineTuned:
                 new[i] = old[row]
         state[table] = torch.cat([old, new])
         changes[name] = getattr(config, name) + len(rows)
+    return changes
+
+
+def begin(system: System, finetune: Finetune) -> FineTuned:
+    """What fine-tuning starts from: a copy of a pre-trained system, its tables grown as the task needs, with a fresh head."""
+    config, state = system.config, system.state_dict()
+    changes = dict(finetune.config) | grow(state, config, finetune)
     tuned = FineTuned(type(system)(replace(config, **changes), system.vocab), finetune)
     kept = tuned.system.state_dict()
     known = {key: value for key, value in state.items() if key in kept}

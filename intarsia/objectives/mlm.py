@@ -18,6 +18,7 @@ def hide(
     rate: float = 0.15,
     linked_rate: float | None = None,
     goal: str = "mlm",
+    apart: bool = False,
 ) -> Example:
     """Hides pieces of words: of the chosen, 80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Changes and returns the example.
 
@@ -30,6 +31,7 @@ def hide(
         rate: probability of each piece.
         linked_rate: probability of pieces that a gold link ties to a region, where it differs.
         goal: name of the target.
+        apart: at least one piece of each segment, not of the whole text.
     """
     text = _text(example)
     chance = np.full(len(text), rate)
@@ -37,11 +39,16 @@ def hide(
         chance[example.links[:, 0]] = linked_rate
     chance[text.words < 0] = 0.0
     draws = rng.random(len(text))
-    rows = np.flatnonzero(draws < chance)
-    share = draws[rows] / chance[rows]  # uniform in [0, 1) given that the piece was chosen
-    if not len(rows):
-        rows = np.flatnonzero(text.words >= 0)[:1]
-        share = np.zeros(len(rows))
+    chosen = draws < chance
+    for part in np.unique(text.segment_ids) if apart else (None,):
+        within = text.words >= 0 if part is None else (text.words >= 0) & (text.segment_ids == part)
+        if not chosen[within].any():
+            first = np.flatnonzero(within)[:1]
+            chosen[first], draws[first] = True, 0.0
+    rows = np.flatnonzero(chosen)
+    share = draws[rows] / np.maximum(
+        chance[rows], 1e-12
+    )  # uniform in [0, 1) given that the piece was chosen; 0: it must be
     return write(example, vocab, rng, rows, share, vocab.first_ordinary, goal)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from intarsia.system import Finetune, System, Tuning
 from intarsia.tasks import refer
 from intarsia.tasks.entail import Entailment
 from intarsia.tasks.nlvr2 import NLVR2, NLVR2Pair
+from intarsia.tasks.own import right_text, second_stage
 from intarsia.tasks.refer import Refer
 from intarsia.tasks.retrieval import Retrieval, RetrievalMined, match_row
 from intarsia.tasks.vcr import VCR
@@ -57,6 +58,8 @@ class UNITERConfig(RegionNumbers):
     itm_false_text_share: float = 0.0
     """Of the broken pairs that know false captions, how many take one instead of another picture; 0 in the published recipes."""
     ot_iterations: int = 50
+    own: Literal["", "vcr"] = ""
+    """Pre-training goes on on this task's own texts; empty = captions."""
 
 
 def _recipes() -> dict[str, Recipe[UNITERConfig]]:
@@ -83,14 +86,10 @@ def _recipes() -> dict[str, Recipe[UNITERConfig]]:
         batching=Batching(rows=6144, window=8192, accumulate=4, reduce="sum"),
         note="config/pretrain-alldata-large-16gpu.json: 16 GPUs, 6,144 rows each.",
     )
+    own = {"own_vcr": second_stage(base, 2), "own_vcr_large": second_stage(large, 10)}
+    numbers = {"mlm_rate": 0.1, "mlm_linked_rate": 0.5, "itm_false_text_share": 0.6, "ot_iterations": 20}
     tiny = Recipe(
-        config=UNITERConfig(
-            **TINY,
-            mlm_rate=0.1,
-            mlm_linked_rate=0.5,
-            itm_false_text_share=0.6,
-            ot_iterations=20,
-        ),
+        config=UNITERConfig(**(TINY | numbers)),
         mix=Mix(
             share={"mlm": 4, "mrfr": 1, "mrc_kl": 1, "itm": 4, "itm_order": 2},
             begin={"itm": 0.3, "itm_order": 0.5},
@@ -99,7 +98,7 @@ def _recipes() -> dict[str, Recipe[UNITERConfig]]:
         **(TINY_RUN | {"schedule": replace(TINY_RUN["schedule"], steps=3000, warmup=150)}),
         note="Not a published recipe: for generated scenes on two CPU cores. Linked words are hidden more often; false captions of the true one's words (itm_order) come last.",
     )
-    return {"tiny": tiny, "base": base, "base_in_domain": in_domain, "large": large}
+    return {"tiny": tiny, "base": base, "base_in_domain": in_domain, "large": large} | own
 
 
 NO_DECAY = ("bias", r"words\.norm", r"regions\.norm", r"layers\.\d+\.(attention_)?norm", r"word_head\.transform\.norm")
@@ -137,17 +136,17 @@ def _finetune() -> dict[str, Finetune]:
     re = _tuning(1e-4, 24_000, 10_240, 1, boxes_given + "; RefCOCO and RefCOCOg", 1500, samples=128)
     re_plus = _tuning(6e-5, 10_000, 10_240, 1, boxes_given + "; RefCOCO+", 1000, samples=128)
     third = {"type_vocab_size": ("words.segment.weight", (1,))}
-    of_vcr = {"type_vocab_size": ("words.segment.weight", (0, 0)), "vocab_size": ("words.word.weight", (None,) * 81)}
+    wider = {"type_vocab_size": ("words.segment.weight", (0, 0)), "vocab_size": ("words.word.weight", (None,) * 81)}
+    of_vcr: dict[str, Any] = {"config": {"max_pieces": 220}, "grows": wider, "grown": ("type_vocab_size", 4)}
     answer, answer_vcr = (KeyMap(*bert.numbered(f"{x}_output.", "head.", bert.ANSWER_HEAD)) for x in ("vqa", "vcr"))
-    scorer = KeyMap(*bert.numbered("re_output.", "head.", bert.CLASS_HEAD))
-    rank = KeyMap(("rank_output.", "head."))
+    scorer, rank = KeyMap(*bert.numbered("re_output.", "head.", bert.CLASS_HEAD)), KeyMap(("rank_output.", "head."))
     of_match: dict[str, Any] = {"keeps": ("match_head",), "head_from": match_row(1)}
     return {
         "vqa": Finetune(VQA(), vqa, answer),
         "ve": Finetune(Entailment(), ve, answer),
         "nlvr2": Finetune(NLVR2(), nlvr2, PAIRED, grows=third),
         "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),
-        "vcr": Finetune(VCR(layouts=("vcr_qa", "vcr_qar")), vcr, answer_vcr, config={"max_pieces": 220}, grows=of_vcr),
+        "vcr": Finetune(VCR(layouts=("vcr_qa", "vcr_qar")), vcr, answer_vcr, **of_vcr),
         "retrieval": Finetune(Retrieval(), retrieval, rank, **of_match),
         "retrieval_hard": Finetune(RetrievalMined(), hard, rank, **of_match),
         "re": Finetune(Refer(), {"base": _summed(re)}, KeyMap(("re_output.", "head."))),
@@ -229,17 +228,19 @@ class UNITER(System):
         """[CLS] words [SEP] in segment 0, regions in segment 1.
 
         Tasks differ. nlvr2: one document a picture, `form` says which, its regions in segment `form` + 1. vcr_qa: texts are the question and the
-        choices, `form` says which; vcr_qar: question, right answer, then the rationales. Answers are segment 2, rationales 3.
+        choices, `form` says which; vcr_qar: question, right answer, then the rationales. vcr_own: what is true. Answers are segment 2, rationales 3.
         """
         match task:
             case "vcr_qa":
                 parts = [(sample.texts[0], 0), (sample.texts[1 + form], 2)]
             case "vcr_qar":
                 parts = [(sample.texts[0], 0), (sample.texts[1], 2), (sample.texts[2 + form], 3)]
+            case "vcr_own":
+                parts = list(zip(sample.texts, (0, 2, 3), strict=False))
             case _:
                 parts = [(sample.texts[0], 0)]
         second = form if task in ("nlvr2", "nlvr2_pair") else 0
-        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces)
+        text, pieces = bert_rows(self.vocab, sample.key, parts, self.config.max_pieces, own_sep=task == "vcr_own")
         return Example(
             key=document_key(sample, task, form),
             text=text,
@@ -263,16 +264,17 @@ class UNITER(System):
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """Conditional masking (sec. 3.2): words or regions, never both; or a broken pair for matching and alignment."""
-        config = self.config
+        config, task = self.config, "vcr_own" if self.config.own else None
+        shown, rates = right_text(sample) if task else sample, (config.mlm_rate, config.mlm_linked_rate)
         match goal:
             case "mlm":
-                return mlm.hide(self.lay_out(sample), self.vocab, rng, config.mlm_rate, config.mlm_linked_rate)
+                return mlm.hide(self.lay_out(shown, task), self.vocab, rng, *rates, apart=bool(task))
             case "mrfr" | "mrc" | "mrc_kl":
-                return mrm.hide(self.lay_out(sample), rng, goal, config.mrm_rate)
+                return mrm.hide(self.lay_out(shown, task), rng, goal, config.mrm_rate)
             case "itm" | "itm_order":
                 share, reordered = config.itm_false_text_share, goal == "itm_order"
-                pair, label = itm.swap(sample, rng, draw, config.itm_rate, share, reordered)
-                example = self.lay_out(pair)
+                pair, label = itm.swap(shown, rng, draw, config.itm_rate, share, reordered)
+                example = self.lay_out(pair, task)
                 example.targets["itm"] = np.array(label)
                 return example
         raise BadInput(f"uniter has no objective {goal!r}; it has mlm, mrfr, mrc, mrc_kl, itm (with wra), itm_order")
@@ -323,7 +325,7 @@ class UNITER(System):
     from_bert = bert.FromBert()
     picked_goals = ("mlm", "mrfr", "mrc", "mrc_kl")
     heads = ("word_head", "feature_head", "class_head", "match_head")
-    finetune = _finetune()
+    finetune, chosen = _finetune(), ("own", "max_pieces")
 
     # 5 -- checkpoint -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""VisualBERT on a task's own texts, between captions and the task, from the benchmark's files."""
+"""VisualBERT and UNITER on a task's own texts, between captions and the task, from the benchmark's files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from intarsia.batch import Sample
+from intarsia.batch import Picture, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput
-from intarsia.model import read_recipe
+from intarsia.model import read_ours, read_recipe
+from intarsia.system import System, begin
 from intarsia.systems import find
 from intarsia.tasks.own import own_text
+from intarsia.text import SPECIALS, Vocab
+from intarsia.weights.files import read_weights
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,124 @@ def test_the_recipes_are_the_papers() -> None:
         for name in ("feature_size", "box_numbers", "max_regions", "trunk", "trunk_frozen"):
             assert getattr(mine, name) == getattr(captions, name)
     assert recipes["base_nlvr2"].config.max_regions == 144
+
+
+def _small(**changes: object) -> System:
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "feature_size": 3,
+    }
+    vocab = Vocab([*SPECIALS, *(f"w{i}" for i in range(60))])
+    cls = find("uniter")
+    return cls(replace(cls.recipes["own_vcr"].config, vocab_size=len(vocab), **{**small, **changes}), vocab)
+
+
+def _rationale(count: int = 3) -> Sample:
+    said = [" ".join(f"w{10 * part + i}" for i in range(count)) for part in range(6)]
+    picture = Picture(
+        "p", features=np.ones((4, 3), np.float32), boxes=np.tile(np.float32([0, 0, 1, 1]), (4, 1)), width=9, height=9
+    )
+    return Sample("q", tuple(said), (picture,), answers=(("2", 1.0),))
+
+
+def test_question_right_answer_and_right_rationale_are_one_text_in_segments_that_close_themselves() -> None:
+    system = _small(mlm_rate=0.0)
+    rows = system.hide(_rationale(2), "mrfr", np.random.default_rng(0), _rationale).text
+    assert rows is not None
+    words = [system.vocab.cls, *(system.vocab.encode(x).ids.tolist() for x in ("w0 w1", "w10 w11", "w40 w41"))]
+    assert rows.ids.tolist() == [
+        words[0],
+        *words[1],
+        system.vocab.sep,
+        *words[2],
+        system.vocab.sep,
+        *words[3],
+        system.vocab.sep,
+    ]
+    assert rows.segment_ids.tolist() == [0, 0, 0, 0, 2, 2, 2, 3, 3, 3]
+    with pytest.raises(BadInput, match="sample q: has 2 texts, a question of VCR has 5 or 6"):
+        system.hide(replace(_rationale(), texts=("w0", "w1")), "mlm", np.random.default_rng(0), _rationale)
+
+
+def test_each_segment_has_a_hidden_word_and_all_words_are_hidden_as_often() -> None:
+    for number in range(50):  # nothing by chance: the first of each, as [MASK]
+        system = _small(mlm_rate=0.0)
+        found = system.hide(_rationale(), "mlm", np.random.default_rng(number), _rationale)
+        assert found.targets["mlm"].rows.tolist() == [1, 5, 9]
+        assert (found.text.ids[[1, 5, 9]] == system.vocab.mask).all()
+    system, count, rate, runs = _small(), 10, 0.15, 600
+    hidden = Counter(
+        int(row)
+        for i in range(runs)
+        for row in system.hide(_rationale(count), "mlm", np.random.default_rng(i), _rationale).targets["mlm"].rows
+    )
+    for row in (row for start in (2, 13, 24) for row in range(start, start + count - 1)):
+        assert abs(hidden[row] - runs * rate) < 5 * (runs * rate * (1 - rate)) ** 0.5
+    first = rate + (1 - rate) ** count  # by chance, or because no other is
+    for row in (1, 12, 23):
+        assert abs(hidden[row] - runs * first) < 5 * (runs * first * (1 - first)) ** 0.5
+
+
+def test_the_second_stage_has_the_authors_numbers() -> None:
+    recipes = find("uniter").recipes
+    for size, words, width in (("own_vcr", 2, 768), ("own_vcr_large", 10, 1024)):
+        found = recipes[size]
+        assert found.mix.share == {"mlm": words, "mrfr": 1, "mrc_kl": 1}
+        assert (found.optim.lr, found.optim.max_norm, found.schedule.steps) == (3e-5, 0.0, 45_000)
+        assert (found.config.max_pieces, found.config.hidden_size, found.config.type_vocab_size) == (220, width, 4)
+
+
+def test_weights_of_the_second_stage_load_and_grow_no_more(tmp_path: Path) -> None:
+    system = _small(hidden_size=768, num_attention_heads=12)
+    theirs = system.keys.to_theirs(system.state_dict())
+    torch.save(theirs, tmp_path / "small-vcr_2nd_stage.pt")
+    back, config = read_ours(type(system), "uniter", tmp_path / "small-vcr_2nd_stage.pt", "own_vcr")
+    assert (config.own, config.type_vocab_size, config.vocab_size) == ("vcr", 4, len(system.vocab))
+    assert all(torch.equal(back[key], value) for key, value in system.state_dict().items())
+    task = find("uniter").finetune["vcr"]
+    tuned = begin(system, task).system
+    assert torch.equal(tuned.words.segment.weight, system.words.segment.weight)
+    first = _small(type_vocab_size=2, own="", max_pieces=60)
+    more = begin(first, task).system
+    assert torch.equal(more.words.segment.weight[2:], first.words.segment.weight[[0, 0]])
+    assert len(more.words.word.weight) == len(first.words.word.weight) + 81
+
+
+def test_the_second_stage_runs_by_the_command(tmp_path: Path) -> None:
+    data, first, own = str(tmp_path / "twin"), tmp_path / "first", tmp_path / "own"
+    main(["twin", "vcr", "--out", data, "--train", "8", "--val", "4", "--level", "0"])
+    few = ["--schedule.steps", "6", "--schedule.warmup", "1", "--workers", "0", "--device", "cpu"]
+    where = [
+        "pretrain",
+        "uniter",
+        "--data",
+        data,
+        "--benchmark",
+        "vcr-rationales",
+        "--regions",
+        f"{data}/regions",
+        *few,
+    ]
+    main([*where, "--size", "tiny", "--out", str(first)])
+    main(
+        [
+            *where,
+            "--size",
+            "own_vcr",
+            "--weights",
+            str(first / "model.safetensors"),
+            "--vocab",
+            str(first / "vocab.txt"),
+            "--out",
+            str(own),
+        ]
+    )
+    lines = [json.loads(x) for x in (own / "metrics.jsonl").read_text().splitlines()]
+    assert {x for line in lines for x in line.get("loss", {})} <= {"mlm", "mrfr", "mrc_kl"}
+    config = read_recipe(find("uniter"), "uniter", own).config
+    assert (config.own, config.type_vocab_size, config.max_pieces) == ("vcr", 4, 220)
+    before, after = read_weights(first / "model.safetensors"), read_weights(own / "model.safetensors")
+    assert len(after["words.segment.weight"]) == len(before["words.segment.weight"]) + 2
