@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from intarsia.batch import Array, Images, Picture, Pixels, Regions
 from intarsia.data.decode import pixels_of, size_of
 from intarsia.features import frcnn_pixels
-from intarsia.features.resnet import ResNet, ResNetConfig, layer, resnet_state
+from intarsia.features.resnet import ResNet, ResNetConfig, fill_split, layer
 from intarsia.features.roi import roi_align_unshifted
-from intarsia.weights.files import fill, read_weights
 
 SIZE = 14
 """Cells a side of a region."""
@@ -59,13 +58,9 @@ class FastRCNN(nn.Module):
         """Starts from a ResNet's published weights, layer 4 as the head.
 
         Raises:
-            BadInput: as `resnet.resnet_state` and `weights.files.fill`.
+            BadInput: as `resnet.fill_split`.
         """
-        with torch.device("meta"):
-            whole = ResNet(self.config)
-        state = resnet_state(read_weights(path), whole, str(path))
-        named = {f"backbone.{key}".replace("backbone.layer4.", "head."): value for key, value in state.items()}
-        fill(self, named, str(path))
+        fill_split(self, self.config, path)
 
     def forward(self, images: Images | None, regions: Regions) -> Tensor:
         """(R, F) what the boxes show, each off the image of its document or, where it has none, of the last before it that has (VCR's choices).

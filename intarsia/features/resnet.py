@@ -249,6 +249,25 @@ def resnet_state(state: Mapping[str, Tensor], net: ResNet, where: str = "weights
     return counted(with_statistics(ours, net, net.config.eps), net)
 
 
+def fill_split(module: nn.Module, config: ResNetConfig, path: Path, drawn: tuple[str, ...] = ()) -> None:
+    """Starts a detector's `backbone` (up to layer 3) and `head` (layer 4) from a whole ResNet's published weights.
+
+    Args:
+        module: has both.
+        config: of the whole.
+        path: of the weights.
+        drawn: beginnings of names that stay as they were drawn.
+
+    Raises:
+        BadInput: as `resnet_state` and `weights.files.fill`.
+    """
+    with torch.device("meta"):
+        whole = ResNet(config)
+    state = resnet_state(read_weights(path), whole, str(path))
+    named = {f"backbone.{key}".replace("backbone.layer4.", "head."): value for key, value in state.items()}
+    fill(module, named, str(path), drawn)
+
+
 def with_statistics(state: Mapping[str, Tensor], net: nn.Module, eps: float) -> dict[str, Tensor]:
     """Adds the statistics that a file of frozen norms leaves out when they are folded into weight and bias: mean 0, variance 1 - eps; only when it has none at all."""
     if any(key.endswith(STATISTICS) for key in state):

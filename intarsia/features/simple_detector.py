@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from intarsia.batch import Array, Covering, Images, Picture, Pixels, Regions, Sample
 from intarsia.data.decode import pixels_of, size_of
 from intarsia.errors import BadInput
-from intarsia.features.resnet import ResNet, ResNetConfig, layer, normalised, resnet_state
+from intarsia.features.resnet import ResNet, ResNetConfig, fill_split, layer, normalised
 from intarsia.features.roi import roi_align_unshifted
-from intarsia.weights.files import fill, read_weights
 from intarsia.weights.keymap import KeyMap
 
 FRAME = (768, 384)
@@ -86,13 +85,9 @@ class SimpleDetector(nn.Module):
         """Starts from a ResNet's published weights; the rest stays as it was drawn.
 
         Raises:
-            BadInput: as `resnet.resnet_state` and `weights.files.fill`.
+            BadInput: as `resnet.fill_split`.
         """
-        with torch.device("meta"):
-            whole = ResNet(self.config)
-        state = resnet_state(read_weights(path), whole, str(path))
-        named = {f"backbone.{key}".replace("backbone.layer4.", "head."): value for key, value in state.items()}
-        fill(self, named, str(path), ("cover.", "kind.", "downsample.", "names."))
+        fill_split(self, self.config, path, ("cover.", "kind.", "downsample.", "names."))
 
     def forward(self, images: Images | None, regions: Regions) -> tuple[Tensor, Tensor]:
         """What the boxes show, each off the image of its document or, where it has none, of the last before it that has (VCR's choices).
