@@ -71,7 +71,7 @@ def test_folds_are_consecutive_pictures() -> None:
     rng = np.random.default_rng(3)
     owner = np.repeat(np.arange(6), 2)
     scores = rng.random((12, 6))
-    found = measuring._folds(scores, owner, 3)
+    found = measuring._folds(scores, owner, 3, "pessimistic")
     parts = [measuring.ranking.retrieval(scores[6 * i : 6 * i + 6, 3 * i : 3 * i + 3].T, owner[:6]) for i in (0, 1)]
     assert found["2 x 3 image R@1"] == pytest.approx(np.mean([x.image.at[1] for x in parts]))
     assert found["2 x 3 rsum"] == pytest.approx(np.mean([x.rsum for x in parts]))
