@@ -290,20 +290,21 @@ class Movable:
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
         """The same value with every tensor in it on another device."""
-        return cast(T, _each(self, lambda x: x.to(device, non_blocking=non_blocking)))
+        return cast(T, each_tensor(self, lambda x: x.to(device, non_blocking=non_blocking)))
 
     def pin_memory(self: T) -> T:
         """The same value in page-locked memory, for asynchronous copies to a CUDA device."""
-        return cast(T, _each(self, lambda x: x.pin_memory()))
+        return cast(T, each_tensor(self, lambda x: x.pin_memory()))
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with each of its tensors changed, those inside of dictionaries and dataclasses too; all else stays."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {k: _each(v, change) for k, v in value.items()}
+        return {k: each_tensor(v, change) for k, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _each(getattr(value, f.name), change) for f in fields(value)})
+        return replace(value, **{f.name: each_tensor(getattr(value, f.name), change) for f in fields(value)})
     return value
 
 

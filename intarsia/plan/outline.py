@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from intarsia.attend import use_backend
-from intarsia.batch import Batch, _each
+from intarsia.batch import Batch, each_tensor
 from intarsia.errors import BadInput
 from intarsia.packed import Packing, pad, unpad, visible
 from intarsia.parts.dropout import Dropout
@@ -164,7 +164,7 @@ def _as_on_a_gpu(system: System) -> None:
 
 def _emptied(batch: Batch, sizes: list[tuple[int, int]], fake: FakeTensorMode) -> Batch:
     """The batch without its numbers, its pictures in their true sizes."""
-    batch = _each(batch, fake.from_tensor)
+    batch = each_tensor(batch, fake.from_tensor)
     if batch.images is None:
         return batch
     room = torch.empty(len(sizes), 3, *(max(x) for x in zip(*sizes, strict=True)))
@@ -221,7 +221,7 @@ def measure(system: System, batch: Batch, recipe: Recipe[Any], ranks: Elsewhere)
     sent = ranks.sent
     kernel = _Kernel()
     with Ledger(system) as ledger, use_backend(kernel):
-        _each(batch, ledger.see)
+        each_tensor(batch, ledger.see)
         given = ledger.live
         with autocast(device, recipe.precision):
             losses, encoded = system(batch)

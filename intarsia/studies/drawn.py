@@ -24,7 +24,7 @@ import torch
 import torch.multiprocessing  # queues share the memory of tensors
 import tyro
 
-from intarsia.batch import Batch, _each
+from intarsia.batch import Batch, each_tensor
 from intarsia.data.loader import Plan, Prepare, load, requests
 from intarsia.data.parcel import Parcel, parcel
 from intarsia.errors import BadInput
@@ -203,7 +203,7 @@ def here(system: Watched) -> Watched:
     def encode(batch: Batch) -> Aligned:
         if torch.is_grad_enabled():
             return own(batch)
-        found: Aligned = _each(there.encode(batch.to(device)), torch.Tensor.cpu)
+        found: Aligned = each_tensor(there.encode(batch.to(device)), torch.Tensor.cpu)
         return found
 
     system.encode = encode  # type: ignore[method-assign]
