@@ -28,7 +28,7 @@ def letterbox(pixels: Array, side: int = SIDE) -> Array:
     ratio = max(Number(width) / Number(side), Number(height) / Number(side))
     high, wide = Number(height) / ratio, Number(width) / ratio
     small = bilinear(image, int(np.floor(high)), int(np.floor(wide)))
-    top, left = (int(np.floor((Number(side) - size) / Number(2))) for size in (high, wide))
+    top, left = (max(0, int(np.floor((Number(side) - size) / Number(2)))) for size in (high, wide))
     square = np.zeros((side, side, image.shape[2]), Number)
     square[top : top + small.shape[0], left : left + small.shape[1]] = small
     return square

@@ -63,7 +63,7 @@ class B2T2Config(BertNumbers):
     max_rows: int = 64
     """Text rows of a document; the longest part is cut until they fit."""
     fusion: Literal["early", "late", "dual", "blind"] = "early"
-    """Where the picture enters: before the first layer, after the last, by a product with the pooled text (dual), or nowhere."""
+    """Where the picture enters: before the first layer, before the last, by a product with the pooled text (dual), or nowhere."""
     mlm_rate: float = 0.15
     itm_rate: float = 0.5
     """Share of impostor captions."""
@@ -137,7 +137,10 @@ class B2T2(System):
         objectives=("mlm", "itm"),
         tasks=("vcr",),
         weights=("TensorFlow variable names, as tensors",),
-        unverified=("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
+        unverified=(
+            *("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
+            "late fusion, of which the released code has nothing",
+        ),
     )
 
     def __init__(self, config: B2T2Config, vocab: Vocab) -> None:
@@ -232,11 +235,8 @@ class B2T2(System):
         if self.trunk is not None:
             assert batch.images is not None, "the ResNet needs pixels"
             regions = replace(regions, feats=self.trunk.vectors(batch.images.pixels)[batch.images.shared[1]])
-        if fusion == "early":
-            x = x + self.fusion(len(x), regions, links).to(x.dtype)
-        x = self.encoder(x, text.packing)
-        if fusion == "late":
-            x = x + self.fusion(len(x), regions, links).to(x.dtype)
+        added = {fusion: self.fusion(len(x), regions, links).to(x.dtype)} if fusion in ("early", "late") else {}
+        x = self.encoder(x + added.get("early", 0), text.packing, to_last=added.get("late"))
         pooled = self.pooler(x, text.packing)
         if fusion == "dual":
             whole = regions.feats[regions.packing.last]
