@@ -42,6 +42,8 @@ class FinetuneOptions:
     weights: Path | None = None
     """What to begin from: folder of a pre-training run, or weights, ours or the authors', with the head of the task if they have it; None = random, which
     no paper does."""
+    trunk: Path | None = None
+    """B2T2: weights of the ResNet that reads pictures and crops off the pixels from here on and trains along, where --weights were trained on features."""
     size: str = "base"
     vocab: Path | None = None
     """vocab.txt of the weights; run folders bring their own."""
@@ -92,6 +94,8 @@ def finetune(args: Sequence[str]) -> None:
     writes = options.task == caption_runs.TASK
     if options.critical and not writes:
         raise BadInput(f"--critical: {options.task} writes no captions")
+    if options.trunk and writes:
+        raise BadInput(f"--trunk {options.trunk}: captions go on with the trunk of pre-training")
     cls = find(options.system)
     found = None if writes else pairing(options.system, options.task)[1]
     if options.benchmark:
@@ -111,7 +115,7 @@ def finetune(args: Sequence[str]) -> None:
     if writes:
         tuned, recipe = caption_runs.begin(options.system, *given, options.seed, critical=options.critical)
     else:
-        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed)
+        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed, trunk=options.trunk)
         tuned.rivals, rivals = rivals_of(found, benchmark, source, options.hard_negatives, options.out)
     if rivals:
         out.print(f"hard negatives: {rivals}", highlight=False, soft_wrap=True)

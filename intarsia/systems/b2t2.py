@@ -108,7 +108,7 @@ def _adam(lr: float) -> Optim:
 
 def _finetune() -> dict[str, Finetune]:
     """VCR with the head of pre-training."""
-    schedule, batching = Schedule(steps=133_000, warmup=13_300, shape="bert"), Batching(rows=8192)
+    schedule, batching = Schedule(steps=133_087, warmup=13_308, shape="bert"), Batching(rows=8192)
     tuning = Tuning(_adam(2e-5), schedule, batching, samples=8, note="5 epochs, batch 32, four documents a question")
     return {
         "vcr": Finetune(
@@ -116,6 +116,7 @@ def _finetune() -> dict[str, Finetune]:
             {"base": tuning, "large": tuning},
             KeyMap(("bert/output_weights", "head.weight"), ("bert/output_bias", "head.bias")),
             head_from={x: (f"match_head.{x}", None) for x in ("weight", "bias")},
+            with_trunk={"trainable_resnet": True},
         )
     }
 
@@ -137,10 +138,7 @@ class B2T2(System):
         objectives=("mlm", "itm"),
         tasks=("vcr",),
         weights=("TensorFlow variable names, as tensors",),
-        unverified=(
-            *("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
-            "late fusion, of which the released code has nothing",
-        ),
+        unverified=("pre-training: hidden words, rate, steps, batch", "eight boxes", "late fusion", "published scores"),
     )
 
     def __init__(self, config: B2T2Config, vocab: Vocab) -> None:
@@ -188,8 +186,8 @@ class B2T2(System):
         text.cut = given - sum(map(len, parts))
         rows = np.arange(len(picture.boxes))
         if config.trunk:
-            named = {x.region for x in sample.links if not x.picture} if task and config.fusion != "dual" else set()
-            rows = rows[np.isin(rows, [*named, *range(count)])]
+            named = [*range(count), *(x.region for x in sample.links if not x.picture)]
+            rows = rows[np.isin(rows, named) & bool(task and config.max_num_bboxes and config.fusion != "dual")]
         placed = {number: row for row, number in enumerate(rows.tolist())}
         links = [*([place, placed[number]] for place, number in links if number in placed), [1, len(rows)]]
         key, (regions, images) = document_key(sample, task, form), self._shown(sample.key, picture, rows)

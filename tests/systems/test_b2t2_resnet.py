@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from intarsia import tuning_runs
 from intarsia.batch import Link, Picture, Sample
 from intarsia.cli import main
 from intarsia.errors import BadInput
@@ -25,8 +26,10 @@ from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config, tf_state
 from intarsia.features.resnet_v2_regions import Cutouts
 from intarsia.model import read_ours
 from intarsia.pack import pack
+from intarsia.recipe import to_json
 from intarsia.system import begin, fit_config
 from intarsia.systems.b2t2 import B2T2, NO_DECAY, RESNET152
+from intarsia.tasks.benchmarks import find
 from intarsia.text import SPECIALS, Vocab
 from intarsia.train.optim import groups
 from intarsia.tuned import Tuned
@@ -325,3 +328,51 @@ def test_runs_from_raw_files_by_the_commands(
     with pytest.raises(SystemExit) as stopped:
         main([*DRAWN, *FEW, *TINY, "--trunk", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "other")])
     assert stopped.value.code == 2 and not (tmp_path / "other").exists()
+
+
+def test_a_resnet_may_first_train_downstream(tmp_path: Path, trunk: Path) -> None:
+    """Pre-trained on features made beforehand; VCR then reads pixels."""
+    data, regions, vocab = tmp_path / "vcr", str(tmp_path / "vcr/images"), tmp_path / "vocab.txt"
+    write_twin("vcr", data, 4, 2, level=1, pictures=True)
+    main(["data", "objects", str(data), regions])
+    source = tuning_runs.open_items(find("vcr"), data, regions, "train")
+    before, body = build(False), tmp_path / "body.safetensors"
+    write_weights(body, before.state_dict(), {"system": "b2t2", "config": to_json(before.config)})
+    VOCAB.write(vocab)
+    tuned, recipe = tuning_runs.begin("b2t2", "vcr", "base", body, vocab, source, (), trunk=trunk)
+    assert recipe.config.trainable_resnet and tuned.config.trainable_resnet
+    after = tuned.system.state_dict()
+    assert all(torch.equal(after[f"trunk.{key}"], value) for key, value in net().state_dict().items())
+    assert all(torch.equal(after[key], value) for key, value in before.state_dict().items() if key in after)
+    losses, _ = tuned(pack(tuned.documents(source[0], "vcr", np.random.default_rng(0), lambda: source[0])))
+    assert torch.isfinite(losses["vcr"])
+    for name, weights, reason in (("visualbert", body, "begins vcr with no trunk"), ("b2t2", None, "needs --weights")):
+        with pytest.raises(BadInput, match=rf"--trunk .*trunk.safetensors: .*{reason}"):
+            tuning_runs.begin(name, "vcr", "base", weights, vocab, source, (), trunk=trunk)
+    order = [
+        "finetune",
+        "b2t2",
+        "vcr",
+        "--data",
+        str(data),
+        "--regions",
+        regions,
+        "--vocab",
+        str(vocab),
+        "--device",
+        "cpu",
+    ]
+    how = [
+        "--weights",
+        str(body),
+        "--trunk",
+        str(trunk),
+        "--steps",
+        "1",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    main([*order, *how])
+    assert "system.trunk.conv1.weight" in weights_of(tmp_path / "run")
