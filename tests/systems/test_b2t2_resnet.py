@@ -19,12 +19,15 @@ from torch import Tensor
 from intarsia import tuning_runs
 from intarsia.batch import Link, Picture, Sample
 from intarsia.cli import main
+from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.evaluate.grounding import pointing
+from intarsia.evaluate.running import keep_regions
 from intarsia.features import resnet_v2_regions
 from intarsia.features.letterbox import crop, letterbox
 from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config, tf_state
 from intarsia.features.resnet_v2_regions import Cutouts
-from intarsia.model import read_ours
+from intarsia.model import Model, read_ours
 from intarsia.pack import pack
 from intarsia.recipe import to_json
 from intarsia.system import begin, fit_config
@@ -376,3 +379,23 @@ def test_a_resnet_may_first_train_downstream(tmp_path: Path, trunk: Path) -> Non
     ]
     main([*order, *how])
     assert "system.trunk.conv1.weight" in weights_of(tmp_path / "run")
+
+
+def test_raw_pictures_are_scored_and_a_black_one_stands_for_none(trunk: Path) -> None:
+    """A run on raw pictures needs no extractor; what is blind sees black."""
+    _, live = both(trunk)
+    image = question().pictures[0].pixels()
+    model = Model(live, Provenance("none", 0))
+    match, sample = model.match(image, "w1 w2 w3"), model.sample(image, "w1 w2 w3")
+    assert match.boxes.shape == (1, 4) and match.attention.shape == (3, 1)
+    none = keep_regions(sample, np.zeros(0, np.int64))
+    pixels = live.lay_out(none).images[0].read()
+    assert pixels.shape == (3, 224, 224) and not pixels.any()
+    assert abs(model.match(none).score - match.score) > 1e-3
+    assert not live.reads_features and "occlusion" not in pointing(live, [linked(sample)]).ways
+
+
+def linked(sample: Sample) -> Sample:
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], np.float32)
+    picture = dataclasses.replace(sample.pictures[0], boxes=boxes, features=np.zeros((2, 0), np.float32))
+    return dataclasses.replace(sample, pictures=(picture,), links=(Link(0, 2, 1, 0),))
