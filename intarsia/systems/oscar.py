@@ -80,6 +80,8 @@ class OscarConfig(BertNumbers):
     label_smoothing: float = 0.0
     drop_worst: float = 0.0
     """In captioning: share of hidden words left out of the loss, the worst ones."""
+    drop_worst_after: int = 0
+    """None are left out in so many first forward passes of a process; with `accumulate` a step has several."""
     attention: Literal["CLR", "CL", "CR", "LR"] = "CLR"
     """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named is alone (the authors' ablation)."""
 
@@ -143,11 +145,12 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         batching=Batching(rows=7000),
         note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy. Self-critical: decode.self_critical.",
     )
+    worst: dict[str, Any] = {"drop_worst": 0.2, "drop_worst_after": 20_000}
     caption_plus = replace(
         caption,
-        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2, freeze_embedding=True),
+        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, **worst, freeze_embedding=True),
         schedule=Schedule(steps=132_000, warmup=0),
-        note="VinVL: 60 epochs, word table tied and fixed; the authors drop the worst words only after 20,000 steps.",
+        note="VinVL: 60 epochs, word table tied and fixed, the worst words dropped after 20,000 forward passes of a process.",
     )
     long, few = replace(caption.config, **LARGE), Batching(rows=3500)
     caption_large = replace(
@@ -392,7 +395,8 @@ class Oscar(System):
                     picks = batch.picks(goal)
                     logits = self.word_logits(encoded, picks.rows)
                     each = lm.smoothed(logits, picks.labels, self.config.label_smoothing)
-                    found[goal] = lm.best_words(each, self.config.drop_worst)
+                    late = self.passes >= self.config.drop_worst_after
+                    found[goal] = lm.best_words(each, self.config.drop_worst if late else 0.0)
         return found
 
     def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
@@ -413,6 +417,7 @@ class Oscar(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    chosen = ("label_smoothing", "drop_worst", "drop_worst_after", "extra_loss_weight", "extra_textb_sample_mode")
     from_bert = bert.FromBert(matches=True)
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
