@@ -143,7 +143,7 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         base,
         config=OscarConfig(untied_words=True, max_pieces=67),
         mix=Mix(share={"caption": 1}),
-        optim=adam(3e-5),
+        optim=adam(3e-5, decay=0.05),
         schedule=Schedule(steps=66_000, warmup=0),
         batching=Batching(rows=7000),
         note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy. Self-critical: decode.self_critical.",
@@ -152,12 +152,11 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
     caption_plus = replace(
         caption,
         config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, **worst, freeze_embedding=True),
-        schedule=Schedule(steps=132_000, warmup=0),
-        note="VinVL: 60 epochs, word table tied and fixed, the worst words dropped after 20,000 forward passes of a process.",
+        note="VinVL: 60 epochs at batch 64 on each of 8 GPUs, word table tied and fixed, the worst words dropped after 20,000 forward passes of a process.",
     )
     long, note = replace(caption.config, **LARGE), "As caption, 32 on each of 8 GPUs."
-    caption_large = replace(caption, config=long, optim=adam(1e-5), batching=Batching(rows=3500), note=note)
-    caption_large_plus = replace(caption_plus, config=replace(caption_plus.config, **LARGE), optim=adam(1e-5))
+    caption_large = replace(caption, config=long, optim=adam(1e-5, decay=0.05), batching=Batching(rows=3500), note=note)
+    caption_large_plus = replace(caption_plus, config=replace(caption_plus.config, **LARGE), optim=caption_large.optim)
     tiny = replace(
         base,
         config=OscarConfig(**TINY, **PLUS, mlm_rate=0.25),
@@ -201,8 +200,8 @@ def _finetune() -> dict[str, Finetune]:
         "vqa": Finetune(VQA(scorer=linear), vqa, one, config=drop | long),
         "vqa_mlp": Finetune(VQA(scorer=two_layers(3)), vqa, two, config=drop | long),
         "gqa": Finetune(VQA(1853, scorer=linear, criterion=one_answer_loss), gqa, one, config=drop | longest),
-        "nlvr2": Finetune(NLVR2Pair(pair_of(3, norm=False)), nlvr2, two, config=drop | pair),
-        "nlvr2_plus": Finetune(NLVR2Pair(pair_of(3, norm=True)), nlvr2, three, config=drop | pair),
+        "nlvr2": Finetune(NLVR2Pair(pair_of(3, norm=False, large=2)), nlvr2, two, config=drop | pair),
+        "nlvr2_plus": Finetune(NLVR2Pair(pair_of(3, norm=True, large=2)), nlvr2, three, config=drop | pair),
         "retrieval": Finetune(RetrievalTwoWay(), retrieval, one, config={"max_pieces": 67}),
         "retrieval_plus": Finetune(RetrievalTwoWay(), more, one, config={"max_pieces": 67, "max_regions": 70}),
     }
@@ -212,7 +211,8 @@ def _captioning() -> Captioning:
     """The captioners of both papers and their self-critical continuation."""
 
     def critical(lr: float, steps: int, samples: int, note: str) -> Tuning:
-        return Tuning(adam(lr), Schedule(steps=steps, warmup=0), Batching(rows=7000), samples=samples, note=note)
+        optim, schedule = adam(lr, decay=0.05), Schedule(steps=steps, warmup=0)
+        return Tuning(optim, schedule, Batching(rows=7000), samples=samples, note=f"{note}; 113,287 pictures an epoch")
 
     sizes = {"base": "caption", "base_plus": "caption_plus"}
     return Captioning(
@@ -220,10 +220,10 @@ def _captioning() -> Captioning:
         search="hypotheses",
         length=19,
         critical={
-            "base": critical(5e-6, 35_400, 16, "5 epochs of 113,287 pictures, batch 16"),
-            "base_plus": critical(3e-6, 531_000, 16, "75 epochs of 113,287 pictures, batch 16"),
-            "large": critical(5e-6, 70_800, 8, "5 epochs of 113,287 pictures, batch 8"),
-            "large_plus": critical(8e-7, 472_000, 6, "25 epochs of 113,287 pictures, batch 6"),
+            "base": critical(5e-6, 8850, 16, "5 epochs, batch 16 on each of 4 GPUs"),
+            "base_plus": critical(3e-6, 66_400, 16, "75 epochs, batch 16 on each of 8 GPUs"),
+            "large": critical(5e-6, 8850, 8, "5 epochs, batch 8 on each of 8 GPUs"),
+            "large_plus": critical(8e-7, 59_000, 6, "25 epochs, batch 6 on each of 8 GPUs"),
         },
         times=5,
         over="captions",

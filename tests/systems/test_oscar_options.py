@@ -353,6 +353,34 @@ def test_the_published_captioners_wait() -> None:
     assert Oscar.recipes["caption"].config.drop_worst == Oscar.recipes["caption_large"].config.drop_worst == 0
 
 
+def test_epochs_batches_and_processes_make_the_published_steps() -> None:
+    """Epochs of 566,435 captions, or of 113,287 pictures, over batch times processes, as the authors' tables of models say; their decay is .05."""
+    wanted = {"caption": (30, 64 * 4), "caption_large": (30, 32 * 8)}
+    wanted |= {x: (60, 64 * 8) for x in ("caption_plus", "caption_large_plus")}
+    for size, (epochs, batch) in wanted.items():
+        recipe = Oscar.recipes[size]
+        assert recipe.schedule.steps == pytest.approx(epochs * 566_435 / batch, rel=0.01)
+        assert (recipe.optim.weight_decay, recipe.optim.max_norm) == (0.05, 1.0)
+    assert Oscar.captioning is not None
+    critical = {"base": (5, 16 * 4), "large": (5, 8 * 8), "base_plus": (75, 16 * 8), "large_plus": (25, 6 * 8)}
+    for size, (epochs, batch) in critical.items():
+        tuning = Oscar.captioning.critical[size]
+        assert tuning.schedule.steps == pytest.approx(epochs * 113_287 / batch, rel=0.01)
+        assert batch % tuning.samples == 0 and tuning.optim.weight_decay == 0.05
+
+
+@pytest.mark.parametrize("task", ["nlvr2", "nlvr2_plus"])
+@pytest.mark.parametrize(("size", "scale"), [("base", 3), ("large", 2)])
+def test_the_head_of_two_pictures_is_narrower_in_the_large_model(task: str, size: str, scale: int) -> None:
+    """As `cls_hidden_scale` of the published runs, whose weights would not fit otherwise."""
+    config = Oscar.recipes[size].config
+    with torch.device("meta"):
+        head = Oscar.finetune[task].task.head(config)
+    shapes = [tuple(x.shape) for name, x in head.named_parameters() if name.endswith("weight")]
+    inner = scale * config.hidden_size
+    assert shapes == [(inner, 2 * config.hidden_size), *[(inner,)] * (task == "nlvr2_plus"), (2, inner)]
+
+
 # ------------------------------------------------------------------------------------------------------------- who sees whom
 
 
