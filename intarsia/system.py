@@ -183,6 +183,9 @@ class System(nn.Module, ABC):
         encoded = self.encode(batch)
         return self.losses(encoded, batch), encoded
 
+    passes = 0
+    """Forward passes of this process in training before the present one, since the run began, not since it was resumed; the loop counts them."""
+
     pooled_only = False
     """Whether in evaluation nothing is read but the first word's row of each document, of batches without targets."""
 

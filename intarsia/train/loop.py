@@ -368,6 +368,7 @@ class Run:
         share = 1.0 / accumulate if recipe.batching.reduce == "mean" else 1.0
         bad = self.bad
         for micro in range(accumulate):
+            self.system.passes = (step if updates is None else updates) * accumulate + micro
             item = next(items).to(device, non_blocking=True)
             key_dropout(device, recipe.seed, item.number)
             with micro_batch(self.module, last=micro == accumulate - 1):

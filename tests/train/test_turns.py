@@ -139,6 +139,7 @@ def test_tasks_take_turns_stop_and_go_on(
     seen = seen_by(together)
     assert trained(twins, tmp_path, together, workers).finished
     assert seen == ROUNDS
+    assert together.passes == len(ROUNDS) - 1  # before the last
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["paused"] for x in lines if "nlvr2" in x.get("valid", {})] == [0, 0, 1, 1, 1, 1]
     assert [x["paused"] for x in lines if "re" in x.get("valid", {})] == [0, 0, 1, 0, 0, 0]
