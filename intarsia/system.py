@@ -388,6 +388,8 @@ class Finetune:
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
     given: Given | None = None
     """None = the paper has no annotated boxes beside detected ones."""
+    extra: tuple[str, int] | None = None
+    """A benchmark whose training items come beside the task's own, and in how many of the first epochs; 0 = in all."""
 
 
 class FineTuned(nn.Module):
