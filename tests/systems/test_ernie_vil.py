@@ -205,3 +205,17 @@ def test_published_weights_open_without_pretraining_heads(tmp_path: Path) -> Non
     batch = pack([system().lay_out(WORLD[0])])
     with torch.inference_mode():
         assert torch.equal(model.system.encode(batch).pooled, system().encode(batch).pooled)
+
+
+def test_heads_are_drawn_as_the_authors_draw_them() -> None:
+    torch.manual_seed(1)
+    asks, ranks = (ERNIEViL.finetune[x].task.head(system().config) for x in ("vqa", "retrieval"))
+    for layer in (asks[1], asks[4]):  # type: ignore[index]
+        bound = (3 / sum(layer.weight.shape)) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+    bound = (6 / sum(ranks.weight.shape)) ** 0.5  # type: ignore[arg-type, union-attr]
+    assert 0.8 * bound < ranks.weight.abs().max() <= bound  # type: ignore[operator]
+    biases = [ERNIEViL.finetune["retrieval"].task.head(system().config).bias.item() for _ in range(40)]  # type: ignore[operator, union-attr]
+    assert -1 <= min(biases) < -0.7
+    assert 0.7 < max(biases) < 1
