@@ -41,6 +41,8 @@ class Tuning:
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """Weights of losses beside the task's own, see `System.beside`; 1 where none is named."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that differ in this run, beside those of `Finetune.config`."""
     note: str = ""
 
 

@@ -267,6 +267,7 @@ def begin(
     finetune = finetune or paper
     finetune = with_labels(finetune, labels) if labels else finetune
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
+    finetune = replace(finetune, config={**finetune.config, **tuning.config})
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         if weights is not None and (weights / ABOUT).is_file():

@@ -148,11 +148,11 @@ def _finetune() -> dict[str, Finetune]:
     choices = 1e-4, _falls(39_924, 6654, 13_308, 19_962), 16, 0.9, "README: 4 GPUs, 6 epochs; falls of the conf file"
     long, note = _falls(28_200, 940, 3290, 4700, 7050, fall=0.2), "README: 2 GPUs, 30 epochs; falls of the conf file"
     large = {
-        "vqa": (1e-4, asks, 64, 0.9, "README: 4 GPUs, 15 epochs"),
+        "vqa": (1e-4, _falls(37_650, 3710, 15_100, 22_590), 64, 0.9, "README: 4 GPUs, 15 epochs; conf's falls"),
         "vcr": choices,
         "vcr_qar": choices,
-        "re": (1e-4, long, 64, 0.9, f"{note}; its dropout of .2 is not set"),
-        "retrieval": (2e-5, ranks, 4, 1.0, "README: rate; all else is the conf file's"),
+        "re": (1e-4, long, 64, 0.9, note),
+        "retrieval": (2e-5, ranks, 8, 1.0, "README: 8 GPUs, 40 epochs, the conf file's steps"),
     }
     return {task: _with_large(found[task], *how) for task, how in large.items()}
 
@@ -162,7 +162,8 @@ def _with_large(found: Finetune, lr: float, how: Schedule, samples: int, rate: f
     optim = replace(adam(lr), lr_factors=layer_decay(CONFIGS["large"], rate))
     batching = Batching(rows=samples * (found.config["max_pieces"] + 103))
     tuning = replace(found.tunings["large"], optim=optim, schedule=how, batching=batching, samples=samples, note=note)
-    return replace(found, tunings={**found.tunings, "large": tuning})
+    drop = ("hidden_dropout_prob", "v_hidden_dropout_prob") if isinstance(found.task, ReferMean) else ()
+    return replace(found, tunings={**found.tunings, "large": replace(tuning, config=dict.fromkeys(drop, 0.2))})
 
 
 def _meeting(own: str, other: str, ours: str) -> tuple[Move, ...]:
