@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -16,9 +16,10 @@ from rich.table import Table
 from intarsia import cli_turns
 
 if TYPE_CHECKING:
-    from intarsia.system import Given
+    from intarsia.system import Finetune, Given
     from intarsia.tasks.benchmarks.items import Annotated
     from intarsia.tasks.benchmarks.table import Benchmark
+    from intarsia.tuning_runs import About
 
 out = Console()
 
@@ -72,6 +73,15 @@ class FinetuneOptions:
     hard_negatives: str = ""
     """Retrieval whose paper has hard negatives: `nearest`, by the regions' features, or a file of pictures like each (ViLBERT's pickle, or JSON from
     name to names); FashionGen's need none."""
+    negatives: str = ""
+    """ERNIE-ViL's retrieval: how each sample's pairs are broken, as its negative_schema says it ("ei*10,hc*10", or its JSON file of a task): e = any other
+    picture, h = one like the sample's own (--hard-negatives); i = the picture is exchanged, c = the caption. Empty = "ei*20"."""
+    extra: Path | None = None
+    """Annotation files of the second benchmark that the paper trains on beside (Visual Genome's questions beside VQA's); None = it is left out."""
+    extra_regions: str = ""
+    """Where its pictures are; empty = where the others are."""
+    extra_epochs: int | None = None
+    """In how many of the first epochs it takes part; 0 = all, None = as in the paper."""
     critical: bool = False
     """Captions only: self-critical training, from a captioner (--weights) on."""
 
@@ -85,15 +95,14 @@ def finetune(args: Sequence[str]) -> None:
     from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
-    from intarsia.tuning_runs import About, answer_list, begin, must_read, pairing, rivals_of
+    from intarsia.tuning_runs import answer_list, begin, must_read, rivals_of
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
     writes = options.task == caption_runs.TASK
     if options.critical and not writes:
         raise BadInput(f"--critical: {options.task} writes no captions")
-    cls = find(options.system)
-    found = None if writes else pairing(options.system, options.task)[1]
+    cls, found = find(options.system), None if writes else _pairing(options)
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
     else:
@@ -101,38 +110,25 @@ def finetune(args: Sequence[str]) -> None:
     if writes != (benchmark.kind == "captions"):
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
-    words = str(options.centroids or "")
-    source, valid = _items(options, benchmark, labels, words, None if found is None else found.given)
+    source, valid = _items(options, benchmark, labels, None if found is None else found.given)
     for items in filter(None, (source, valid)):
         must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
-    given = (options.size, options.weights, options.vocab, source)
+    whole, extra = _with_extra(options, found, benchmark, source, labels)
+    given = (options.size, options.weights, options.vocab, whole)
     rivals = ""
     if writes:
         tuned, recipe = caption_runs.begin(options.system, *given, options.seed, critical=options.critical)
     else:
-        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed)
+        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed, finetune=found)
         tuned.rivals, rivals = rivals_of(found, benchmark, source, options.hard_negatives, options.out)
     if rivals:
         out.print(f"hard negatives: {rivals}", highlight=False, soft_wrap=True)
-    about = About(
-        options.system,
-        options.task,
-        options.size,
-        benchmark.name,
-        str(options.data.resolve()),
-        options.regions,
-        begun_from(options.weights),
-        labels,
-        rivals,
-        words,
-        options.given,
-    )
     outcome = (caption_runs.critical if options.critical else train)(
-        about,
+        _about(options, found, benchmark, labels, rivals, extra),
         tuned,
         overridden(recipe, options),
-        source,
+        whole,
         options.out,
         valid=valid,
         workers=options.workers,
@@ -146,13 +142,84 @@ def finetune(args: Sequence[str]) -> None:
     out.print(f"tuned: {options.out}")
 
 
+def _about(
+    options: FinetuneOptions,
+    found: Finetune | None,
+    benchmark: Benchmark,
+    labels: tuple[str, ...],
+    rivals: str,
+    extra: str,
+) -> About:
+    """What the run is for."""
+    from intarsia.tuning_runs import About
+
+    return About(
+        options.system,
+        options.task,
+        options.size,
+        benchmark.name,
+        str(options.data.resolve()),
+        options.regions,
+        begun_from(options.weights),
+        labels,
+        rivals,
+        str(options.centroids or ""),
+        options.given,
+        getattr(found.task, "broken_by", ("",))[0] if found and options.negatives else "",
+        extra,
+    )
+
+
+def _pairing(options: FinetuneOptions) -> Finetune:
+    """How the task is tuned: as in the paper, or with other broken pairs."""
+    from intarsia.errors import BadInput
+    from intarsia.tuned import with_broken
+    from intarsia.tuning_runs import negatives_of, pairing
+
+    found = pairing(options.system, options.task)[1]
+    if not options.negatives:
+        return found
+    letters = negatives_of(options.negatives)
+    found = with_broken(found, letters)
+    if not letters.islower() and not options.hard_negatives:
+        raise BadInput(
+            f"--negatives {options.negatives}: pictures alike (h) are wanted; say which with --hard-negatives"
+        )
+    return found
+
+
+def _with_extra(
+    options: FinetuneOptions, found: Finetune | None, benchmark: Benchmark, source: Annotated, labels: tuple[str, ...]
+) -> tuple[Annotated, str]:
+    """What is trained on, with the items of a second benchmark if one was named; and which, in words."""
+    from intarsia.errors import BadInput
+    from intarsia.extra_runs import Items, offered, open_extra
+    from intarsia.turns_runs import Place
+
+    if options.extra is None:
+        if options.extra_regions or options.extra_epochs is not None:
+            raise BadInput("--extra-regions and --extra-epochs: name the second benchmark's folder with --extra")
+        if found is not None and (line := offered(found)):
+            out.print(line, highlight=False, soft_wrap=True)
+        return source, ""
+    if found is None:
+        raise BadInput("--extra: captions have no second benchmark")
+    where = Place(options.extra, options.extra_regions or options.regions)
+    extra = open_extra(
+        found, benchmark, source, labels, (Place(options.data, options.regions), where), options.extra_epochs
+    )
+    out.print(extra.told, highlight=False, soft_wrap=True)
+    about = f"{extra.items.annotations.benchmark} {options.extra.resolve()} {where.regions} {extra.epochs}"
+    return cast("Annotated", Items(source, extra.items, extra.epochs)), about
+
+
 def _items(
-    options: FinetuneOptions, benchmark: Benchmark, labels: tuple[str, ...], words: str, how: Given | None
+    options: FinetuneOptions, benchmark: Benchmark, labels: tuple[str, ...], how: Given | None
 ) -> tuple[Annotated, Annotated | None]:
     """What is trained on, and what is looked at meanwhile."""
     from intarsia.tuning_runs import open_items
 
-    where = options.data, options.regions
+    where, words = (options.data, options.regions), str(options.centroids or "")
     source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words, options.given, how)
     if how and not options.given:
         out.print("the paper puts regions of annotated boxes behind these; without --given they are left out")

@@ -41,6 +41,8 @@ class Tuning:
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """Weights of losses beside the task's own, see `System.beside`; 1 where none is named."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that differ in this run, beside those of `Finetune.config`."""
     note: str = ""
 
 
@@ -391,6 +393,8 @@ class Finetune:
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
     given: Given | None = None
     """None = the paper has no annotated boxes beside detected ones."""
+    extra: tuple[str, int] | None = None
+    """A benchmark whose training items come beside the task's own, and in how many of the first epochs; 0 = in all."""
 
 
 class FineTuned(nn.Module):

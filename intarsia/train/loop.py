@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Sample
 from intarsia.data.formats.files import write_whole
 from intarsia.data.loader import Layout, Lengths, Loaded, Plan, Prepare, load, measure, requests
-from intarsia.data.source import Source
+from intarsia.data.source import Leaving, Source
 from intarsia.errors import BadInput, TooLong
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import System
@@ -154,7 +154,7 @@ def pretrain(
         if start.step:
             log.say(f"goes on at step {start.step} of {recipe.schedule.steps}")
         held_out = held.fixed(pace.valid_batches) if held else {}
-        plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts)
+        plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts, data.until)
         run = Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
         prepare = data.prepare
         if recipe.turns is not None:
@@ -244,6 +244,8 @@ class _Data:
         workers: int,
     ) -> None:
         spec = f"{type(system).__qualname__} {to_json(recipe.config)} {zlib.crc32(chr(10).join(system.vocab.tokens).encode())}"
+        self.until = source.epochs if isinstance(source, Leaving) else None
+        spec += "" if self.until is None else f" leaves {zlib.crc32(self.until.tobytes()):08x}"
         leave_out = (TooLong, BadInput) if on_error == "skip" else (TooLong,)
         work = partial(
             measure,
