@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from intarsia import cli_turns
+from intarsia.cli_tuning import RunOptions, begun_from, overridden
 
 if TYPE_CHECKING:
     from intarsia.system import Finetune, Given
@@ -25,7 +26,7 @@ out = Console()
 
 
 @dataclass
-class FinetuneOptions:
+class FinetuneOptions(RunOptions):
     """Fine-tunes a system on a task of its paper; the paper's recipe unless told otherwise. Run again, an unfinished run goes on."""
 
     system: tyro.conf.Positional[str]
@@ -36,16 +37,8 @@ class FinetuneOptions:
     """Folder of the benchmark's annotation files, as published."""
     regions: str
     """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
-    out: Path
-    """Folder of the run."""
     given: str = ""
     """Regions of the annotated boxes of the same pictures (`intarsia extract --boxes given`), which the paper puts behind the detected ones; empty = left out."""
-    weights: Path | None = None
-    """What to begin from: folder of a pre-training run, or weights, ours or the authors', with the head of the task if they have it; None = random, which
-    no paper does."""
-    size: str = "base"
-    vocab: Path | None = None
-    """vocab.txt of the weights; run folders bring their own."""
     benchmark: str | None = None
     """Another one than the task's name says: coco-cn, fashion sets, .."""
     split: str | None = None
@@ -54,25 +47,9 @@ class FinetuneOptions:
     """Items whose loss is watched."""
     answers: Path | None = None
     """The table of answers that published weights were tuned with; None = made from the training files."""
-    steps: int | None = None
-    """Optimizer steps; None, here and below = as in the paper. 0 = published fine-tuned weights become a run that can be scored."""
-    warmup: int | None = None
-    lr: float | None = None
-    rows: int | None = None
-    """Budget of rows of a micro-batch."""
-    samples: int | None = None
-    """Most items of a micro-batch."""
-    accumulate: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 42
-    workers: int = 1
-    device: str = "auto"
     sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
     centroids: Path | None = None
     """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
-    hard_negatives: str = ""
-    """Retrieval whose paper has hard negatives: `nearest`, by the regions' features, or a file of pictures like each (ViLBERT's pickle, or JSON from
-    name to names); FashionGen's need none."""
     negatives: str = ""
     """ERNIE-ViL's retrieval: how each sample's pairs are broken, as its negative_schema says it ("ei*10,hc*10", or its JSON file of a task): e = any other
     picture, h = one like the sample's own (--hard-negatives); i = the picture is exchanged, c = the caption. Empty = "ei*20"."""
@@ -227,33 +204,6 @@ def _items(
         return source, None
     behind = options.given if how and how.tested else ""
     return source, open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
-
-
-def begun_from(weights: Path | None) -> str:
-    """What a run begins from, by name and content."""
-    from intarsia.data.formats.files import sha256_of
-
-    if weights is None:
-        return ""
-    file = weights / "model.safetensors" if weights.is_dir() else weights
-    return f"{weights} {sha256_of(file)[:16]}" if file.is_file() else str(weights)
-
-
-def overridden(recipe: Any, options: Any) -> Any:
-    """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it."""
-    steps = recipe.schedule.steps if options.steps is None else options.steps
-    warmup = recipe.schedule.warmup if options.warmup is None else options.warmup
-    warmup = steps // 10 if warmup >= steps else warmup
-    batching = {
-        name: value for name in ("rows", "samples", "accumulate") if (value := getattr(options, name)) is not None
-    }
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, steps=steps, warmup=warmup),
-        optim=replace(recipe.optim, lr=options.lr or recipe.optim.lr),
-        batching=replace(recipe.batching, **batching),
-        precision=options.precision,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------ score and submit

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -155,12 +155,13 @@ def pretrain(
             log.say(f"goes on at step {start.step} of {recipe.schedule.steps}")
         held_out = held.fixed(pace.valid_batches) if held else {}
         plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts, data.until)
-        run = Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
-        prepare = data.prepare
-        if recipe.turns is not None:
+        gear = Gear(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
+        if recipe.turns is None:
+            run, prepare = Run(gear), data.prepare
+        else:
             from intarsia.train import turns  # which is a run itself
 
-            run, prepare = turns.in_turn(run, source, layout, data.lengths, judges or {})
+            run, prepare = turns.in_turn(gear, source, layout, data.lengths, judges or {})
         outcome = run.go(start, prepare, workers, signals)
         if outcome.finished:
             weights = checkpoints.whole_weights(system)
@@ -283,33 +284,30 @@ class _Data:
         }
 
 
+class Gear(NamedTuple):
+    """What a run works with."""
+
+    system: System
+    module: nn.Module
+    """The system as the processes share it."""
+    optimizer: optim.Optimizers
+    recipe: Recipe[Any]
+    world: World
+    log: Log
+    checkpoints: Checkpoints
+    pace: Pace
+    plan: Plan
+    held_out: dict[str, list[tuple[Batch, float]]]
+
+
 class Run:
     """One call of `pretrain` once everything is in place."""
 
-    def __init__(
-        self,
-        system: System,
-        module: nn.Module,
-        optimizer: optim.Optimizers,
-        recipe: Recipe[Any],
-        world: World,
-        log: Log,
-        checkpoints: Checkpoints,
-        pace: Pace,
-        plan: Plan,
-        held_out: dict[str, list[tuple[Batch, float]]],
-    ) -> None:
-        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = (
-            system,
-            module,
-            optimizer,
-            recipe,
-            world,
-            log,
-        )
-        self.checkpoints, self.pace, self.plan, self.held_out = checkpoints, pace, plan, held_out
-        self.parameters = optimizer.parameters
-        self.bad = torch.zeros((), device=world.device)
+    def __init__(self, gear: Gear) -> None:
+        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = gear[:6]
+        self.checkpoints, self.pace, self.plan, self.held_out = gear[6:]
+        self.parameters = self.optimizer.parameters
+        self.bad = torch.zeros((), device=self.world.device)
         self.window = Window()
         self.began = time.perf_counter()
         self.epoch = 0
