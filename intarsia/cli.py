@@ -152,7 +152,7 @@ class Pretrain(Generic[C]):
     """Weights of a plain BERT to start from, .safetensors or a torch file in Hugging Face's names; its vocabulary is --vocab or the vocab.txt beside it."""
     trunk: Path | None = None
     """Weights of the image trunk alone to start from, for systems that read pixels; "light" = EfficientNet-Lite0 of the part light. VLP: a folder with
-    the detector's fc7_w.pkl and fc7_b.pkl."""
+    the detector's fc7_w.pkl and fc7_b.pkl. Oscar over codes: their codec, as for --codes."""
     centroids: Path | None = None
     """File of `intarsia data cluster`, for systems that read visual words."""
     codes: Path | None = None

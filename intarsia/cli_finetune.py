@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -14,17 +14,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from intarsia import cli_turns
+from intarsia.cli_tuning import RunOptions, begun_from, overridden
 
 if TYPE_CHECKING:
-    from intarsia.system import Given
+    from intarsia.system import Finetune, Given
     from intarsia.tasks.benchmarks.items import Annotated
     from intarsia.tasks.benchmarks.table import Benchmark
+    from intarsia.tuning_runs import About
 
 out = Console()
 
 
 @dataclass
-class FinetuneOptions:
+class FinetuneOptions(RunOptions):
     """Fine-tunes a system on a task of its paper; the paper's recipe unless told otherwise. Run again, an unfinished run goes on."""
 
     system: tyro.conf.Positional[str]
@@ -35,18 +37,10 @@ class FinetuneOptions:
     """Folder of the benchmark's annotation files, as published."""
     regions: str
     """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
-    out: Path
-    """Folder of the run."""
     given: str = ""
     """Regions of the annotated boxes of the same pictures (`intarsia extract --boxes given`), which the paper puts behind the detected ones; empty = left out."""
-    weights: Path | None = None
-    """What to begin from: folder of a pre-training run, or weights, ours or the authors', with the head of the task if they have it; None = random, which
-    no paper does."""
     trunk: Path | None = None
     """B2T2: weights of the ResNet that reads pictures and crops off the pixels from here on and trains along, where --weights were trained on features."""
-    size: str = "base"
-    vocab: Path | None = None
-    """vocab.txt of the weights; run folders bring their own."""
     benchmark: str | None = None
     """Another one than the task's name says: coco-cn, fashion sets, .."""
     split: str | None = None
@@ -55,25 +49,18 @@ class FinetuneOptions:
     """Items whose loss is watched."""
     answers: Path | None = None
     """The table of answers that published weights were tuned with; None = made from the training files."""
-    steps: int | None = None
-    """Optimizer steps; None, here and below = as in the paper. 0 = published fine-tuned weights become a run that can be scored."""
-    warmup: int | None = None
-    lr: float | None = None
-    rows: int | None = None
-    """Budget of rows of a micro-batch."""
-    samples: int | None = None
-    """Most items of a micro-batch."""
-    accumulate: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 42
-    workers: int = 1
-    device: str = "auto"
     sharding: Literal["ddp", "fsdp", "experts"] = "ddp"
     centroids: Path | None = None
     """Codebook of visual words (`intarsia data cluster`), for systems that read them."""
-    hard_negatives: str = ""
-    """Retrieval whose paper has hard negatives: `nearest`, by the regions' features, or a file of pictures like each (ViLBERT's pickle, or JSON from
-    name to names); FashionGen's need none."""
+    negatives: str = ""
+    """ERNIE-ViL's retrieval: how each sample's pairs are broken, as its negative_schema says it ("ei*10,hc*10", or its JSON file of a task): e = any other
+    picture, h = one like the sample's own (--hard-negatives); i = the picture is exchanged, c = the caption. Empty = "ei*20"."""
+    extra: Path | None = None
+    """Annotation files of the second benchmark that the paper trains on beside (Visual Genome's questions beside VQA's); None = it is left out."""
+    extra_regions: str = ""
+    """Where its pictures are; empty = where the others are."""
+    extra_epochs: int | None = None
+    """In how many of the first epochs it takes part; 0 = all, None = as in the paper."""
     critical: bool = False
     """Captions only: self-critical training, from a captioner (--weights) on."""
 
@@ -87,7 +74,7 @@ def finetune(args: Sequence[str]) -> None:
     from intarsia.systems import find
     from intarsia.tasks import benchmarks
     from intarsia.train.loop import Pace
-    from intarsia.tuning_runs import About, answer_list, begin, must_read, pairing, rivals_of
+    from intarsia.tuning_runs import answer_list, begin, must_read, rivals_of
     from intarsia.tuning_runs import finetune as train
 
     options = tyro.cli(FinetuneOptions, args=args, prog="intarsia finetune")
@@ -96,8 +83,7 @@ def finetune(args: Sequence[str]) -> None:
         raise BadInput(f"--critical: {options.task} writes no captions")
     if options.trunk and writes:
         raise BadInput(f"--trunk {options.trunk}: captions go on with the trunk of pre-training")
-    cls = find(options.system)
-    found = None if writes else pairing(options.system, options.task)[1]
+    cls, found = find(options.system), None if writes else _pairing(options)
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
     else:
@@ -105,38 +91,26 @@ def finetune(args: Sequence[str]) -> None:
     if writes != (benchmark.kind == "captions"):
         raise BadInput(f"task {options.task} and benchmark {benchmark.name}: one writes captions, the other does not")
     labels = () if found is None else answer_list(benchmark, found, options.data, options.answers)
-    words = str(options.centroids or "")
-    source, valid = _items(options, benchmark, labels, words, None if found is None else found.given)
+    source, valid = _items(options, benchmark, labels, None if found is None else found.given)
     for items in filter(None, (source, valid)):
         must_read(cls, items)
         out.print(items.told, highlight=False, soft_wrap=True)
-    given = (options.size, options.weights, options.vocab, source)
+    whole, extra = _with_extra(options, found, benchmark, source, labels)
+    given = (options.size, options.weights, options.vocab, whole)
     rivals = ""
     if writes:
         tuned, recipe = caption_runs.begin(options.system, *given, options.seed, critical=options.critical)
     else:
-        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed, trunk=options.trunk)
+        begun = options.system, options.task, *given, labels, options.seed
+        tuned, recipe = begin(*begun, finetune=found, trunk=options.trunk)
         tuned.rivals, rivals = rivals_of(found, benchmark, source, options.hard_negatives, options.out)
     if rivals:
         out.print(f"hard negatives: {rivals}", highlight=False, soft_wrap=True)
-    about = About(
-        options.system,
-        options.task,
-        options.size,
-        benchmark.name,
-        str(options.data.resolve()),
-        options.regions,
-        begun_from(options.weights),
-        labels,
-        rivals,
-        words,
-        options.given,
-    )
     outcome = (caption_runs.critical if options.critical else train)(
-        about,
+        _about(options, found, benchmark, labels, rivals, extra),
         tuned,
         overridden(recipe, options),
-        source,
+        whole,
         options.out,
         valid=valid,
         workers=options.workers,
@@ -150,13 +124,84 @@ def finetune(args: Sequence[str]) -> None:
     out.print(f"tuned: {options.out}")
 
 
+def _about(
+    options: FinetuneOptions,
+    found: Finetune | None,
+    benchmark: Benchmark,
+    labels: tuple[str, ...],
+    rivals: str,
+    extra: str,
+) -> About:
+    """What the run is for."""
+    from intarsia.tuning_runs import About
+
+    return About(
+        options.system,
+        options.task,
+        options.size,
+        benchmark.name,
+        str(options.data.resolve()),
+        options.regions,
+        begun_from(options.weights),
+        labels,
+        rivals,
+        str(options.centroids or ""),
+        options.given,
+        getattr(found.task, "broken_by", ("",))[0] if found and options.negatives else "",
+        extra,
+    )
+
+
+def _pairing(options: FinetuneOptions) -> Finetune:
+    """How the task is tuned: as in the paper, or with other broken pairs."""
+    from intarsia.errors import BadInput
+    from intarsia.tuned import with_broken
+    from intarsia.tuning_runs import negatives_of, pairing
+
+    found = pairing(options.system, options.task)[1]
+    if not options.negatives:
+        return found
+    letters = negatives_of(options.negatives)
+    found = with_broken(found, letters)
+    if not letters.islower() and not options.hard_negatives:
+        raise BadInput(
+            f"--negatives {options.negatives}: pictures alike (h) are wanted; say which with --hard-negatives"
+        )
+    return found
+
+
+def _with_extra(
+    options: FinetuneOptions, found: Finetune | None, benchmark: Benchmark, source: Annotated, labels: tuple[str, ...]
+) -> tuple[Annotated, str]:
+    """What is trained on, with the items of a second benchmark if one was named; and which, in words."""
+    from intarsia.errors import BadInput
+    from intarsia.extra_runs import Items, offered, open_extra
+    from intarsia.turns_runs import Place
+
+    if options.extra is None:
+        if options.extra_regions or options.extra_epochs is not None:
+            raise BadInput("--extra-regions and --extra-epochs: name the second benchmark's folder with --extra")
+        if found is not None and (line := offered(found)):
+            out.print(line, highlight=False, soft_wrap=True)
+        return source, ""
+    if found is None:
+        raise BadInput("--extra: captions have no second benchmark")
+    where = Place(options.extra, options.extra_regions or options.regions)
+    extra = open_extra(
+        found, benchmark, source, labels, (Place(options.data, options.regions), where), options.extra_epochs
+    )
+    out.print(extra.told, highlight=False, soft_wrap=True)
+    about = f"{extra.items.annotations.benchmark} {options.extra.resolve()} {where.regions} {extra.epochs}"
+    return cast("Annotated", Items(source, extra.items, extra.epochs)), about
+
+
 def _items(
-    options: FinetuneOptions, benchmark: Benchmark, labels: tuple[str, ...], words: str, how: Given | None
+    options: FinetuneOptions, benchmark: Benchmark, labels: tuple[str, ...], how: Given | None
 ) -> tuple[Annotated, Annotated | None]:
     """What is trained on, and what is looked at meanwhile."""
     from intarsia.tuning_runs import open_items
 
-    where = options.data, options.regions
+    where, words = (options.data, options.regions), str(options.centroids or "")
     source = open_items(benchmark, *where, options.split or benchmark.splits[0], labels, words, options.given, how)
     if how and not options.given:
         out.print("the paper puts regions of annotated boxes behind these; without --given they are left out")
@@ -164,33 +209,6 @@ def _items(
         return source, None
     behind = options.given if how and how.tested else ""
     return source, open_items(benchmark, *where, options.valid_split, labels, words, behind, how)
-
-
-def begun_from(weights: Path | None) -> str:
-    """What a run begins from, by name and content."""
-    from intarsia.data.formats.files import sha256_of
-
-    if weights is None:
-        return ""
-    file = weights / "model.safetensors" if weights.is_dir() else weights
-    return f"{weights} {sha256_of(file)[:16]}" if file.is_file() else str(weights)
-
-
-def overridden(recipe: Any, options: Any) -> Any:
-    """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it."""
-    steps = recipe.schedule.steps if options.steps is None else options.steps
-    warmup = recipe.schedule.warmup if options.warmup is None else options.warmup
-    warmup = steps // 10 if warmup >= steps else warmup
-    batching = {
-        name: value for name in ("rows", "samples", "accumulate") if (value := getattr(options, name)) is not None
-    }
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, steps=steps, warmup=warmup),
-        optim=replace(recipe.optim, lr=options.lr or recipe.optim.lr),
-        batching=replace(recipe.batching, **batching),
-        precision=options.precision,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------ score and submit

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.console import Console
 
+from intarsia.cli_tuning import RunOptions, begun_from, overridden
+
 if TYPE_CHECKING:
     from intarsia.turns_runs import Place
 
@@ -17,7 +19,7 @@ out = Console()
 
 
 @dataclass
-class TurnsOptions:
+class TurnsOptions(RunOptions):
     """Fine-tunes a system on many tasks in turn: an update on a batch of each in every round. Run again, an unfinished run goes on.
 
     A task that has converged pauses, and goes on when its score falls. `intarsia score RUN --benchmark NAME` scores each.
@@ -28,29 +30,12 @@ class TurnsOptions:
     """Tasks of the system's paper that share its heads, with commas between; 12in1 = the twelve of ViLBERT's second paper."""
     data: tuple[Path, ...]
     """Folders of the annotation files, one a task in their order; or one, which holds all, or a folder a benchmark of its name."""
-    out: Path
-    """Folder of the run."""
     regions: tuple[str, ...] = ()
     """Region shards, one a task or one for all; none = `regions` in each folder of data."""
     given: tuple[str, ...] = ()
     """Regions of annotated boxes, one a task or one for all, for the tasks whose paper has them; empty = left out."""
     answers: tuple[str, ...] = ()
     """Tables of answers that published weights were tuned with, as TASK=FILE."""
-    weights: Path | None = None
-    """What to begin from, as for one task."""
-    size: str = "base"
-    vocab: Path | None = None
-    """vocab.txt of the weights; run folders bring their own."""
-    steps: int | None = None
-    """Rounds; None, here and below = as in the paper."""
-    warmup: int | None = None
-    lr: float | None = None
-    """The smallest learning rate of all tasks; the others, and those of heads, keep their ratio to it."""
-    rows: int | None = None
-    """Budget of rows of a micro-batch of any task."""
-    samples: int | None = None
-    """Most items of a micro-batch of any task."""
-    accumulate: int | None = None
     gap: int = 4
     """Rounds after which a paused task has a turn; 1 = none ever pauses."""
     valid_every: int = 0
@@ -59,12 +44,6 @@ class TurnsOptions:
     """Held-out items of a task that are scored at the most; 0 = all."""
     clean: Literal["test", "val", "none"] = "test"
     """No task trains on pictures that any task tests with (test), or also validates with (val)."""
-    hard_negatives: str = ""
-    """Of retrieval: `nearest`, or a file, as for one task."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 42
-    workers: int = 1
-    device: str = "auto"
 
 
 def meant(args: Sequence[str]) -> bool:
@@ -74,7 +53,6 @@ def meant(args: Sequence[str]) -> bool:
 
 def finetune(args: Sequence[str]) -> None:
     """Fine-tunes a system on many tasks in turn."""
-    from intarsia.cli_finetune import begun_from, overridden
     from intarsia.recipe import Turns
     from intarsia.train.loop import Pace
     from intarsia.turns_runs import begin_tasks, finetune_together, hard_negatives, names_of, open_tasks

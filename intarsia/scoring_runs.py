@@ -13,6 +13,7 @@ from intarsia import caption_runs
 from intarsia.data.formats.files import write_whole
 from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, boxes_of, evaluate, evaluate_pairs, evaluate_words
+from intarsia.evaluate.cloze import evaluate_cloze
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
 from intarsia.features.extractor import must_be_alike
@@ -141,7 +142,7 @@ def opened(asked: Asked) -> Opened:
     benchmark = benchmarks.find(asked.benchmark or trained)
     if trained and benchmark.kind != benchmarks.find(trained).kind:
         raise BadInput(f"{run}: tuned for {trained}; {benchmark.name} asks for {benchmark.kind}")
-    if not trained and benchmark.kind not in ("pairs", "words"):
+    if not trained and benchmark.kind not in ("pairs", "words", "cloze"):
         raise BadInput(f"{run}: a run of pre-training ranks pairs; {benchmark.name} asks for {benchmark.kind}")
     if benchmark.kind == "words" and not words and (run / CODEBOOK).is_file():
         words = str(run / CODEBOOK)
@@ -181,6 +182,8 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
     if x.benchmark.kind == "words":
         named, scores = evaluate_words(x.system, x.benchmark, x.source)
         return named, scores, x.source
+    if x.benchmark.kind == "cloze":
+        return *evaluate_cloze(x.system, x.benchmark, x.source, asked.how), x.source
     if x.benchmark.kind == "captions":
         return *_written(x, asked), x.source
     first = _first(x, asked) if asked.prefilter else None

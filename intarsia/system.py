@@ -41,6 +41,8 @@ class Tuning:
     """Samples of a micro-batch where the authors count samples; 0 = they count rows, see `batching`."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """Weights of losses beside the task's own, see `System.beside`; 1 where none is named."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that differ in this run, beside those of `Finetune.config`."""
     note: str = ""
 
 
@@ -182,6 +184,9 @@ class System(nn.Module, ABC):
         """The one entry that DDP, FSDP and compile wrap."""
         encoded = self.encode(batch)
         return self.losses(encoded, batch), encoded
+
+    passes = 0
+    """Forward passes of this process in training before the present one, since the run began, not since it was resumed; the loop counts them."""
 
     pooled_only = False
     """Whether in evaluation nothing is read but the first word's row of each document, of batches without targets."""
@@ -390,6 +395,8 @@ class Finetune:
     """None = the paper has no annotated boxes beside detected ones."""
     with_trunk: Mapping[str, Any] = field(default_factory=dict)
     """Config fields with which a system pre-trained on features made beforehand reads pixels by a trunk of its own; none where the paper does not."""
+    extra: tuple[str, int] | None = None
+    """A benchmark whose training items come beside the task's own, and in how many of the first epochs; 0 = in all."""
 
 
 class FineTuned(nn.Module):

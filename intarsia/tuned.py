@@ -16,7 +16,7 @@ from intarsia.pack import documents_of
 from intarsia.recipe import Mix, Recipe
 from intarsia.system import Finetune, FineTuned, Regularised, System, Tuning, begin
 from intarsia.tasks.benchmarks.rivals import Rivals
-from intarsia.tasks.retrieval import Ranked, RetrievalMined
+from intarsia.tasks.retrieval import Ranked, RetrievalCircle, RetrievalMined
 from intarsia.text import Vocab
 
 
@@ -72,14 +72,16 @@ class Tuned(System):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state["described"] = tuple(getattr(_inner(self.task), "labels", ()))
+        broken = self.task.broken_by[0] if isinstance(self.task, RetrievalCircle) else ""
+        state["described"] = tuple(getattr(_inner(self.task), "labels", ())), broken
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        labels = state.pop("described")
+        labels, broken = state.pop("described")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         found = type(self.system).finetune[self.name]
-        self.described = with_labels(found, labels) if labels else found
+        found = with_labels(found, labels) if labels else found
+        self.described = with_broken(found, broken) if broken else found
 
     def lay_out(self, sample: Sample, task: str | None = None, form: int = 0) -> Example:
         """The first document of a sample."""
@@ -190,6 +192,17 @@ def with_labels(finetune: Finetune, labels: tuple[str, ...]) -> Finetune:
     if len(labels) > inner.answers:
         raise BadInput(f"{len(labels)} answers, the head that tasks share has {inner.answers}")
     return replace(finetune, task=replace(task, task=replace(inner, labels=labels)))
+
+
+def with_broken(finetune: Finetune, letters: str) -> Finetune:
+    """The pairing with other broken pairs of each sample, in the letters of `Ranked`.
+
+    Raises:
+        BadInput: the paper's task has no such choice, or they are too few.
+    """
+    if not isinstance(finetune.task, RetrievalCircle):
+        raise BadInput("--negatives: how pairs are broken is not a choice in the paper's task")
+    return replace(finetune, task=finetune.task.broken_as(letters))
 
 
 def takes_labels(finetune: Finetune) -> bool:

@@ -24,9 +24,9 @@ from intarsia.system import Finetune, FineTuned, Given, System
 from intarsia.systems import find
 from intarsia.tasks.benchmarks import Annotated, Benchmark, Pictures
 from intarsia.tasks.benchmarks import find as find_benchmark
-from intarsia.tasks.benchmarks.items import read_json
+from intarsia.tasks.benchmarks.items import at, read_json
 from intarsia.tasks.benchmarks.rivals import Rivals, by_group, nearest, read_pool
-from intarsia.tasks.retrieval import Ranked
+from intarsia.tasks.retrieval import Ranked, read_schema
 from intarsia.text import Vocab
 from intarsia.train.loop import Outcome, Pace, pretrain
 from intarsia.train.parallel import Sharding
@@ -59,6 +59,10 @@ class About:
     """Codebook of visual words; empty = none."""
     given: str = ""
     """Regions of annotated boxes that stand behind the others; empty = none."""
+    negatives: str = ""
+    """How pairs were broken, in the letters of `Ranked`; empty = as in the paper."""
+    extra: str = ""
+    """A second benchmark that was trained on beside it: its name, folder, regions and epochs; empty = none."""
 
     @classmethod
     def read(cls, run: Path, benchmark: str = "") -> About:
@@ -271,6 +275,7 @@ def begin(
         finetune = replace(finetune, config=config, fresh=fresh_parts)
     finetune = with_labels(finetune, labels) if labels else finetune
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
+    finetune = replace(finetune, config={**finetune.config, **tuning.config})
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         if weights is not None and (weights / ABOUT).is_file():
@@ -322,6 +327,22 @@ def _published(
     if found is not None:
         must_suit(cls, source.provenance, weights)
     return found
+
+
+def negatives_of(spec: str) -> str:
+    """How pairs are broken, in the letters of `Ranked`: from letters of ERNIE-ViL's, see `read_schema`, or from its JSON file of a task.
+
+    Raises:
+        BadInput: the file holds no such list, or other letters.
+    """
+    if not spec.endswith(".json"):
+        return read_schema(spec)
+    tree = read_json(Path(spec))
+    tree = tree[0] if isinstance(tree, list) and tree else tree
+    schema = at(tree, "negative_schema", spec)
+    if not isinstance(schema, list) or not all(isinstance(x, str) for x in schema):
+        raise BadInput(f"{spec}: negative_schema {schema!r} is no list of letters")
+    return read_schema(",".join(schema))
 
 
 def rivals_of(

@@ -120,7 +120,7 @@ def open_tasks(
     coco = coco_of(places)
     kept_out = set[str]()
     for benchmark, place in zip(found, places, strict=True):
-        for split in _tested(benchmark, clean):
+        for split in tested(benchmark, clean):
             kept_out |= pictures_of(benchmark, place.data, split, coco)
     parts = []
     for name, benchmark, place in zip(names, found, places, strict=True):
@@ -161,7 +161,8 @@ def _watched(benchmark: Benchmark) -> str | None:
 # ------------------------------------------------------------------------------------------------------- the clean split
 
 
-def _tested(benchmark: Benchmark, clean: Clean) -> list[str]:
+def tested(benchmark: Benchmark, clean: Clean) -> list[str]:
+    """The splits whose pictures are kept out of training."""
     if clean == "none":
         return []
     watched = _watched(benchmark) if clean == "val" else None

@@ -119,11 +119,11 @@ def test_lxmerts_two_losses_of_gqa_by_hand() -> None:
 @pytest.mark.parametrize(
     ("task", "base", "large", "samples", "epochs"),
     [
-        ("vqa", 1e-4, 1e-4, 64, None),
+        ("vqa", 1e-4, 1e-4, 64, (15, 2510)),
         ("vcr", 2e-5, 1e-4, 16, (6, 6654)),
         ("vcr_qar", 2e-5, 1e-4, 16, (6, 6654)),
         ("re", 2e-5, 1e-4, 64, (30, 940)),
-        ("retrieval", 1e-5, 2e-5, 4, None),
+        ("retrieval", 1e-5, 2e-5, 8, None),
     ],
 )
 def test_ernie_vils_large_model_is_tuned_by_the_readme(
@@ -141,3 +141,6 @@ def test_ernie_vils_large_model_is_tuned_by_the_readme(
         assert factors["system.encoder.layers.23."] == pytest.approx(0.9)
     falls = [x * how.steps for x in how.milestones]
     assert falls == pytest.approx([x * tunings["base"].schedule.steps for x in tunings["base"].schedule.milestones])
+    drops = {"hidden_dropout_prob": 0.2, "v_hidden_dropout_prob": 0.2}
+    assert tunings["large"].config == (drops if task == "re" else {})
+    assert not tunings["base"].config

@@ -111,6 +111,37 @@ class Beside:
         return dataclasses.replace(sample, key=f"{sample.key}#{again + 1}") if again else sample
 
 
+class Early:
+    """Samples and, in the first epochs only, those of a second source behind them; a `Leaving`.
+
+    Args:
+        source: the first; its keys stay, so that it is shuffled and hidden by the same chances as alone.
+        extra: the second; its keys and picture names get the name and a slash in front.
+        name: of the second.
+        epochs: in which it takes part; 0 = in all.
+
+    Raises:
+        BadInput: region features of different extractors, or epochs below 0.
+    """
+
+    def __init__(self, source: Source, extra: Source, name: str, epochs: int) -> None:
+        if epochs < 0:
+            raise BadInput(f"source {name}: cannot take part in {epochs} epochs")
+        _must_agree({"data": source, name: extra})
+        self.source, self.extra, self.name = source, extra, name
+        self.provenance: Provenance | None = source.provenance
+        always = np.iinfo(np.int64).max
+        self.epochs = np.repeat([always, epochs or always], [len(source), len(extra)])
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self.extra)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < len(self.source):
+            return self.source[index]
+        return _named(self.extra[index - len(self.source)], self.name, 1)
+
+
 def _named(sample: Sample, name: str, copy: int) -> Sample:
     """A sample of a named source, or a copy of it."""
     pictures = tuple(dataclasses.replace(picture, name=f"{name}/{picture.name}") for picture in sample.pictures)

@@ -211,19 +211,27 @@ class Plan:
         batching: the budget of rows and the window.
         seed: of every shuffle.
         starts: numbers of the first micro-batch of the epochs 0, 1, .. as far as known from an earlier run; saves planning those again.
+        until: (n) in how many epochs, from the first, each sample takes part; None = in all.
 
     Raises:
         BadInput: a sample alone is over the budget.
     """
 
-    def __init__(self, rows: NDArray[np.int32], batching: Batching, seed: int, starts: tuple[int, ...] = (0,)) -> None:
+    def __init__(
+        self,
+        rows: NDArray[np.int32],
+        batching: Batching,
+        seed: int,
+        starts: tuple[int, ...] = (0,),
+        until: Ints | None = None,
+    ) -> None:
         if rows.max(initial=0) > batching.rows:
             raise BadInput(
                 f"sample {int(rows.argmax())} of the data: {int(rows.max())} rows, more than a batch may have (batching.rows = {batching.rows})"
             )
         if not rows.any():
             raise BadInput("the data holds no sample that takes part")
-        self.rows, self.batching, self.seed = rows, batching, seed
+        self.rows, self.batching, self.seed, self.until = rows, batching, seed, until
         self.starts = list(starts)
         self._epoch = -1
         self._batches: list[Ints] = []
@@ -244,7 +252,8 @@ class Plan:
         return epoch, self.epoch(epoch)[number - self.starts[epoch]]
 
     def _order(self, epoch: int) -> Ints:
-        kept, block, window = np.flatnonzero(self.rows), self.batching.block, self.batching.window
+        here = self.rows if self.until is None else np.where(self.until > epoch, self.rows, 0)
+        kept, block, window = np.flatnonzero(here), self.batching.block, self.batching.window
         rng = np.random.default_rng([self.seed, 0xDA7A, epoch])
         if not block:
             return kept[rng.permutation(len(kept))]

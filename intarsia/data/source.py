@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from intarsia.batch import Sample
+from intarsia.batch import Array, Sample
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Leaving(Protocol):
+    """A source some of whose samples take part in the first epochs only."""
+
+    @property
+    def epochs(self) -> Array:
+        """(n) int64: in how many epochs, from the first, each sample takes part."""

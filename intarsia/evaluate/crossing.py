@@ -16,6 +16,12 @@ from intarsia.packed import Packing
 from intarsia.system import Crossing, System
 
 
+def crossing(system: System) -> Crossing | None:
+    """The system, or of a tuned one the body below its head, if texts and pictures can be read apart; else None."""
+    body = getattr(system, "system", system)
+    return body if isinstance(body, Crossing) else None
+
+
 def score_crossed(
     system: System,
     said: Sequence[Example],
@@ -27,9 +33,10 @@ def score_crossed(
 
     All single readings are held at once, (rows of all texts and pictures, H) on the system's device.
     """
-    assert isinstance(system, Crossing), "a system that reads texts and pictures apart"
-    words, spoken = _read_apart(system, said, "text", lambda batch: system.encode_text(batch.text), how)
-    seen, looked = _read_apart(system, shown, "regions", lambda batch: _look(system, batch), how)
+    body = crossing(system)
+    assert body is not None, "a system that reads texts and pictures apart"
+    words, spoken = _read_apart(system, said, "text", lambda batch: body.encode_text(batch.text), how)
+    seen, looked = _read_apart(system, shown, "regions", lambda batch: _look(body, batch), how)
     scores = np.full(len(said) * len(shown), np.nan, np.float32)
     wanted = np.arange(len(scores)) if pairs is None else pairs
 
@@ -37,7 +44,7 @@ def score_crossed(
         texts, pictures = np.divmod(wanted[numbers], len(shown))
         (w, text), (s, visual) = spoken.of(texts, words.device), looked.of(pictures, seen.device)
         asked = {"text": text.first, "regions": text.first[:0]}
-        encoded = system.cross(words.index_select(0, w), text, seen.index_select(0, s), visual, asked)
+        encoded = body.cross(words.index_select(0, w), text, seen.index_select(0, s), visual, asked)
         scores[wanted[numbers]] = system.match_scores(encoded).float().cpu().numpy()
 
     lengths = spoken.lengths[wanted // len(shown)] + looked.lengths[wanted % len(shown)]

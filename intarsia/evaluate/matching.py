@@ -16,12 +16,12 @@ from torch import Tensor
 
 from intarsia.batch import Array, Batch, Example, Film, Regions, Sample, Text
 from intarsia.errors import BadInput
-from intarsia.evaluate.crossing import score_crossed
+from intarsia.evaluate.crossing import crossing, score_crossed
 from intarsia.evaluate.parts import PICTURES, SPARSE, TEXTS, Parts, blocks, fingerprint
 from intarsia.evaluate.running import FP32, Inference, Share, Shown, fitting, name_of, percent, plain, run, run_numbers
 from intarsia.evaluate.towers import embed, products
 from intarsia.pack import documents_of, pack
-from intarsia.system import Crossing, System
+from intarsia.system import System
 
 CUTS = (1, 5, 10)
 
@@ -168,7 +168,7 @@ def _block(
     """(k, m) scores of a block, by the way that the system allows."""
     if pairs is not None and not len(pairs):
         return np.full((len(said), len(shown)), np.nan, np.float32)
-    if build is None and isinstance(system, Crossing):
+    if build is None and crossing(system) is not None:
         return score_crossed(system, said, shown, how, pairs)
     return score_pairs(system, said, shown, build, how, pairs)
 

@@ -189,18 +189,30 @@ def guess_words(
     what: str = "hidden words",
 ) -> list[tuple[int, ...]]:
     """Hides some text rows of each example, all at once, and asks for them: the likeliest piece at each."""
+    return [tuple(x[:, 0].tolist()) for x in guess_best(system, examples, rows, how, what)]
+
+
+def guess_best(
+    system: System,
+    examples: Sequence[Example],
+    rows: Sequence[Array],
+    how: Inference = FP32,
+    what: str = "hidden words",
+    best: int = 1,
+) -> list[Array]:
+    """The same, but some of the likeliest: of each example (M, best) int64 pieces, the likeliest first."""
     hidden = [hide_rows(x, r, system.vocab.mask) for x, r in zip(examples, rows, strict=True)]
-    found: list[tuple[int, ...]] = [()] * len(hidden)
+    found: list[Array] = [np.zeros((0, best), np.int64)] * len(hidden)
 
     def read(numbers: Array, batch: Batch) -> None:
         assert batch.text is not None
         start = batch.text.packing.cu_seqlens.cpu().numpy()
         asked = [start[place] + rows[i] for place, i in enumerate(numbers)]
         logits = system.word_logits(system.encode(batch), batch.text.ids.new_tensor(np.concatenate(asked)))
-        best = logits.argmax(-1).cpu().numpy()
+        likeliest = logits.topk(best).indices.cpu().numpy()
         ends = np.cumsum([len(x) for x in asked])[:-1]
-        for i, part in zip(numbers, np.split(best, ends), strict=True):
-            found[i] = tuple(part.tolist())
+        for i, part in zip(numbers, np.split(likeliest, ends), strict=True):
+            found[i] = part
 
     run(system, np.array([x.rows for x in hidden]), lambda i: hidden[i], read, what, how)
     return found

@@ -136,6 +136,7 @@ class TwoStreams(nn.Module):
     def __init__(self, config: TwoStreamNumbers) -> None:
         super().__init__()
         self.steps = tuple(schedule(config))
+        self.alone = self.steps[: self.apart()] if len(config.t_biattention_id) else ()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.visual_layers = nn.ModuleList(self.visual_layer(config) for _ in range(config.v_num_hidden_layers))
         self.meetings = nn.ModuleList(CoAttention(config) for _ in config.t_biattention_id)
@@ -147,6 +148,10 @@ class TwoStreams(nn.Module):
     def told(self, words: Tensor, text: Packing) -> tuple[Tensor, ...]:
         """What the layers of the regions' stream hear of the words (T, H): nothing."""
         return ()
+
+    def apart(self) -> int:
+        """How many of the first steps read one stream alone: those before the first meeting."""
+        return [what for what, _ in self.steps].index("meet")
 
     def fix(self, words: nn.Module, layers: int, regions: nn.Module, visual_layers: int) -> None:
         """The first layers of a stream and its embeddings do not train, as if they ran without gradient; a word table that a head shares does.
@@ -183,12 +188,31 @@ class TwoStreams(nn.Module):
         read: rows of "text" and "regions" that somebody reads, as in `Batch`, beside the last region of each document, which is not among them; the
         others come back as NaN. None = all.
         """
-        words, regions = (x.detach() if n else x for x, n in zip((words, regions), self.fixed, strict=True))
+        return self.meet(self.read_words(words, text), self.read_regions(regions, visual), text, visual, read)
+
+    def read_words(self, words: Tensor, text: Packing) -> Tensor:
+        """(T, H) words, embedded, to (T, H) before they meet a picture: the same for any."""
+        words = words.detach() if self.fixed[0] else words
+        for number in (n for what, n in self.alone if what == "words"):
+            words = self.layers[number](words, text)
+        return words
+
+    def read_regions(self, regions: Tensor, visual: Packing) -> Tensor:
+        """(R, Hv) regions, embedded, to (R, Hv) before they meet a text."""
+        regions = regions.detach() if self.fixed[1] else regions
+        for number in (n for what, n in self.alone if what == "regions"):
+            regions = self.visual_layers[number](regions, visual)
+        return regions
+
+    def meet(
+        self, words: Tensor, regions: Tensor, text: Packing, visual: Packing, read: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All that comes after: the meetings and the layers from the first one on; args as for `forward`."""
         said = shown = None
         if read is not None:
             said, shown = read["text"], torch.cat([read["regions"], visual.last]).sort().values
         last_words, last_regions = len(self.layers) - 1, len(self.visual_layers) - 1
-        for what, number in self.steps:
+        for what, number in self.steps[len(self.alone) :]:
             match what:
                 case "words":
                     words = self.layers[number](words, text, said if number == last_words else None)
@@ -211,6 +235,10 @@ class DynamicStreams(TwoStreams):
         """The mean (B, H) of each document's words."""
         sums = words.new_zeros(text.documents, words.shape[1]).index_add(0, text.doc, words)
         return (sums / text.lengths[:, None],)
+
+    def apart(self) -> int:
+        """The layers of words before the first meeting; those of regions hear the words from the first one on."""
+        return [what == "words" for what, _ in self.steps].index(False)
 
 
 def schedule(config: TwoStreamNumbers) -> Iterator[Step]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 from intarsia import boxes
 from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
 from intarsia.errors import BadInput
+from intarsia.features.vqgan import read_codec
 from intarsia.layout import bert_rows, document_key, link_rows, region_rows
 from intarsia.objectives import beside, lm, mlm, triples
 from intarsia.packed import join, joined_rows
+from intarsia.parts.code_rows import CodeNumbers, CodeRows, code_rows
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
-from intarsia.parts.numbers import LARGE, TINY, BertNumbers
+from intarsia.parts.numbers import LARGE, TINY
 from intarsia.parts.stream import Reader, apart, encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, adam
 from intarsia.system import Captioning, Finetune, System, Tuning
@@ -41,7 +44,7 @@ from intarsia.weights.keymap import KeyMap, Tied
 
 
 @dataclass(frozen=True)
-class OscarConfig(BertNumbers):
+class OscarConfig(CodeNumbers):
     """The numbers of Oscar-base; the recipes replace some."""
 
     feature_size: int = 2048
@@ -80,6 +83,8 @@ class OscarConfig(BertNumbers):
     label_smoothing: float = 0.0
     drop_worst: float = 0.0
     """In captioning: share of hidden words left out of the loss, the worst ones."""
+    drop_worst_after: int = 0
+    """None are left out in so many first forward passes of a process; with `accumulate` a step has several."""
     attention: Literal["CLR", "CL", "CR", "LR"] = "CLR"
     """Who sees whom of caption (C), tags (L) and regions (R): all, or what is not named is alone (the authors' ablation)."""
 
@@ -138,23 +143,20 @@ def _recipes() -> dict[str, Recipe[OscarConfig]]:
         base,
         config=OscarConfig(untied_words=True, max_pieces=67),
         mix=Mix(share={"caption": 1}),
-        optim=adam(3e-5),
+        optim=adam(3e-5, decay=0.05),
         schedule=Schedule(steps=66_000, warmup=0),
         batching=Batching(rows=7000),
         note="COCO captions (Karpathy), 30 epochs at batch 64 on each of 4 GPUs, from `base` (--weights); cross entropy. Self-critical: decode.self_critical.",
     )
+    worst: dict[str, Any] = {"drop_worst": 0.2, "drop_worst_after": 20_000}
     caption_plus = replace(
         caption,
-        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, drop_worst=0.2, freeze_embedding=True),
-        schedule=Schedule(steps=132_000, warmup=0),
-        note="VinVL: 60 epochs, word table tied and fixed; the authors drop the worst words only after 20,000 steps.",
+        config=OscarConfig(**PLUS, max_pieces=67, label_smoothing=0.1, **worst, freeze_embedding=True),
+        note="VinVL: 60 epochs at batch 64 on each of 8 GPUs, word table tied and fixed, the worst words dropped after 20,000 forward passes of a process.",
     )
-    long, few = replace(caption.config, **LARGE), Batching(rows=3500)
-    caption_large = replace(
-        caption, config=long, optim=adam(1e-5), batching=few, note="As caption, 32 on each of 8 GPUs."
-    )
-    long = replace(caption_plus.config, **LARGE)
-    caption_large_plus = replace(caption_plus, config=long, optim=adam(1e-5))
+    long, note = replace(caption.config, **LARGE), "As caption, 32 on each of 8 GPUs."
+    caption_large = replace(caption, config=long, optim=adam(1e-5, decay=0.05), batching=Batching(rows=3500), note=note)
+    caption_large_plus = replace(caption_plus, config=replace(caption_plus.config, **LARGE), optim=caption_large.optim)
     tiny = replace(
         base,
         config=OscarConfig(**TINY, **PLUS, mlm_rate=0.25),
@@ -192,22 +194,14 @@ def _finetune() -> dict[str, Finetune]:
     one = KeyMap(("classifier.", "head.1."))
     two = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."))
     three = KeyMap(("classifier.0.", "head.1."), ("classifier.2.", "head.3."), ("classifier.3.", "head.4."))
-    long = {"max_pieces": 125}
+    long, longest = {"max_pieces": 125}, {"max_pieces": 162, "max_regions": 45}
+    pair = {"max_pieces": 52, "max_regions": 40}
     return {
         "vqa": Finetune(VQA(scorer=linear), vqa, one, config=drop | long),
         "vqa_mlp": Finetune(VQA(scorer=two_layers(3)), vqa, two, config=drop | long),
-        "gqa": Finetune(
-            VQA(1853, scorer=linear, criterion=one_answer_loss),
-            gqa,
-            one,
-            config=drop | {"max_pieces": 162, "max_regions": 45},
-        ),
-        "nlvr2": Finetune(
-            NLVR2Pair(pair_of(3, norm=False)), nlvr2, two, config=drop | {"max_pieces": 52, "max_regions": 40}
-        ),
-        "nlvr2_plus": Finetune(
-            NLVR2Pair(pair_of(3, norm=True)), nlvr2, three, config=drop | {"max_pieces": 52, "max_regions": 40}
-        ),
+        "gqa": Finetune(VQA(1853, scorer=linear, criterion=one_answer_loss), gqa, one, config=drop | longest),
+        "nlvr2": Finetune(NLVR2Pair(pair_of(3, norm=False, large=2)), nlvr2, two, config=drop | pair),
+        "nlvr2_plus": Finetune(NLVR2Pair(pair_of(3, norm=True, large=2)), nlvr2, three, config=drop | pair),
         "retrieval": Finetune(RetrievalTwoWay(), retrieval, one, config={"max_pieces": 67}),
         "retrieval_plus": Finetune(RetrievalTwoWay(), more, one, config={"max_pieces": 67, "max_regions": 70}),
     }
@@ -217,7 +211,8 @@ def _captioning() -> Captioning:
     """The captioners of both papers and their self-critical continuation."""
 
     def critical(lr: float, steps: int, samples: int, note: str) -> Tuning:
-        return Tuning(adam(lr), Schedule(steps=steps, warmup=0), Batching(rows=7000), samples=samples, note=note)
+        optim, schedule = adam(lr, decay=0.05), Schedule(steps=steps, warmup=0)
+        return Tuning(optim, schedule, Batching(rows=7000), samples=samples, note=f"{note}; 113,287 pictures an epoch")
 
     sizes = {"base": "caption", "base_plus": "caption_plus"}
     return Captioning(
@@ -225,10 +220,10 @@ def _captioning() -> Captioning:
         search="hypotheses",
         length=19,
         critical={
-            "base": critical(5e-6, 35_400, 16, "5 epochs of 113,287 pictures, batch 16"),
-            "base_plus": critical(3e-6, 531_000, 16, "75 epochs of 113,287 pictures, batch 16"),
-            "large": critical(5e-6, 70_800, 8, "5 epochs of 113,287 pictures, batch 8"),
-            "large_plus": critical(8e-7, 472_000, 6, "25 epochs of 113,287 pictures, batch 6"),
+            "base": critical(5e-6, 8850, 16, "5 epochs, batch 16 on each of 4 GPUs"),
+            "base_plus": critical(3e-6, 66_400, 16, "75 epochs, batch 16 on each of 8 GPUs"),
+            "large": critical(5e-6, 8850, 8, "5 epochs, batch 8 on each of 8 GPUs"),
+            "large_plus": critical(8e-7, 59_000, 6, "25 epochs, batch 6 on each of 8 GPUs"),
         },
         times=5,
         over="captions",
@@ -270,7 +265,7 @@ class Oscar(System):
         self.config, self.vocab = config, vocab
         width = config.hidden_size
         self.words = Words(config)
-        self.regions = RegionEmbeddings(config)
+        self.regions = CodeRows(config) if config.code_voc else RegionEmbeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(width)
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
@@ -279,6 +274,12 @@ class Oscar(System):
         self.match_head = nn.Linear(width, config.num_contrast_classes)
         initialise(self, config.initializer_range)
         self.words.word.weight.requires_grad_(not config.freeze_embedding)
+
+    def fill_trunk(self, path: Path) -> None:
+        """The table of codes starts as that of the codec that made them (`intarsia data codes`)."""
+        if not isinstance(self.regions, CodeRows):
+            return super().fill_trunk(path)
+        self.regions.fill(read_codec(path).codebook, str(path))
 
     # 1 -- inputs: [CLS] caption [SEP] tags [SEP], then the regions ---------------------------------------------------
 
@@ -313,7 +314,8 @@ class Oscar(System):
         text, pieces = bert_rows(self.vocab, sample.key, parts, room, cut=True, own_sep=True)
         links = link_rows(sample, pieces[0])
         regions = self._regions(sample, picture)
-        return Example(sample.key, text, regions, links[links[:, 1] < len(regions)], sample=sample.key)
+        links = links[links[:, 1] < (0 if self.config.code_size else len(regions))]
+        return Example(sample.key, text, regions, links, sample=sample.key)
 
     def _writing(self, sample: Sample, ids: np.ndarray, words: np.ndarray) -> Example:
         """A caption's rows, which see what stands before, and the tags."""
@@ -330,9 +332,11 @@ class Oscar(System):
         return Example(sample.key, rows, self._regions(sample, 0), sample=sample.key)
 
     def _regions(self, sample: Sample, picture: int) -> RegionRows:
-        return region_rows(sample.key, sample.pictures[picture], self.config.feature_size, 0).first(
-            self.config.max_regions
-        )
+        config, shown = self.config, sample.pictures[picture]
+        rows = region_rows(sample.key, shown, config.feature_size, 0)
+        if config.code_voc:
+            return code_rows(rows, config, f"sample {sample.key}: picture {shown.name}")
+        return rows.first(config.max_regions)
 
     # 2 -- stream: one encoder ------------------------------------------------------------------------------------------
 
@@ -392,7 +396,8 @@ class Oscar(System):
                     picks = batch.picks(goal)
                     logits = self.word_logits(encoded, picks.rows)
                     each = lm.smoothed(logits, picks.labels, self.config.label_smoothing)
-                    found[goal] = lm.best_words(each, self.config.drop_worst)
+                    late = self.passes >= self.config.drop_worst_after
+                    found[goal] = lm.best_words(each, self.config.drop_worst if late else 0.0)
         return found
 
     def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
@@ -413,14 +418,14 @@ class Oscar(System):
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    chosen = ("label_smoothing", "drop_worst", "drop_worst_after", "extra_loss_weight", "extra_textb_sample_mode")
     from_bert = bert.FromBert(matches=True)
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
     picked_goals = ("mlm", "contrast", "caption", "mlm_extra", "contrast_extra")
     heads = ("word_head", "match_head", "decoder")
-    finetune = _finetune()
-    captioning = _captioning()
+    finetune, captioning = _finetune(), _captioning()
 
     # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -429,6 +434,7 @@ class Oscar(System):
     _rules = (
         *bert.body("bert."),
         ("bert.img_embedding.", "regions.feature."),
+        ("bert.code_embeddings.", "regions.codes."),
         ("bert.LayerNorm.", "regions.norm."),
         ("bert.pooler.dense.", "pooler.dense."),
         *bert.word_head(),

@@ -142,7 +142,7 @@ def _finetune() -> dict[str, Finetune]:
     scorer, rank = KeyMap(*bert.numbered("re_output.", "head.", bert.CLASS_HEAD)), KeyMap(("rank_output.", "head."))
     of_match: dict[str, Any] = {"keeps": ("match_head",), "head_from": match_row(1)}
     return {
-        "vqa": Finetune(VQA(), vqa, answer),
+        "vqa": Finetune(VQA(), vqa, answer, extra=("genome-qa", 0)),
         "ve": Finetune(Entailment(), ve, answer),
         "nlvr2": Finetune(NLVR2(), nlvr2, PAIRED, grows=third),
         "nlvr2_pair": Finetune(NLVR2Pair(), nlvr2, KeyMap(("nlvr2_output.", "head.")), grows=third),

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, Pick, Sample
+from intarsia.batch import Batch, Encoded, Example, Pick, Regions, Sample, Text
 from intarsia.errors import BadInput
 from intarsia.layout import bert_rows, document_key, link_rows, picture_of, region_rows, with_piece, with_whole_picture
 from intarsia.objectives import itm, joint, mlm, mrm
+from intarsia.packed import Packing
 from intarsia.parts.coattention import DynamicStreams, LocatedRegions, ReLUPooler, TwoStreams
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import TaskWords, Words, initialise
@@ -81,6 +82,7 @@ TASKS = {"vqa": 1, "genome_qa": 2, "visual7w": 4, "vcr": 5, "vcr_qar": 6, "retri
 NO_DECAY = ("bias", r"(words|regions|transform)\.norm", r"layers\.\d+\.(attention_)?norm", r"meetings\.\d+\.\w+\.norm")
 """What the authors' rule spares: its LayerNorm names miss those after co-attention and in the answer heads."""
 PRETRAINING_HEADS = ("word_head", "region_head", "match_head")
+Read = dict[str, Tensor] | None
 
 
 def _meeting(count: int, layers: int = 12) -> dict[str, Any]:
@@ -243,11 +245,24 @@ class ViLBERT(System):
         """Embeds and encodes both streams; pools [CLS] and the whole picture and multiplies (or adds) the two."""
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "ViLBERT needs text and regions"
-        x, v = self.encoder(self.words(text), self.regions(regions), text.packing, regions.packing, self.read(batch))
-        said = self.text_pooler(x.index_select(0, text.packing.first))  # (B, P)
-        seen = self.visual_pooler(v.index_select(0, regions.packing.last))
-        both = said * seen if self.config.fusion_method == "mul" else said + seen
-        return Encoded(x, v, regions.packing, self.dropout(both), said, seen)
+        words, seen = self.encode_text(text), self.encode_visual(regions)
+        return self.cross(words, text.packing, seen, regions.packing, self.read(batch))
+
+    def encode_text(self, text: Text) -> Tensor:
+        """(T, H) words before the first meeting, see `Crossing`: their first half in `base`. The authors' `fast_mode` shares them among pictures."""
+        return self.encoder.read_words(self.words(text), text.packing)
+
+    def encode_visual(self, regions: Regions) -> Tensor:
+        """(R, Hv) regions before the first meeting: embedded, in all shipped configs."""
+        return self.encoder.read_regions(self.regions(regions), regions.packing)
+
+    def cross(self, words: Tensor, text: Packing, seen: Tensor, visual: Packing, read: Read = None) -> Encoded:
+        """The meetings and all layers after the first, and what is pooled."""
+        x, v = self.encoder.meet(words, seen, text, visual, read)
+        said = self.text_pooler(x.index_select(0, text.first))  # (B, P)
+        shown = self.visual_pooler(v.index_select(0, visual.last))
+        both = said * shown if self.config.fusion_method == "mul" else said + shown
+        return Encoded(x, v, visual, self.dropout(both), said, shown)
 
     # 3 -- objectives ---------------------------------------------------------------------------------------------------
 

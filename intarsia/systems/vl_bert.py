@@ -48,6 +48,10 @@ class VLBERTConfig(RegionNumbers):
     """Segments: 0 and 1 for texts, 2 for regions and [END]."""
     visual_scale: float = 0.0
     """Gain of the picture part's norms at the start."""
+    picture_norm: bool = True
+    """Whether the picture part is normed; else one learnt number scales it, which starts as visual_scale."""
+    picture_size: int = 0
+    """Width of the picture part before it is turned into that of words; 0 = H, and it is not turned."""
     trunk: ResNetConfig | None = None
     """The Fast R-CNN that reads regions off the pixels; None = features are made beforehand."""
     short_side: int = 600
@@ -109,10 +113,8 @@ def _adam(lr: float, max_norm: float) -> Optim:
 def _finetune() -> dict[str, Finetune]:
     """The downstream tasks. VQA was tuned on features made beforehand, the others with the trunk; the heads start from pre-trained ones."""
 
-    def tunings(
-        optim: Optim, how: Schedule, samples: int, note: str, *sizes: str, sgd: Any = None
-    ) -> dict[str, Tuning]:
-        each = Tuning(optim, how, Batching(rows=64 * samples), sgd=sgd, samples=samples, note=note)
+    def tunings(optim: Optim, how: Schedule, samples: int, note: str, *sizes: str, **more: Any) -> dict[str, Tuning]:
+        each = Tuning(optim, how, Batching(rows=64 * samples), samples=samples, note=note, **more)
         return dict.fromkeys(("base", *sizes), each)
 
     scorer, choice, objects = "final_mlp.0.dense.", "final_mlp.1.", "cnn_loss_reg."
@@ -160,10 +162,10 @@ class VLBERT(System):
     def __init__(self, config: VLBERTConfig, vocab: Vocab) -> None:
         super().__init__(config, vocab)
         self.config, self.vocab = config, vocab
-        width = config.hidden_size
+        width, seen = config.hidden_size, config.picture_size or config.hidden_size
         self.words = Words(config)
-        self.sight = Sight(width, config.geometry_waves, config.feature_size, config.trunk, config.hidden_dropout_prob)
-        self.elements = Elements(width, config.layer_norm_eps)
+        self.sight = Sight(seen, config.geometry_waves, config.feature_size, config.trunk, config.hidden_dropout_prob)
+        self.elements = Elements(width, config.layer_norm_eps if config.picture_norm else None, seen)
         self.encoder = Encoder(config)
         self.pooler = Pooler(width) if config.with_pooler or config.relation else FirstRow()
         self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
@@ -174,7 +176,7 @@ class VLBERT(System):
         if self.sight.masked_feature is not None:
             nn.init.zeros_(self.sight.masked_feature.weight)
         for norm in (self.elements.text_norm, self.elements.region_norm):
-            nn.init.constant_(norm.weight, config.visual_scale)
+            nn.init.constant_(next(norm.parameters()), config.visual_scale)
 
     def fill_trunk(self, path: Path) -> None:
         """The Fast R-CNN starts from a ResNet's weights."""
@@ -314,16 +316,19 @@ class VLBERT(System):
 
     # 6 -- checkpoint: a "module." in front of all keys goes when a file is read ---------------------------------------------------------
 
-    sizes = bert.SIZES | {"feature_size": ("sight.masked_feature.weight", 1), "classes": ("class_head.2.weight", 0)}
+    sizes = bert.SIZES | {
+        "feature_size": ("sight.masked_feature.weight", 1),
+        "classes": ("class_head.2.weight", 0),
+        "picture_size": ("elements.text_turn.weight", 1),
+    }
     flags = {"with_pooler": "pooler.dense.weight", "relation": "match_head.weight"}  # noqa: RUF012
+    flags["picture_norm"] = "elements.text_norm.bias"
     keys = KeyMap(
         ("vlbert.word_embeddings.", "words.word."),
         ("vlbert.position_embeddings.", "words.position."),
         ("vlbert.token_type_embeddings.", "words.segment."),
         ("vlbert.embedding_LayerNorm.", "words.norm."),
-        ("vlbert.end_embedding.", "elements.end."),
-        ("vlbert.visual_ln_text.", "elements.text_norm."),
-        ("vlbert.visual_ln_object.", "elements.region_norm."),
+        *((f"vlbert.{theirs}", f"elements.{ours}") for theirs, ours in Elements.KEYS),
         ("image_feature_extractor.obj_downsample.1.", "sight.downsample."),
         ("image_feature_extractor.backbone.", "sight.trunk.backbone."),
         ("image_feature_extractor.roi_head_feature_extractor.", "sight.trunk.head."),

@@ -81,14 +81,14 @@ def two_layers(scale: int) -> Scorer:
     return make
 
 
-def evenly(scorer: Scorer) -> Callable[..., nn.Module]:
-    """The same head, its layers drawn by Xavier's uniform rule, biases 0. Source: VL-BERT, whose tasks all draw theirs so."""
+def evenly(scorer: Scorer, gain: float = 1.0) -> Callable[..., nn.Module]:
+    """The same head, its layers drawn by Xavier's uniform rule times a gain, biases 0. Source: VL-BERT, whose tasks all draw theirs so."""
 
     def make(config: HeadConfig, outputs: int = 1) -> nn.Module:
         head = scorer(config, outputs)
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
+                nn.init.xavier_uniform_(layer.weight, gain)
                 nn.init.zeros_(layer.bias)
         return head
 

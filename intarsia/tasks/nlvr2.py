@@ -193,16 +193,21 @@ def _pair_loss(scores: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(scores.float(), batch.labels("nlvr2")[groups(batch.sample, 2)[:, 0]])
 
 
-def pair_of(scale: int, norm: bool) -> Callable[[HeadConfig], nn.Module]:
-    """For NLVR2: a layer on both pooled vectors, ReLU, in Oscar+ a norm, two classes."""
+def pair_of(scale: int, norm: bool, large: int = 0) -> Callable[[HeadConfig], nn.Module]:
+    """For NLVR2: a layer on both pooled vectors, ReLU, in Oscar+ a norm, two classes.
+
+    Args:
+        scale: width of the layer in H.
+        norm: with the norm.
+        large: the scale from H = 1024 on; 0 = the same.
+    """
 
     def make(config: HeadConfig) -> nn.Module:
         width = config.hidden_size
-        middle = [nn.LayerNorm(scale * width, 1e-12)] if norm else []
-        last = nn.Linear(scale * width, 2)
-        head = nn.Sequential(
-            Dropout(config.hidden_dropout_prob), nn.Linear(2 * width, scale * width), nn.ReLU(), *middle, last
-        )
+        inner = width * (large if large and width >= 1024 else scale)
+        middle = [nn.LayerNorm(inner, 1e-12)] if norm else []
+        first, last = nn.Linear(2 * width, inner), nn.Linear(inner, 2)
+        head = nn.Sequential(Dropout(config.hidden_dropout_prob), first, nn.ReLU(), *middle, last)
         initialise(head, config.initializer_range)
         return head
 

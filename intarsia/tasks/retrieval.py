@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.batch import Batch, Encoded, Example, Sample
+from intarsia.errors import BadInput
 from intarsia.parts.embeddings import initialise
 from intarsia.system import Lay
 from intarsia.tasks import HeadConfig, Scorer, groups, linear, with_target
@@ -206,22 +207,63 @@ def circle_loss(true: Tensor, broken: Tensor, margin: float, scale: float) -> Te
     return torch.log1p(pull * push).mean()
 
 
+SCHEMA = {"ei": "p", "ec": "t", "hi": "P", "hc": "T"}
+"""ERNIE-ViL's letters of a broken pair -> those of `Ranked`: e = of any other picture, h = of one like the sample's own; i = its picture comes in, c = a text of it."""
+
+
+def read_schema(spec: str) -> str:
+    """How a sample's broken pairs are made, as ERNIE-ViL's `negative_schema` says it, in the letters of `Ranked`.
+
+    Args:
+        spec: pairs of its letters with commas between, each perhaps times a number: "ei*10,hc*10".
+
+    Raises:
+        BadInput: other letters, or no number.
+    """
+    found = ""
+    for part in spec.split(","):
+        letters, _, times = part.strip().partition("*")
+        if letters not in SCHEMA or (times and not (times.isdigit() and int(times))):
+            raise BadInput(
+                f"negatives {spec!r}: {part!r} is none of {', '.join(SCHEMA)}, perhaps times a number as in hc*10"
+            )
+        found += SCHEMA[letters] * int(times or 1)
+    return found
+
+
 @dataclass(frozen=True)
 class RetrievalCircle(RetrievalBinary):
-    """The first document of a sample is its true pair, the others are broken, in `parts` of equal size with a circle loss each. Source: ERNIE-ViL's code."""
+    """The first document of a sample is its true pair, the others are broken, in two halves with a circle loss each. Source: ERNIE-ViL's code."""
 
     broken_by: tuple[str, ...] = ("p" * 20,)
-    broken: int = 20
-    """Broken pairs of a sample."""
-    parts: int = 2
     margin: float = 0.3
     scale: float = 32.0
 
+    def broken_as(self, letters: str) -> RetrievalCircle:
+        """With other broken pairs, in the letters of `Ranked`: the first half (of an odd number the smaller) has a loss of its own, and so has the second.
+
+        Raises:
+            BadInput: fewer than two.
+        """
+        if len(letters) < 2:
+            raise BadInput(
+                f"negatives: {len(letters)} broken pair of a sample; the two halves of the loss need one each"
+            )
+        return replace(self, broken_by=(letters,))
+
+    def head(self, config: HeadConfig) -> nn.Module:
+        """One number from the pooled vector, its weights by Glorot's rule, its bias from [-1, 1)."""
+        head = nn.Linear(config.pooled_size, 1)
+        nn.init.xavier_uniform_(head.weight)
+        nn.init.uniform_(head.bias, -1.0, 1.0)
+        return head
+
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """The mean of the parts' losses. Needs no targets."""
-        likely = torch.sigmoid(scores.float())[groups(batch.sample, 1 + self.broken)]  # (S, 1 + K)
-        found = [circle_loss(likely[:, :1], x, self.margin, self.scale) for x in likely[:, 1:].chunk(self.parts, 1)]
-        return torch.stack(found).mean().float()
+        """The mean of the halves' losses. Needs no targets."""
+        count = len(self.broken_by[0])
+        likely = torch.sigmoid(scores.float())[groups(batch.sample, 1 + count)]  # (S, 1 + K)
+        true, *halves = likely.split([1, count // 2, count - count // 2], 1)  # type: ignore[no-untyped-call]
+        return torch.stack([circle_loss(true, x, self.margin, self.scale) for x in halves]).mean().float()
 
 
 @dataclass(frozen=True)

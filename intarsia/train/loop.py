@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from intarsia.batch import Batch, Sample
 from intarsia.data.formats.files import write_whole
 from intarsia.data.loader import Layout, Lengths, Loaded, Plan, Prepare, load, measure, requests
-from intarsia.data.source import Source
+from intarsia.data.source import Leaving, Source
 from intarsia.errors import BadInput, TooLong
 from intarsia.recipe import Recipe, to_json
 from intarsia.system import System
@@ -154,13 +154,14 @@ def pretrain(
         if start.step:
             log.say(f"goes on at step {start.step} of {recipe.schedule.steps}")
         held_out = held.fixed(pace.valid_batches) if held else {}
-        plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts)
-        run = Run(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
-        prepare = data.prepare
-        if recipe.turns is not None:
+        plan = Plan(data.lengths.rows, recipe.batching, recipe.seed, start.starts, data.until)
+        gear = Gear(system, module, optimizer, recipe, world, log, checkpoints, pace, plan, held_out)
+        if recipe.turns is None:
+            run, prepare = Run(gear), data.prepare
+        else:
             from intarsia.train import turns  # which is a run itself
 
-            run, prepare = turns.in_turn(run, source, layout, data.lengths, judges or {})
+            run, prepare = turns.in_turn(gear, source, layout, data.lengths, judges or {})
         outcome = run.go(start, prepare, workers, signals)
         if outcome.finished:
             weights = checkpoints.whole_weights(system)
@@ -244,6 +245,8 @@ class _Data:
         workers: int,
     ) -> None:
         spec = f"{type(system).__qualname__} {to_json(recipe.config)} {zlib.crc32(chr(10).join(system.vocab.tokens).encode())}"
+        self.until = source.epochs if isinstance(source, Leaving) else None
+        spec += "" if self.until is None else f" leaves {zlib.crc32(self.until.tobytes()):08x}"
         leave_out = (TooLong, BadInput) if on_error == "skip" else (TooLong,)
         work = partial(
             measure,
@@ -281,33 +284,30 @@ class _Data:
         }
 
 
+class Gear(NamedTuple):
+    """What a run works with."""
+
+    system: System
+    module: nn.Module
+    """The system as the processes share it."""
+    optimizer: optim.Optimizers
+    recipe: Recipe[Any]
+    world: World
+    log: Log
+    checkpoints: Checkpoints
+    pace: Pace
+    plan: Plan
+    held_out: dict[str, list[tuple[Batch, float]]]
+
+
 class Run:
     """One call of `pretrain` once everything is in place."""
 
-    def __init__(
-        self,
-        system: System,
-        module: nn.Module,
-        optimizer: optim.Optimizers,
-        recipe: Recipe[Any],
-        world: World,
-        log: Log,
-        checkpoints: Checkpoints,
-        pace: Pace,
-        plan: Plan,
-        held_out: dict[str, list[tuple[Batch, float]]],
-    ) -> None:
-        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = (
-            system,
-            module,
-            optimizer,
-            recipe,
-            world,
-            log,
-        )
-        self.checkpoints, self.pace, self.plan, self.held_out = checkpoints, pace, plan, held_out
-        self.parameters = optimizer.parameters
-        self.bad = torch.zeros((), device=world.device)
+    def __init__(self, gear: Gear) -> None:
+        self.system, self.module, self.optimizer, self.recipe, self.world, self.log = gear[:6]
+        self.checkpoints, self.pace, self.plan, self.held_out = gear[6:]
+        self.parameters = self.optimizer.parameters
+        self.bad = torch.zeros((), device=self.world.device)
         self.window = Window()
         self.began = time.perf_counter()
         self.epoch = 0
@@ -368,6 +368,7 @@ class Run:
         share = 1.0 / accumulate if recipe.batching.reduce == "mean" else 1.0
         bad = self.bad
         for micro in range(accumulate):
+            self.system.passes = (step if updates is None else updates) * accumulate + micro
             item = next(items).to(device, non_blocking=True)
             key_dropout(device, recipe.seed, item.number)
             with micro_batch(self.module, last=micro == accumulate - 1):

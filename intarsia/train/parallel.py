@@ -1,8 +1,8 @@
 """Where a run happens: one process, or many that copy (DDP) or shard (FSDP2) the weights, or share experts out; and the one place that chooses precision.
 
 Processes are started by `torchrun`; gloo connects CPUs, nccl GPUs. Unusual here: a step trains one goal, so the heads of the other goals get no
-gradient. DDP is told to look for such parameters (`find_unused_parameters`); FSDP2 reduces only what has a gradient, which is the same on all
-ranks because they share the goal. Both leave the optimizer with no gradient there, as in one process.
+gradient, nor does what they alone read. DDP is told to look for such parameters (`find_unused_parameters`) and sees the losses alone; FSDP2 reduces
+only what has a gradient, which is the same on all ranks because they share the goal. Both leave the optimizer with no gradient there, as in one process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from intarsia.batch import Batch
 from intarsia.errors import BadInput
 from intarsia.parts.experts import Mixture, Ranks
 from intarsia.system import System
@@ -151,6 +152,18 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return found
 
 
+class _LossesAlone(nn.Module):
+    """A system that gives no streams beside its losses: DDP waits for the gradients of all that a forward returns, and no loss reads all of the streams."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], None]:
+        """The losses."""
+        return self.inner(batch)[0], None
+
+
 def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile: bool = False) -> nn.Module:
     """Puts a module on its device and over the processes, all with the first one's weights; what it returns is to be called in its stead.
 
@@ -181,12 +194,13 @@ def spread(module: nn.Module, world: World, sharding: Sharding = "ddp", compile:
         ranks = Ranks(_mesh(world))
         for mixture in mixtures.values():
             mixture.spread(ranks)
-        apart = [f"{name}.{part}" for name, mixture in mixtures.items() for part in mixture.shared]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)  # type: ignore[no-untyped-call]
     if sharding != "fsdp":
-        ids = [world.device.index] if world.device.type == "cuda" else None
+        ids, copied = [world.device.index] if world.device.type == "cuda" else None, _LossesAlone(module)
+        if sharding == "experts":
+            apart = [f"inner.{name}.{part}" for name, mixture in mixtures.items() for part in mixture.shared]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(copied, apart)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(
-            module, ids, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            copied, ids, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
     # Weights are gathered in fp32 and autocast, as everywhere else, so that sharding changes no number; gradients are summed in fp32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

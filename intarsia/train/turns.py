@@ -21,7 +21,7 @@ from intarsia.data.loader import Ints, Layout, Lengths, Loaded, Plan, Prepare, R
 from intarsia.data.source import Provenance, Source
 from intarsia.errors import BadInput
 from intarsia.recipe import Turns
-from intarsia.train.loop import Run
+from intarsia.train.loop import Gear, Run
 from intarsia.train.state import Position
 
 
@@ -111,16 +111,16 @@ class RunInTurns(Run):
     """A run whose steps are rounds; see the module's docstring.
 
     Args:
-        like: the run as it would be of one task.
+        gear: as for a run on one task.
         rules: who has turns.
         plans: the batches of each task.
         judges: the score of a task on held-out items; a task without one never pauses.
     """
 
     def __init__(
-        self, like: Run, rules: Turns, plans: dict[str, Plan], judges: Mapping[str, Callable[[], float]]
+        self, gear: Gear, rules: Turns, plans: dict[str, Plan], judges: Mapping[str, Callable[[], float]]
     ) -> None:
-        self.__dict__.update(like.__dict__)
+        super().__init__(gear)
         self.rules, self.plans, self.judges = rules, plans, judges
         self.share = self.recipe.batching.accumulate * self.world.size  # micro-batches of a turn
         self.period = {name: rules.every or max(1, len(plan.epoch(0)) // self.share) for name, plan in plans.items()}
@@ -197,14 +197,14 @@ class RunInTurns(Run):
 
 
 def in_turn(
-    run: Run, source: Source, layout: Layout, lengths: Lengths, judges: Mapping[str, Callable[[], float]]
+    gear: Gear, source: Source, layout: Layout, lengths: Lengths, judges: Mapping[str, Callable[[], float]]
 ) -> tuple[RunInTurns, Any]:
-    """A run of many tasks out of that of one, and what makes its batches.
+    """A run of many tasks, and what makes its batches.
 
     Raises:
         BadInput: a task has no items, or none that takes part.
     """
-    recipe, rules = run.recipe, run.recipe.turns
+    recipe, rules = gear.recipe, gear.recipe.turns
     assert rules is not None and isinstance(source, Tasks)
     plans, each = {}, {}
     for name, batching in rules.tasks.items():
@@ -215,4 +215,4 @@ def in_turn(
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from None
         each[name] = Prepare(source, layout, np.flatnonzero(rows), recipe.seed, batching.block)
-    return RunInTurns(run, rules, plans, judges), PrepareEach(each)
+    return RunInTurns(gear, rules, plans, judges), PrepareEach(each)

@@ -145,8 +145,9 @@ def test_circle_loss(golden: Golden) -> None:
     true, broken = (golden.tensors[f"input.circle_{x}"].sigmoid() for x in ("sp", "sn"))
     found = circle_loss(true, broken, about["margin"], about["scale_circle"])
     assert_near(found.float()[None], golden.output("loss.circle"), "circle loss")
-    task = RetrievalCircle(broken=broken.shape[1], parts=1, margin=about["margin"], scale=about["scale_circle"])
-    raw = torch.cat([golden.tensors["input.circle_sp"], golden.tensors["input.circle_sn"]], 1)
+    task = RetrievalCircle(margin=about["margin"], scale=about["scale_circle"]).broken_as("pt" * broken.shape[1])
+    halves = [golden.tensors["input.circle_sn"]] * 2
+    raw = torch.cat([golden.tensors["input.circle_sp"], *halves], 1)
     samples = torch.arange(len(raw)).repeat_interleave(raw.shape[1])
     loss = task.loss(raw.flatten(), Batch(keys=(), sample=samples))
     assert_near(loss[None], golden.output("loss.circle"), "circle loss of the task")

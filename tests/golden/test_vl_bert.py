@@ -26,6 +26,7 @@ def build(golden: Golden, **changes: Any) -> VLBERT:
     named = {key: value for key, value in about.items() if key in VLBERTConfig.__dataclass_fields__}
     named |= {"classes": about["visual_region_classes"], "relation": about["WITH_REL_LOSS"]}
     named |= {"norm_in_batch_first": about["MLM_LOSS_NORM_IN_BATCH_FIRST"]}
+    named |= {"picture_norm": about.get("visual_ln", True), "picture_size": about.get("visual_size", 0)}
     config = VLBERTConfig(**(named | changes))
     vocab = Vocab([*SPECIALS, *(f"w{i}" for i in range(config.vocab_size - len(SPECIALS)))])
     system = VLBERT(config, vocab).eval()

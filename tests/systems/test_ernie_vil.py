@@ -20,10 +20,14 @@ from intarsia.objectives import sgp
 from intarsia.pack import pack
 from intarsia.system import begin, fit_config
 from intarsia.systems.ernie_vil import ERNIEViL
+from intarsia.tasks.benchmarks import find
 from intarsia.text import Vocab
 from intarsia.text_graph import read_graph
+from intarsia.tuning_runs import begin as tune
+from intarsia.tuning_runs import open_items
 from intarsia.weights import paddle
 from intarsia.worlds import WorldSource
+from intarsia.worlds.twins import write_twin
 
 WORLD = WorldSource(count=60)
 VOCAB = Vocab.learn([x for i in range(60) for x in WORLD[i].texts])
@@ -205,3 +209,31 @@ def test_published_weights_open_without_pretraining_heads(tmp_path: Path) -> Non
     batch = pack([system().lay_out(WORLD[0])])
     with torch.inference_mode():
         assert torch.equal(model.system.encode(batch).pooled, system().encode(batch).pooled)
+
+
+def test_refcocos_large_model_drops_out_more(tmp_path: Path) -> None:
+    write_twin("refcoco", tmp_path, 4, 2, level=0)
+    source = open_items(find("refcoco"), tmp_path, str(tmp_path / "regions"), "train")
+    for size, rate in (("large", 0.2), ("base", 0.0)):  # tiny numbers drop nothing by themselves
+        tuned, recipe = tune("ernie_vil", "re", size, None, None, source, (), tiny=True)
+        rates = {
+            x.p
+            for name, x in tuned.system.named_modules()
+            if isinstance(x, torch.nn.Dropout) and "attention" not in name
+        }
+        assert rates == {rate}
+        assert {recipe.config.hidden_dropout_prob, recipe.config.v_hidden_dropout_prob} == {rate}
+
+
+def test_heads_are_drawn_as_the_authors_draw_them() -> None:
+    torch.manual_seed(1)
+    asks, ranks = (ERNIEViL.finetune[x].task.head(system().config) for x in ("vqa", "retrieval"))
+    for layer in (asks[1], asks[4]):  # type: ignore[index]
+        bound = (3 / sum(layer.weight.shape)) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+    bound = (6 / sum(ranks.weight.shape)) ** 0.5  # type: ignore[arg-type, union-attr]
+    assert 0.8 * bound < ranks.weight.abs().max() <= bound  # type: ignore[operator]
+    biases = [ERNIEViL.finetune["retrieval"].task.head(system().config).bias.item() for _ in range(40)]  # type: ignore[operator, union-attr]
+    assert -1 <= min(biases) < -0.7
+    assert 0.7 < max(biases) < 1

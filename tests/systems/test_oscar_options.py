@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -12,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
 
 from intarsia.batch import Example, Picks, Picture, Sample
 from intarsia.cli import main
 from intarsia.data.corpora import Beside, Pool
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
+from intarsia.objectives import lm
 from intarsia.pack import pack
-from intarsia.recipe import Mix
+from intarsia.recipe import Batching, Mix, Schedule, adam
 from intarsia.system import fit_config
 from intarsia.systems.oscar import Oscar
 from intarsia.text import SPECIALS, Vocab
+from intarsia.train import Pace, pretrain
 
 VOCAB = Vocab([*SPECIALS, *(f"w{i}" for i in range(200))])
 WIDTH, COUNT = 6, 1200
@@ -247,6 +253,135 @@ def test_vinvls_captioners_leave_the_table_of_words_alone() -> None:
         assert (table in moved) == (size == "caption")
         assert moved >= {"words.position.weight", "word_head.bias", "regions.feature.weight"}
         assert ("decoder.weight" in moved) == (size == "caption")
+
+
+# ------------------------------------------------------------------------------------------------------ the worst words
+
+
+def theirs(logits: Tensor, labels: Tensor, eps: float, ratio: float, call: int, after: int) -> float:
+    """The authors' loss of forward call number `call` (from 1), word by word."""
+    each = []
+    for row, label in zip(logits.double(), labels.tolist(), strict=True):
+        wanted = [1 - eps if i == label else eps / (len(row) - 1) for i in range(len(row))]
+        logs = row - row.exp().sum().log()
+        each.append(sum(w * (math.log(w) - float(x)) for w, x in zip(wanted, logs, strict=True) if w))
+    if ratio > 0 and call > after:
+        each = sorted(each)[: int(len(each) * (1 - ratio))]
+    return sum(each) / len(each)
+
+
+@pytest.mark.parametrize("passes", [0, 2, 3, 9])
+@pytest.mark.parametrize("after", [0, 3])
+def test_the_worst_words_count_until_so_many_passes_are_made(passes: int, after: int) -> None:
+    net = oscar("caption_plus", drop_worst_after=after)
+    batch = pack([net.hide(made(i), "caption", np.random.default_rng(i), lambda: made(9)) for i in range(12)])
+    net.passes = passes
+    losses, encoded = net(batch)
+    picks = batch.picks("caption")
+    assert len(picks.labels) > 10
+    logits = net.word_logits(encoded, picks.rows).detach()
+    found = [theirs(logits, picks.labels, 0.1, 0.2, passes + 1, x) for x in (after, 10**9, 0)]
+    assert losses["caption"].item() == pytest.approx(found[0], rel=1e-5)
+    assert found[1] - found[2] > 0.1
+    assert found[0] == found[2 if passes >= after else 1]
+
+
+def captioner(out: Path, after: int, stop: int = 0, accumulate: int = 2) -> list[tuple[int, bool]]:
+    """Trains six steps into a folder, unless the forward pass number `stop` of this call fails; gives each pass's number and whether words are left out."""
+    net = oscar.__wrapped__("caption_plus", drop_worst_after=after, hidden_dropout_prob=0.1)
+    seen, real = list[tuple[int, bool]](), lm.best_words
+
+    def watched(each: Tensor, drop: float) -> Tensor:
+        seen.append((net.passes, drop > 0))
+        if len(seen) == stop:
+            raise RuntimeError("power cut")
+        return real(each, drop)
+
+    recipe = dataclasses.replace(
+        Oscar.recipes["caption_plus"],
+        config=net.config,
+        optim=adam(1e-2),
+        schedule=Schedule(steps=6, warmup=0),
+        batching=Batching(rows=120, window=30, accumulate=accumulate),
+    )
+    pace = Pace(log_every=2, save_every=2, keep=0, tensorboard=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "best_words", watched)
+        pretrain(net, Corpus(range(60)), recipe, out, workers=0, device="cpu", pace=pace)
+    return seen
+
+
+def test_a_run_resumed_before_the_worst_words_go_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Threshold and power cut lie in different steps, both between two micro-batches of one."""
+    assert captioner(tmp_path / "whole", 9) == [(i, i >= 9) for i in range(12)]
+    with pytest.raises(RuntimeError, match="power cut"):
+        captioner(tmp_path / "cut", 9, stop=8)
+    assert captioner(tmp_path / "cut", 9) == [(i, i >= 9) for i in range(4, 12)]
+    captioner(tmp_path / "later", 10)
+    whole, cut, later = (load_file(tmp_path / x / "model.safetensors") for x in ("whole", "cut", "later"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert any(not torch.equal(value, later[name]) for name, value in whole.items())
+
+
+def test_losses_of_weights_that_go_on_are_the_recipes(tmp_path: Path) -> None:
+    """A captioner's weights keep their sizes; what its losses are is said anew, or the flags would do nothing."""
+    order = ["pretrain", "oscar", "--size", "caption_plus", "--data", "worlds:30", "--workers", "0", "--device", "cpu"]
+    order += ["--schedule.steps", "1", "--batching.rows", "300"]
+    small = ["--config.num-hidden-layers", "1", "--config.hidden-size", "24", "--config.num-attention-heads", "2"]
+    main([*order, *small, "--out", str(tmp_path / "one"), "--config.drop-worst-after", "0"])
+    more = [
+        "--weights",
+        str(tmp_path / "one/model.safetensors"),
+        "--config.drop-worst-after",
+        "7",
+        "--config.drop-worst",
+        "0.5",
+    ]
+    main([*order, *more, "--out", str(tmp_path / "two"), "--config.label-smoothing", "0"])
+    for name, wanted in (("one", (0.2, 0, 0.1)), ("two", (0.5, 7, 0.0))):
+        config = json.loads((tmp_path / name / "recipe.json").read_text())["recipe"]["config"]
+        assert config["hidden_size"] == 24
+        assert (config["drop_worst"], config["drop_worst_after"], config["label_smoothing"]) == wanted
+
+
+def test_the_published_captioners_wait() -> None:
+    """VinVL's drop a fifth of the words after 20,000 passes, Oscar's none; the number is a leaf of the command line."""
+    for size in ("caption_plus", "caption_large_plus"):
+        config = Oscar.recipes[size].config
+        assert (config.drop_worst, config.drop_worst_after) == (0.2, 20_000)
+    assert Oscar.recipes["caption"].config.drop_worst == Oscar.recipes["caption_large"].config.drop_worst == 0
+
+
+def test_epochs_batches_and_processes_make_the_published_steps() -> None:
+    """Epochs of 566,435 captions, or of 113,287 pictures, over batch times processes, as the authors' tables of models say; their decay is .05."""
+    wanted = {"caption": (30, 64 * 4), "caption_large": (30, 32 * 8)}
+    wanted |= {x: (60, 64 * 8) for x in ("caption_plus", "caption_large_plus")}
+    for size, (epochs, batch) in wanted.items():
+        recipe = Oscar.recipes[size]
+        assert recipe.schedule.steps == pytest.approx(epochs * 566_435 / batch, rel=0.01)
+        assert (recipe.optim.weight_decay, recipe.optim.max_norm) == (0.05, 1.0)
+    assert Oscar.captioning is not None
+    critical = {"base": (5, 16 * 4), "large": (5, 8 * 8), "base_plus": (75, 16 * 8), "large_plus": (25, 6 * 8)}
+    for size, (epochs, batch) in critical.items():
+        tuning = Oscar.captioning.critical[size]
+        assert tuning.schedule.steps == pytest.approx(epochs * 113_287 / batch, rel=0.01)
+        assert batch % tuning.samples == 0 and tuning.optim.weight_decay == 0.05
+
+
+@pytest.mark.parametrize("task", ["nlvr2", "nlvr2_plus"])
+@pytest.mark.parametrize(("size", "scale"), [("base", 3), ("large", 2)])
+def test_the_head_of_two_pictures_is_narrower_in_the_large_model(task: str, size: str, scale: int) -> None:
+    """As `cls_hidden_scale` of the published runs, whose weights would not fit otherwise."""
+    config = Oscar.recipes[size].config
+    with torch.device("meta"):
+        head = Oscar.finetune[task].task.head(config)
+    shapes = [tuple(x.shape) for name, x in head.named_parameters() if name.endswith("weight")]
+    inner = scale * config.hidden_size
+    assert shapes == [(inner, 2 * config.hidden_size), *[(inner,)] * (task == "nlvr2_plus"), (2, inner)]
+
+
+# ------------------------------------------------------------------------------------------------------------- who sees whom
 
 
 @pytest.mark.parametrize(("who", "alone"), [("CL", "R"), ("CR", "L"), ("LR", "C")])

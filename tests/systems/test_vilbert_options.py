@@ -1,4 +1,4 @@
-"""ViLBERT's rarer options: words that scale the regions' attention, fixed first layers, RoBERTa's words."""
+"""ViLBERT's rarer options: words that scale the regions' attention, words read once for many pictures, fixed first layers, RoBERTa's words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ import intarsia
 from intarsia.batch import Batch, Encoded, Example, Picture, Sample, TextRows
 from intarsia.cli import main
 from intarsia.errors import BadInput
+from intarsia.evaluate.matching import match
+from intarsia.evaluate.running import QUIET
 from intarsia.model import read_ours
 from intarsia.pack import pack
+from intarsia.packed import Packing
 from intarsia.system import begin, fit_config
 from intarsia.systems.vilbert import ViLBERT
 from intarsia.text import SPECIALS, BytePieces, Vocab
 from intarsia.train.from_bert import from_bert
+from intarsia.tuned import start
 from intarsia.weights.files import read_weights, write_weights
 from intarsia.worlds import WorldSource
 
@@ -77,6 +81,7 @@ SAMPLES = [made(0), made(1, regions=2, length=11), made(2, regions=9, length=1)]
 # ------------------------------------------------------------------------------------------------- dynamic attention
 
 
+@torch.no_grad()
 def by_the_sheet(theirs: dict[str, Tensor], config: Any, example: Example) -> tuple[Tensor, Tensor]:
     """Both streams of one document, from the authors' tensors, as sections 2 and 3 of the paper's code read; the whole picture is the last region."""
 
@@ -104,7 +109,7 @@ def by_the_sheet(theirs: dict[str, Tensor], config: Any, example: Example) -> tu
 
     def own(name: str, x: Tensor, count: int, said: Tensor | None = None) -> Tensor:
         q, k, v = (linear(f"{name}.attention.self.{x_}", x) for x_ in ("query", "key", "value"))
-        if said is not None:
+        if said is not None and config.dynamic_attention:
             q = q * (1 + torch.sigmoid(linear(f"{name}.attention.self.dyLinear_q", said.mean(0))))
             k = k * (1 + torch.sigmoid(linear(f"{name}.attention.self.dyLinear_k", said.mean(0))))
         return after(name, x, attention(q, k, v, count))
@@ -183,6 +188,58 @@ def test_weights_say_whether_the_attention_is_dynamic(tmp_path: Path, monkeypatc
         state, config = read_ours(ViLBERT, "vilbert", tmp_path / "theirs.bin", "small")
         assert config == net.config
         assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+# --------------------------------------------------------------------------------------------------------- fast_mode
+
+
+def watched(model: ViLBERT, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Documents that the first layer of words, that of regions and the first meeting read."""
+    read = dict.fromkeys(("words", "regions", "meetings"), 0)
+    layers = {"words": model.encoder.layers[0], "regions": model.encoder.visual_layers[0]}
+    for name, layer in (layers | {"meetings": model.encoder.meetings[0]}).items():
+
+        def counted(*rows: Any, name: str = name, forward: Any = layer.forward, **more: Any) -> Any:
+            read[name] += next(x for x in rows if isinstance(x, Packing)).documents
+            return forward(*rows, **more)
+
+        monkeypatch.setattr(layer, "forward", counted)
+    return read
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_words_are_read_once_for_all_pictures(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authors' `fast_mode`, whose text goes alone up to the first meeting; where words scale the regions' attention, no region does."""
+    model = system(dynamic_attention=dynamic)
+    texts, pictures = [made(i, length=2 + 3 * i) for i in range(4)], [made(20 + i, 3 + i).pictures[0] for i in range(3)]
+    read = watched(model, monkeypatch)
+    _, scores = match(model, texts, pictures, QUIET)
+    assert read == {"words": 4, "regions": 12 if dynamic else 3, "meetings": 12}
+    theirs = ViLBERT.keys.to_theirs(model.state_dict())
+
+    def map_of(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, theirs[f"{name}.weight"], theirs[f"{name}.bias"])
+
+    for i, text in enumerate(texts):
+        for j, picture in enumerate(pictures):
+            t, v = by_the_sheet(theirs, model.config, model.lay_out(dataclasses.replace(text, pictures=(picture,))))
+            both = map_of("bert.t_pooler.dense", t[0]).relu() * map_of("bert.v_pooler.dense", v[-1]).relu()
+            true, other = map_of("cls.bi_seq_relationship", both)
+            assert float(true - other) == pytest.approx(scores[i, j], abs=2e-5)
+    assert np.ptp(scores) > 0.1
+
+
+def test_a_tuned_ranking_reads_words_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = start(system(task_specific_tokens=True), ViLBERT.finetune["retrieval"], "retrieval").eval()
+    texts, pictures = [made(i, length=2 + i) for i in range(5)], [made(20 + i, 3 + i).pictures[0] for i in range(4)]
+    read = watched(tuned.system, monkeypatch)
+    _, scores = match(tuned, texts, pictures, QUIET)
+    assert read == {"words": 5, "regions": 4, "meetings": 20}
+    pairs = [dataclasses.replace(x, key=f"{x.key} {y.name}", pictures=(y,)) for x in texts for y in pictures]
+    with torch.inference_mode():
+        wanted = tuned.match_scores(tuned.encode(pack([tuned.lay_out(x) for x in pairs])))
+    np.testing.assert_allclose(scores.ravel(), wanted.numpy(), atol=2e-5, rtol=0)
+    assert np.ptp(scores) > 0.02
 
 
 # ------------------------------------------------------------------------------------------------------ fixed layers

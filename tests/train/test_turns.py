@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import two_processes
 from safetensors.torch import load_file
 
 from intarsia import turns_runs
@@ -74,39 +75,44 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def begun(twins: Path, **rules: Any) -> tuple[Any, ...]:
+def begun(twins: Path, accumulate: int = 1, **rules: Any) -> tuple[Any, ...]:
     parts = open_tasks("vilbert", NAMES, [Place(twins / x, str(twins / x / "regions")) for x in FOLDERS])
     together, recipe, factors = begin_tasks("vilbert", parts, "tiny", None, None, Turns(**rules))
     assert recipe.turns is not None
     small = {x: replace(y, rows=200, samples=4) for x, y in recipe.turns.tasks.items()}
-    schedule = replace(recipe.schedule, steps=6, warmup=1)
-    return together, replace(recipe, schedule=schedule, turns=replace(recipe.turns, tasks=small)), factors, parts
+    schedule, batching = replace(recipe.schedule, steps=6, warmup=1), replace(recipe.batching, accumulate=accumulate)
+    recipe = replace(recipe, schedule=schedule, batching=batching, turns=replace(recipe.turns, tasks=small))
+    return together, recipe, factors, parts
 
 
-def trained(twins: Path, out: Path, together: Together | None = None, workers: int = 0) -> Any:
-    fresh, recipe, factors, parts = begun(twins, every=1, gap=4)
+def trained(twins: Path, out: Path, together: Together | None = None, workers: int = 0, accumulate: int = 1) -> Any:
+    fresh, recipe, factors, parts = begun(twins, accumulate, every=1, gap=4)
     pace = turns_runs.Pace(log_every=2, save_every=2, tensorboard=False)
     options: dict[str, Any] = {"workers": workers, "device": "cpu", "pace": pace}
     return finetune_together("vilbert", "tiny", "", together or fresh, recipe, factors, parts, {}, out, **options)
 
 
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
-    """Held-out scores by hand, a curve a task, by the rounds done."""
-    curves = {
-        "gqa": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
-        "nlvr2": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5],  # pauses after round 3
-        "re": [0.5, 0.5, 0.5, 0.4, 0.5, 0.5],  # the same, and goes on after round 4
-        "retrieval": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
+CURVES = {
+    "gqa": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    "nlvr2": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5],  # pauses after round 3
+    "re": [0.5, 0.5, 0.5, 0.4, 0.5, 0.5],  # the same, and goes on after round 4
+    "retrieval": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
+}
+"""Held-out scores by hand, a curve a task, by the rounds done."""
+VALIDATE = RunInTurns._validate
+
+
+def by_hand(self: RunInTurns, done: int) -> None:
+    """Scores by the curves, in the first process alone."""
+    self.judges = {
+        name: lambda name=name: CURVES[name][done - 1] if self.world.first else 1 / 0 for name in self.judges
     }
-    real = RunInTurns._validate
+    VALIDATE(self, done)
 
-    def validate(self: RunInTurns, done: int) -> None:
-        self.judges = {name: lambda name=name: curves[name][done - 1] for name in self.judges}
-        real(self, done)
 
-    monkeypatch.setattr(RunInTurns, "_validate", validate)
-    return curves
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunInTurns, "_validate", by_hand)
 
 
 def seen_by(together: Together) -> list[str]:
@@ -132,22 +138,19 @@ ROUNDS = [
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_tasks_take_turns_stop_and_go_on(
-    twins: Path, tmp_path: Path, judged: dict[str, list[float]], workers: int
-) -> None:
+def test_tasks_take_turns_stop_and_go_on(twins: Path, tmp_path: Path, judged: None, workers: int) -> None:
     together = begun(twins, every=1)[0]
     seen = seen_by(together)
     assert trained(twins, tmp_path, together, workers).finished
     assert seen == ROUNDS
+    assert together.passes == len(ROUNDS) - 1  # before the last
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["paused"] for x in lines if "nlvr2" in x.get("valid", {})] == [0, 0, 1, 1, 1, 1]
     assert [x["paused"] for x in lines if "re" in x.get("valid", {})] == [0, 0, 1, 0, 0, 0]
     assert all(set(x["loss"]) == set(NAMES) for x in lines if "loss" in x)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    twins: Path, tmp_path: Path, judged: dict[str, list[float]]
-) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(twins: Path, tmp_path: Path, judged: None) -> None:
     """It is stopped in the second round, and in the fourth, when two tasks are paused."""
     trained(twins, tmp_path / "whole")
     stops = {7: "step-00000002", 14: "step-00000004"}
@@ -173,6 +176,40 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         ]
         assert states[0]["turns"] == states[1]["turns"]
         assert {x: states[0]["turns"][x]["taken"] for x in NAMES} == {x: ROUNDS.count(x) for x in NAMES}
+
+
+def _rank(rank: int, out: Path) -> None:
+    RunInTurns._validate = by_hand  # type: ignore[method-assign]
+    twins = Path((out / "twins.txt").read_text())
+    together = begun(twins)[0]
+    seen = seen_by(together)
+    trained(twins, out / "two", together)
+    (out / f"seen-{rank}.json").write_text(json.dumps(seen))
+
+
+def test_two_processes_are_one_with_two_micro_batches(twins: Path, tmp_path: Path, judged: None) -> None:
+    """The same tasks take turns in both, who pauses is what the first one scores, and both end with what one process ends with."""
+    (tmp_path / "twins.txt").write_text(str(twins))
+    two_processes(_rank, tmp_path)
+    together = begun(twins)[0]
+    seen = seen_by(together)
+    trained(twins, tmp_path / "one", together, accumulate=2)
+    assert seen == [name for name in ROUNDS for _ in range(2)]
+    assert [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)] == [ROUNDS, ROUNDS]
+    for name in ("model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+        one, two = (load_file(tmp_path / x / name) for x in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(
+                two[key], one[key], atol=1e-6, rtol=1e-4, msg=lambda told, key=key: f"{key}: {told}"
+            )
+    lines = [[json.loads(x) for x in (tmp_path / x / "metrics.jsonl").read_text().splitlines()] for x in ("one", "two")]
+    for a, b in zip(*lines, strict=True):
+        assert a.get("paused") == b.get("paused")
+        assert b.get("loss", {}) == pytest.approx(a.get("loss", {}), rel=1e-5)
+    first = load_file(tmp_path / "one/checkpoints/step-00000004/model.safetensors")
+    last = load_file(tmp_path / "one/model.safetensors")
+    assert max(float((last[key] - first[key]).abs().max()) for key in last) > 1e-5
 
 
 def test_rates_weights_and_heads_are_the_papers(twins: Path) -> None:
@@ -273,6 +310,7 @@ def test_from_the_command_line_to_the_score_of_each_task(
         ([*tune[:2], "gqa,beta_vqa", *tune[3:]], "holds no v2_mscoco_train2014_annotations.json"),
         ([*tune, "--regions", "a", "b"], "--regions: 2 folders for 3 tasks"),
         ([*tune, "--gap", "0"], "--gap 0: at least 1"),
+        ([*tune, "--max-norm", "-1"], "--max-norm -1.0: at least 0"),
         ([*tune, "--answers", "x=y"], "--answers x: say TASK=FILE"),
         ([*tune, "--seed", "7"], "is now 7"),
     ):

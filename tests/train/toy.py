@@ -52,6 +52,7 @@ class Toy(System):
         self.layers = nn.ModuleList(Block(config.hidden_size) for _ in range(2))
         self.word_head = nn.Linear(config.hidden_size, len(vocab))
         self.word_head.weight = self.words.weight
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)  # what it gives, hidden words do not read
         self.match_head = nn.Linear(config.hidden_size, 2)
         self.drop = nn.Dropout(config.dropout)
 
@@ -88,7 +89,7 @@ class Toy(System):
         for layer in self.layers:
             x = layer(x)
         pooled = x.new_zeros(len(batch.keys), x.shape[1]).index_add(0, batch.text.packing.doc, x)
-        return Encoded(x, r, batch.regions.packing, pooled)
+        return Encoded(x, r, batch.regions.packing, self.pooler(pooled))
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         assert encoded.text is not None

@@ -14,6 +14,7 @@ from intarsia.tasks.benchmarks import (
     captions,
     chinese,
     classes,
+    cloze,
     entail,
     entities,
     fashion,
@@ -158,6 +159,7 @@ BENCHMARKS = {
                 ("flickr8k", "Flickr8k", 0),
             )
         ),
+        Benchmark(cloze.NAME, "Flickr30k, nodes of scene graphs hidden", cloze.SPLITS, cloze.read, "top-1", hides=True),
         *(
             Benchmark(name, title, splits, read, "CIDEr", measure_captions=captions.measure, submit_captions=send)
             for name, title, splits, read, send in (

@@ -18,7 +18,7 @@ Predictions = Mapping[str, Array]
 """By item, what its choices score: (C); of each phrase, (M, C)."""
 Lists = Mapping[str, Sequence[str]]
 """By text, the pictures that fit it best, the best first."""
-Kind = Literal["answers", "regions", "captions", "pairs", "words"]
+Kind = Literal["answers", "regions", "captions", "pairs", "words", "cloze"]
 LONG = 10
 """Pictures of a list."""
 
@@ -73,6 +73,8 @@ class Benchmark:
     """Writes the server's file of them."""
     sentence: tuple[str | None, ...] = ()
     """Asked of a system as pre-training left it: a sentence, None for each gap; predictions are scores of the labels."""
+    hides: bool = False
+    """Asked of a system as pre-training left it: words of each text that are hidden; `Annotations.gold` says which."""
     fold: int = 0
     """Pictures of a fold: where pairs are ranked, papers also give the mean over consecutive folds of the test; 0 = they do not."""
 
@@ -91,6 +93,8 @@ class Benchmark:
     @property
     def kind(self) -> Kind:
         """What is asked for."""
+        if self.hides:
+            return "cloze"
         if self.sentence:
             return "words"
         if self.measure_captions is not None:
