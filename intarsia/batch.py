@@ -365,6 +365,16 @@ class Images(Movable):
     """(I, 2) pixels high, wide."""
     doc: Tensor
     """(I), the document each image belongs to."""
+    once: Tensor | None = None
+    """(K) the region rows of the documents that have images, where others share these (VCR's choices); None = none does."""
+    again: Tensor | None = None
+    """(R) which of those each region row shows again."""
+
+    @property
+    def shared(self) -> tuple[Tensor | slice, Tensor | slice]:
+        """What to index region rows with to read each once, and what is read to have it for every row."""
+        every = slice(None)
+        return (every, every) if self.once is None or self.again is None else (self.once, self.again)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class FinetuneOptions(RunOptions):
     """Region shards of its pictures (`intarsia extract`), or any data set with their regions; film shards of its videos (`intarsia extract video`)."""
     given: str = ""
     """Regions of the annotated boxes of the same pictures (`intarsia extract --boxes given`), which the paper puts behind the detected ones; empty = left out."""
+    trunk: Path | None = None
+    """B2T2: weights of the ResNet that reads pictures and crops off the pixels from here on and trains along, where --weights were trained on features."""
     benchmark: str | None = None
     """Another one than the task's name says: coco-cn, fashion sets, .."""
     split: str | None = None
@@ -79,6 +81,8 @@ def finetune(args: Sequence[str]) -> None:
     writes = options.task == caption_runs.TASK
     if options.critical and not writes:
         raise BadInput(f"--critical: {options.task} writes no captions")
+    if options.trunk and writes:
+        raise BadInput(f"--trunk {options.trunk}: captions go on with the trunk of pre-training")
     cls, found = find(options.system), None if writes else _pairing(options)
     if options.benchmark:
         benchmark = benchmarks.find(options.benchmark)
@@ -97,7 +101,8 @@ def finetune(args: Sequence[str]) -> None:
     if writes:
         tuned, recipe = caption_runs.begin(options.system, *given, options.seed, critical=options.critical)
     else:
-        tuned, recipe = begin(options.system, options.task, *given, labels, options.seed, finetune=found)
+        begun = options.system, options.task, *given, labels, options.seed
+        tuned, recipe = begin(*begun, finetune=found, trunk=options.trunk)
         tuned.rivals, rivals = rivals_of(found, benchmark, source, options.hard_negatives, options.out)
     if rivals:
         out.print(f"hard negatives: {rivals}", highlight=False, soft_wrap=True)

@@ -27,7 +27,7 @@ def evaluate_world(model: Model, count: int) -> tuple[Evaluation, WorldSource]:
     Raises:
         BadInput: the model was trained on other features.
     """
-    if "regions" in model.system.needs and (model.provenance is None or model.provenance.extractor != "pixels"):
+    if model.system.reads_features and (model.provenance is None or model.provenance.extractor != "pixels"):
         raise BadInput(
             f"the weights were trained on {model.provenance and model.provenance.extractor} features, generated scenes have pixels"
         )
@@ -59,7 +59,7 @@ def evaluate_pairs(model: Model, spec: str, split: str, train: str | None, langu
         BadInput: no pair is left, or the features are of another extractor than the model's.
     """
     source = open_source(spec, split)
-    if model.provenance is not None and "regions" in model.system.needs:
+    if model.provenance is not None and model.system.reads_features:
         must_be_alike(spec, source.provenance, model.provenance)
     samples = [x for i in range(len(source)) if (x := source[i]) and language in (None, x.language)]
     if not samples:

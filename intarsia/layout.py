@@ -342,7 +342,7 @@ def no_regions(width: int, classes: int) -> RegionRows:
     return RegionRows(feats, np.zeros((0, 4), np.float32), none, none, none, none.astype(np.bool_), probs)
 
 
-def bare_rows(boxes: Sequence[Any]) -> RegionRows:
+def bare_rows(boxes: Sequence[Any] | Array) -> RegionRows:
     """Boxes (R, 4) as region rows without features, for systems that read what lies in them off the pixels."""
     none = np.zeros(len(boxes), np.int64)
     feats = np.zeros((len(boxes), 0), np.float32)

@@ -103,7 +103,8 @@ class Model:
         """A raw picture (file or (H, W, 3) uint8) and a text as a Sample, with regions where the system reads regions."""
         pixels = decode_image(image) if isinstance(image, str | Path) else np.asarray(image)
         name = str(image) if isinstance(image, str | Path) else "picture"
-        if "regions" not in self.system.needs:
+        known = self.provenance is not None and self.provenance.width > 0
+        if not self.system.reads_features and not ("regions" in self.system.needs and known):
             bare = Picture(name, np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32), *pixels.shape[1::-1])
             return Sample(name, (text,), (replace(bare, path=name, pixels=lambda: pixels),))
         found, classes = self.extractor([pixels])[0], self.extractor.provenance.classes
@@ -136,7 +137,7 @@ class Model:
         assert example.text is not None, "the system reads text"
         rows = np.flatnonzero(example.text.words >= 0)
         maps = maps_of(seen, batch)[0]
-        if "regions" in self.system.needs:
+        if self.system.reads_features:
             maps, boxes = maps.of_picture(sample), sample.pictures[0].boxes
         else:
             assert example.regions is not None

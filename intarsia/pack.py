@@ -57,13 +57,16 @@ def pack(examples: Sequence[Example]) -> Batch:
     if first.clips is not None:
         clips = _pack_clips([x.clips for x in examples if x.clips is not None], [x.key for x in examples])
         start["clips"] = clips.packing.cu_seqlens.numpy()
+    images = _pack_images([x.images for x in examples]) if any(x.images for x in examples) else None
+    if images is not None and regions is not None:
+        images = _shared(images, examples, regions.packing)
     numbers: dict[str, int] = {}
     return Batch(
         keys=tuple(x.key for x in examples),
         sample=torch.tensor([numbers.setdefault(x.sample or x.key, len(numbers)) for x in examples]),
         text=text,
         regions=regions,
-        images=_pack_images([x.images for x in examples]) if any(x.images for x in examples) else None,
+        images=images,
         clips=clips,
         links=_pack_links(examples, start),
         targets={goal: _pack_target([x.targets[goal] for x in examples], start) for goal in first.targets},
@@ -186,6 +189,26 @@ def _pack_images(parts: Sequence[Sequence[Pixels]]) -> Images:
         room[:, : image.height, : image.width] = image.read()
     doc = np.repeat(np.arange(len(parts)), [len(x) for x in parts])
     return Images(torch.from_numpy(pixels), torch.from_numpy(sizes), torch.from_numpy(doc))
+
+
+def _shared(images: Images, examples: Sequence[Example], packing: Packing) -> Images:
+    """With the rows that are read once, where regions have no image of their own: they are those of the last document before that has.
+
+    Raises:
+        ValueError: there is none, or it has not as many.
+    """
+    has = np.array([bool(x.images) for x in examples])
+    if all(x.images or not x.regions for x in examples):
+        return images
+    doc, pos, first = (x.numpy() for x in (packing.doc, packing.pos, packing.first))
+    counts, numbers = packing.lengths.numpy(), np.arange(len(examples))
+    owner = np.maximum.accumulate(np.where(has, numbers, -1))
+    for i in np.flatnonzero(~has & (counts > 0)).tolist():
+        if owner[i] < 0 or counts[owner[i]] != counts[i]:
+            raise ValueError(f"sample {examples[i].key}: {counts[i]} regions, and no image to read them off")
+    once = np.flatnonzero(has[doc])
+    again = np.searchsorted(once, first[owner[doc]] + pos)
+    return replace(images, once=torch.from_numpy(once), again=torch.from_numpy(again))
 
 
 def _pack_links(examples: Sequence[Example], start: dict[str, Array]) -> Tensor | None:

@@ -393,6 +393,8 @@ class Finetune:
     """Tensor of the head -> pre-trained tensor and the row of it that it starts from; None = all rows."""
     given: Given | None = None
     """None = the paper has no annotated boxes beside detected ones."""
+    with_trunk: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields with which a system pre-trained on features made beforehand reads pixels by a trunk of its own; none where the paper does not."""
     extra: tuple[str, int] | None = None
     """A benchmark whose training items come beside the task's own, and in how many of the first epochs; 0 = in all."""
 

@@ -244,6 +244,7 @@ def begin(
     seed: int = 42,
     tiny: bool = False,
     finetune: Finetune | None = None,
+    trunk: Path | None = None,
 ) -> tuple[Tuned, Recipe[Any]]:
     """A system with the head of a task before its first step, and the paper's recipe.
 
@@ -259,12 +260,19 @@ def begin(
         seed: of the head, and of all weights where there are none to begin from.
         tiny: without weights, the system's smallest numbers.
         finetune: the task where it is not quite as in the paper.
+        trunk: weights of a trunk that reads pixels from here on, where pre-training had features made beforehand.
 
     Raises:
         BadInput: anything missing, of another system, or that does not fit together.
     """
     cls, paper = pairing(system, task)
     finetune = finetune or paper
+    if trunk is not None:
+        if weights is None or not finetune.with_trunk:
+            reason = f"{system} begins {task} with no trunk of its own" if weights else "needs --weights"
+            raise BadInput(f"--trunk {trunk}: {reason}")
+        config, fresh_parts = {**finetune.config, **finetune.with_trunk}, (*finetune.fresh, "trunk.")
+        finetune = replace(finetune, config=config, fresh=fresh_parts)
     finetune = with_labels(finetune, labels) if labels else finetune
     tuning = finetune.tunings.get(size) or next(iter(finetune.tunings.values()))
     finetune = replace(finetune, config={**finetune.config, **tuning.config})
@@ -275,9 +283,11 @@ def begin(
         elif found := _published(cls, task, finetune, size, weights, vocab, source):
             tuned = found
         else:
-            whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny)
+            whole = begin_whole(cls, system, size, weights, vocab, source, seed, tiny, pixels=trunk is not None)
             smaller = replace(finetune, config=bounded(finetune.config, whole.config))
             tuned = start(whole, smaller, task)
+    if trunk is not None:
+        tuned.system.fill_trunk(trunk)
     return tuned, replace(recipe_of(tuned.config, task, tuning), seed=seed)
 
 
@@ -374,10 +384,11 @@ def begin_whole(
     source: Annotated,
     seed: int = 42,
     tiny: bool = False,
+    pixels: bool = False,
 ) -> System:
-    """A system as pre-training left it, or random; arguments and errors as for `begin`."""
+    """A system as pre-training left it, or random; arguments and errors as for `begin`. With `pixels` its features are made anew."""
     if weights is not None:
-        return _pretrained(cls, system, size, weights, vocab, source)
+        return _pretrained(cls, system, size, weights, vocab, source, pixels)
     provenance = source.provenance or Provenance("none", 0)
     words = Vocab.read(vocab) if vocab else captions(source, cls.specials)
     recipe = replace(cls.recipes["tiny" if tiny or size not in cls.recipes else size], seed=seed)
@@ -396,13 +407,13 @@ def bounded(changes: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 
 def _pretrained(
-    cls: type[System], name: str, size: str, weights: Path, vocab: Path | None, source: Annotated
+    cls: type[System], name: str, size: str, weights: Path, vocab: Path | None, source: Annotated, pixels: bool
 ) -> System:
     if (weights / "recipe.json").is_file():
         from intarsia.model import open as open_model
 
         model = open_model(name, weights=weights)
-        if model.system.reads_features and model.provenance is not None:
+        if model.system.reads_features and model.provenance is not None and not pixels:
             must_be_alike(source.annotations.benchmark, source.provenance, model.provenance)
         return model.system.cpu()
     if vocab is None:

@@ -330,7 +330,7 @@ def pointing(
             ways["attention, mean of all"] = _score(words, [x.seen(Look()) for x in maps])
     for name in maps[0].own:
         ways[name] = _score(words, [x.own[name] for x in maps])
-    if system.predicts_words and "regions" in system.needs:
+    if system.predicts_words and system.reads_features:
         hurt = occlusion(system, kept, examples, words, how)
         ways["occlusion"] = Share.count([int(h.argmax()) in x.gold for h, x in zip(hurt, words, strict=True)])
     chance, objects = _chances(kept, words)

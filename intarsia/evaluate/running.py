@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -145,7 +146,10 @@ def hide_rows(example: Example, rows: Array, mask: int) -> Example:
 
 
 def keep_regions(sample: Sample, kept: Array) -> Sample:
-    """The sample with only some regions of its first picture, and no gold links; tags, which would tell of the others, only if all are kept."""
+    """The sample with only some regions of its first picture, and no gold links; tags, which would tell of the others, only if all are kept.
+
+    Where none is kept its pixels are black.
+    """
     picture = sample.pictures[0]
     rows = {
         name: value[kept]
@@ -153,7 +157,11 @@ def keep_regions(sample: Sample, kept: Array) -> Sample:
         if (value := getattr(picture, name)) is not None
     }
     tags = picture.tags if len(kept) == len(picture.boxes) else ()
-    return replace(sample, pictures=(replace(picture, **rows, tags=tags), *sample.pictures[1:]), links=())
+    cut = replace(picture, **rows, tags=tags)
+    if not len(kept) and (picture.pixels or picture.path):
+        size = (picture.height or 224, picture.width or 224, 3)
+        cut = replace(cut, path="", pixels=partial(np.zeros, size, np.uint8))
+    return replace(sample, pictures=(cut, *sample.pictures[1:]), links=())
 
 
 def first_picture(sample: Sample) -> Picture:

@@ -76,16 +76,11 @@ class FastRCNN(nn.Module):
             if len(regions.boxes):
                 raise ValueError(f"{len(regions.boxes)} regions, and no image to read them off")
             return regions.boxes.new_zeros(0, self.width)
-        maps = self.backbone.features(images.pixels)
-        number = torch.searchsorted(images.doc, regions.packing.doc, right=True) - 1  # (R) the image of each
-        sides = images.valid.flip(1)[number].to(maps.dtype)  # (R, 2) wide, high
-        boxes = regions.boxes.to(maps.dtype) * torch.cat([sides, sides], 1)
-        rows = torch.cat([number[:, None].float(), boxes.float()], 1)
-        once, again = rows, torch.arange(len(rows), device=rows.device)
-        if len(images.doc) < regions.packing.documents:  # VCR's choices have the same boxes, which are read once
-            once, again = torch.unique(rows, dim=0, return_inverse=True)
-        cells = roi_align_unshifted(maps, once[:, 1:].to(maps.dtype), once[:, 0].long(), SIZE, 1 / STRIDE, samples=1)
-        seen: Tensor = self.head(cells)[again]
+        maps, (once, again) = self.backbone.features(images.pixels), images.shared
+        number = torch.searchsorted(images.doc, regions.packing.doc[once])  # (K) the image of each
+        sides = images.valid.flip(1)[number].to(maps.dtype)  # (K, 2) wide, high
+        boxes = regions.boxes[once].to(maps.dtype) * torch.cat([sides, sides], 1)
+        seen: Tensor = self.head(roi_align_unshifted(maps, boxes, number, SIZE, 1 / STRIDE, samples=1))[again]
         if regions.covers is not None:
             seen = seen * regions.covers[:, None]
         return seen.mean((2, 3))

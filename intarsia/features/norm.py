@@ -1,4 +1,4 @@
-"""Batch norms of picture and video trunks: trained, or frozen for good."""
+"""Batch norms of picture and video trunks: trained, trained but for their statistics, or frozen for good."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal["batch", "frozen"]
-"""batch: statistics of the batch in training, running ones in evaluation, weight and bias trained. frozen: nothing ever moves."""
+Norm = Literal["batch", "stored", "frozen"]
+"""batch: statistics of the batch in training, running ones in evaluation, weight and bias trained. stored: only these two move. frozen: nothing ever moves."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -48,15 +48,32 @@ class FrozenBatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+class StoredBatchNorm(FrozenBatchNorm):
+    """A batch norm that goes by its stored statistics in training too; weight and bias train. (B, C, ..) to the same shape.
+
+    Args: as of `FrozenBatchNorm`.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(value))
+
+
+_FIXED = {"stored": StoredBatchNorm, "frozen": FrozenBatchNorm}
+
+
 def norm2d(kind: Norm, eps: float = 1e-5, momentum: float = 0.1) -> Callable[[int], nn.Module]:
     """What makes a batch norm of pictures from its number of channels."""
-    if kind == "frozen":
-        return lambda channels: FrozenBatchNorm(channels, eps)
+    if kind != "batch":
+        return lambda channels: _FIXED[kind](channels, eps)
     return lambda channels: nn.BatchNorm2d(channels, eps, momentum)
 
 
 def norm3d(kind: Norm, eps: float = 1e-5, momentum: float = 0.1) -> Callable[[int], nn.Module]:
     """What makes a batch norm of videos from its number of channels."""
-    if kind == "frozen":
-        return lambda channels: FrozenBatchNorm(channels, eps)
+    if kind != "batch":
+        return lambda channels: _FIXED[kind](channels, eps)
     return lambda channels: nn.BatchNorm3d(channels, eps, momentum)

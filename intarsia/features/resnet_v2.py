@@ -42,12 +42,17 @@ class ResNetV2Config:
     num_classes: int = 0
     """1001 in the published classifier, background first; 0 for none."""
     norm: Norm = "frozen"
-    """B2T2 leaves the trunk as it is."""
+    """B2T2 leaves the trunk as it is; where it trains, statistics are the stored ones."""
     eps: float = 1e-5
     momentum: float = 0.003
     """Of the running statistics, where they move: 1 less their decay."""
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     """What 0 and 1 become before the first convolution."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the last map."""
+        return self.base_depth[-1] * EXPANSION
 
 
 SIZES = {
@@ -93,7 +98,7 @@ class ResNetV2(nn.Module):
                 f"ResNet-v2: units {config.units} and base_depth {config.base_depth}, expected as many of both"
             )
         self.config = config
-        self.width = config.base_depth[-1] * EXPANSION
+        self.width = config.width
         """Channels of the last map."""
         self.conv1 = nn.Conv2d(3, config.stem_channels, 7, 2, 3)
         before, last = config.stem_channels, len(config.units)
@@ -126,6 +131,14 @@ class ResNetV2(nn.Module):
     def vectors(self, pixels: Tensor) -> Tensor:
         """(B, width) the mean of the last map: the published feature vector."""
         return self.features(pixels).mean((2, 3))
+
+    def fill(self, path: Path | str) -> None:
+        """Takes the weights of a file of TensorFlow's names: a checkpoint, safetensors, or a torch file of plain tensors; strict.
+
+        Raises:
+            BadInput: no such file, another network, tensors missing, left over or of another shape.
+        """
+        fill(self, resnet_v2_state(read_weights(path), self, str(path)), str(path))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, num_classes) logits."""
@@ -190,11 +203,7 @@ def tf_state(net: ResNetV2, scope: str = "resnet_v2_152/") -> dict[str, Tensor]:
 
 
 def load_resnet_v2(path: Path | str, config: ResNetV2Config) -> ResNetV2:
-    """A network with weights from a file of TensorFlow's names (safetensors, or a torch file of plain tensors), in evaluation mode; strict.
-
-    Raises:
-        BadInput: no such file, another network, tensors missing, left over or of another shape.
-    """
+    """A network with the weights of a file, in evaluation mode; see `ResNetV2.fill`."""
     net = ResNetV2(config)
-    fill(net, resnet_v2_state(read_weights(path), net, str(path)), str(path))
+    net.fill(path)
     return net.eval()

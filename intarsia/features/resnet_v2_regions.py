@@ -15,7 +15,7 @@ import torch
 from intarsia.data.source import Provenance
 from intarsia.errors import BadInput
 from intarsia.features.extractor import WHOLE, Array, Found, given_boxes, remember_weights, where_to_run, whole_floats
-from intarsia.features.letterbox import crop, letterbox, pixel_boxes
+from intarsia.features.letterbox import cut_outs
 from intarsia.features.resnet_v2 import SIZES, load_resnet_v2
 
 CROPS = 32
@@ -40,8 +40,9 @@ class Cutouts:
             raise BadInput(f"extractor resnet_v2: size {size!r} is not one of {', '.join(SIZES)}")
         self.device = where_to_run(device)
         self.trunk = load_resnet_v2(weights, SIZES[size]).to(self.device)
-        width = 4 * SIZES[size].base_depth[-1]
-        self.provenance = Provenance(self.name, width, remember_weights(Path(weights)), settings={"size": size})
+        self.provenance = Provenance(
+            self.name, self.trunk.width, remember_weights(Path(weights)), settings={"size": size}
+        )
 
     def __call__(self, images: Sequence[Array]) -> list[Found]:
         """The whole picture."""
@@ -54,11 +55,7 @@ class Cutouts:
         found = []
         for i, (image, asked) in enumerate(zip(images, boxes, strict=True)):
             given = given_boxes(asked, i)
-            high, wide = image.shape[:2]
-            places = pixel_boxes(given * np.array([wide, high, wide, high], np.float32))
-            places[:, 2:] = np.maximum(places[:, 2:], 1)
-            places[:, :2] = np.minimum(places[:, :2], np.array([high, wide]) - 1)
-            squares = [letterbox(crop(image, (y, x, h, w))) for y, x, h, w in places.tolist()]
+            squares = cut_outs(image, given)
             rows = [torch.zeros(0, self.provenance.width)]
             for start in range(0, len(squares), CROPS):
                 pixels = torch.from_numpy(np.stack(squares[start : start + CROPS])).permute(0, 3, 1, 2)

@@ -104,20 +104,14 @@ class SimpleDetector(nn.Module):
         """
         if images is None or regions.labels is None:
             raise ValueError(f"{len(regions.boxes)} regions, and no image to read them off")
-        packing = regions.packing
-        last = torch.searchsorted(images.doc, packing.doc, right=True) - 1
-        owner = images.doc[last]  # (R) the document that has the image
-        number = torch.searchsorted(images.doc, owner) + regions.image
-        rows = again = torch.arange(len(owner), device=owner.device)
-        if len(images.doc) < packing.documents:  # VCR's choices share theirs, which are read once
-            rows, again = torch.unique(packing.first[owner] + packing.pos, return_inverse=True)
-        maps = self.backbone.features(images.pixels)
-        boxes = regions.boxes[rows].float() * regions.boxes.new_tensor([*FRAME, *FRAME])
-        cells = roi_align_unshifted(maps, boxes, number[rows], SIZE, 1 / STRIDE, most=ceil(FRAME[0] / STRIDE / SIZE))
-        covers = cells.new_ones(len(rows), COVER, COVER) if regions.covers is None else regions.covers[rows]
+        maps, (once, again) = self.backbone.features(images.pixels), images.shared
+        number = torch.searchsorted(images.doc, regions.packing.doc[once]) + regions.image[once]
+        boxes = regions.boxes[once].float() * regions.boxes.new_tensor([*FRAME, *FRAME])
+        cells = roi_align_unshifted(maps, boxes, number, SIZE, 1 / STRIDE, most=ceil(FRAME[0] / STRIDE / SIZE))
+        covers = cells.new_ones(len(boxes), COVER, COVER) if regions.covers is None else regions.covers[once]
         added = self.cover(covers[:, None].to(cells.dtype) - 0.5)
         cells = torch.cat([cells[:, :COVERED] + added, cells[:, COVERED:]], 1)
-        seen, kinds = self.head(cells).mean((2, 3)), regions.labels[rows]  # (K, F), (K)
+        seen, kinds = self.head(cells).mean((2, 3)), regions.labels[once]  # (K, F), (K)
         loss = F.cross_entropy(self.names(seen).float(), kinds)
         feats = F.relu(self.downsample(self.dropout(torch.cat([seen, self.kind(kinds)], -1))))
         return feats[again], loss

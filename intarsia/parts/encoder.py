@@ -99,9 +99,18 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, activation) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """(N, H) to (N, H). Args: read (M) int64, sorted: the rows that the last layer must give; the others are NaN. None = all."""
+    def forward(self, x: Tensor, packing: Packing, read: Tensor | None = None, to_last: Tensor | None = None) -> Tensor:
+        """(N, H) to (N, H).
+
+        Args:
+            x: what the first layer reads.
+            packing: where its documents lie.
+            read: (M) int64, sorted: the rows that the last layer must give; the others are NaN. None = all.
+            to_last: (N, H) added to what the last layer reads.
+        """
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
+            if i == last and to_last is not None:
+                x = x + to_last
             x = layer(x, packing, read if i == last else None)
         return x

@@ -4,27 +4,33 @@ New: pictures enter inside the text. The feature of an object's box is added to 
 regions are no elements of the sequence.
 Unusual: the sum is made after the norm and dropout of the embeddings, and a tanh of a bias is added where there is no picture. A box that touches the
 right or lower edge has no position there. GELU is the tanh formula. Masked words count in true pairs only. Once the last slot for boxes is taken, later
-mentions of known objects carry nothing. Also here: the late fusion of the paper's ablation, and its dual encoder.
+mentions of known objects carry nothing. Features are made beforehand, or read off the pixels by a ResNet that trains along (`trainable_resnet`), whose
+batch norms keep their stored statistics and whose gains and offsets decay. Also here: the late fusion of the paper's ablation, and its dual encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intarsia.batch import Array, Batch, Encoded, Example, Picture, Regions, Sample, TextRows
+from intarsia.batch import Array, Batch, Encoded, Example, Picture, Pixels, RegionRows, Sample, TextRows
+from intarsia.data.decode import size_of
 from intarsia.errors import BadInput, TooLong
-from intarsia.features.letterbox import PLACES, grid, pixel_boxes
-from intarsia.layout import document_key, picture_of, region_rows, whole_row, with_whole_picture
+from intarsia.features import resnet_v2
+from intarsia.features.letterbox import SIDE, cut_out_pixels, snapped
+from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config
+from intarsia.layout import bare_rows, document_key, picture_of, region_rows, whole_row, with_whole_picture
 from intarsia.objectives import itm, joint, mlm
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder, gelu_tanh
 from intarsia.parts.heads import Pooler, TiedHead
+from intarsia.parts.named_boxes import NamedBoxes
 from intarsia.parts.numbers import LARGE, TINY, BertNumbers
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Optim, Recipe, Schedule, adam
 from intarsia.system import Finetune, System, Tuning
@@ -33,13 +39,21 @@ from intarsia.text import Vocab
 from intarsia.weights import bert, tf
 from intarsia.weights.keymap import KeyMap, Move
 
+RESNET152 = ResNetV2Config(norm="stored")
+NO_DECAY = (r"^(?!.*\btrunk\.).*(bias|norm)", r"\btrunk\..*\b(conv\d|shortcut)\.bias$")
+"""What the authors' rule spares, by their names: LayerNorms and biases; the ResNet's batch norms have neither word in theirs."""
+
 
 @dataclass(frozen=True)
 class B2T2Config(BertNumbers):
     """BERT-base-uncased with ResNet features; the README's runs are BERT-large."""
 
     feature_size: int = 2048
-    """Numbers of a picture's or crop's feature."""
+    """Numbers of a picture's or crop's feature, where it is made beforehand."""
+    trainable_resnet: bool = False
+    """A ResNet of one's own reads the picture and its crops off the pixels and trains along; False = features are made beforehand."""
+    resnet: ResNetV2Config = RESNET152
+    """That ResNet's numbers."""
     use_bbox_position: bool = False
     """Boxes have a code of their place."""
     max_num_bboxes: int = 4
@@ -49,46 +63,20 @@ class B2T2Config(BertNumbers):
     max_rows: int = 64
     """Text rows of a document; the longest part is cut until they fit."""
     fusion: Literal["early", "late", "dual", "blind"] = "early"
-    """Where the picture enters: before the first layer, after the last, by a product with the pooled text (dual), or nowhere."""
+    """Where the picture enters: before the first layer, before the last, by a product with the pooled text (dual), or nowhere."""
     mlm_rate: float = 0.15
     itm_rate: float = 0.5
     """Share of impostor captions."""
 
     @property
+    def trunk(self) -> ResNetV2Config | None:
+        """Of the ResNet in the loop; None = there is none."""
+        return self.resnet if self.trainable_resnet and self.fusion != "blind" else None
+
+    @property
     def pooled_size(self) -> int:
         """What heads read: the pooled vector, of the dual encoder its score."""
         return 1 if self.fusion in ("dual", "blind") else self.hidden_size
-
-
-class Fusion(nn.Module):
-    """What is added to a token: tanh of a linear map of the features it names. Source: sec. 3.2."""
-
-    def __init__(self, config: B2T2Config) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.feature_size, config.hidden_size)
-        if config.use_bbox_position:
-            self.across, self.down = (nn.Parameter(torch.empty(PLACES, config.feature_size // 4)) for _ in range(2))
-            nn.init.trunc_normal_(self.across, std=0.02)
-            nn.init.trunc_normal_(self.down, std=0.02)
-        self.places = config.use_bbox_position
-
-    def forward(self, rows: int, regions: Regions, links: Tensor) -> Tensor:
-        """(T, H) for `rows` text rows. Args: links (P, 2) text row, region row."""
-        return torch.tanh(self.dense(self.summed(rows, regions, links)))
-
-    def summed(self, rows: int, regions: Regions, links: Tensor) -> Tensor:
-        """(T, F) features by token, zero where none is named."""
-        feats = regions.feats.to(self.dense.weight.dtype)
-        if self.places:
-            last = regions.packing.cu_seqlens[1:].long() - 1  # the whole picture, which has no place
-            feats = feats + self.codes(regions.boxes).index_fill(0, last, 0.0)
-        return feats.new_zeros(rows, feats.shape[1]).index_add(0, links[:, 0], feats[links[:, 1]])
-
-    def codes(self, boxes: Tensor) -> Tensor:
-        """(R, F) codes of left, right, upper and lower edge; an edge past the table has none."""
-        x1, y1, x2, y2 = (boxes.float() * PLACES).round().long().unbind(-1)
-        across, down = (torch.cat([table, table.new_zeros(1, table.shape[1])]) for table in (self.across, self.down))
-        return torch.cat([across[x1], across[x2], down[y1], down[y2]], -1)
 
 
 def _recipes() -> dict[str, Recipe[B2T2Config]]:
@@ -102,9 +90,10 @@ def _recipes() -> dict[str, Recipe[B2T2Config]]:
         note="Conceptual Captions, 3 M pairs; steps, batch and rate of this stage are not known.",
     )
     large = replace(base, config=B2T2Config(**LARGE, use_bbox_position=True, max_num_bboxes=8), optim=_adam(2e-5))
+    small = replace(RESNET152, units=(1, 1, 1, 1), base_depth=(8, 16, 16, 32), stem_channels=16)
     tiny = replace(
         base,
-        config=B2T2Config(**TINY, mlm_rate=0.25),
+        config=B2T2Config(**TINY, mlm_rate=0.25, resnet=small),
         mix=Mix(share={"mlm": 1, "mlm+itm": 2}, begin={"mlm+itm": 0.3}),
         **(TINY_RUN | {"batching": Batching(rows=600, window=2048)}),
         note="Not a published recipe: generated scenes from scratch in minutes; the whole picture is all that is seen.",
@@ -114,19 +103,20 @@ def _recipes() -> dict[str, Recipe[B2T2Config]]:
 
 def _adam(lr: float) -> Optim:
     """BERT's own: no bias correction."""
-    return replace(adam(lr, eps=1e-6), bias_correction=False)
+    return replace(adam(lr, eps=1e-6), bias_correction=False, no_decay=NO_DECAY)
 
 
 def _finetune() -> dict[str, Finetune]:
     """VCR with the head of pre-training."""
-    schedule, batching = Schedule(steps=133_000, warmup=13_300, shape="bert"), Batching(rows=2048)
+    schedule, batching = Schedule(steps=133_087, warmup=13_308, shape="bert"), Batching(rows=8192)
     tuning = Tuning(_adam(2e-5), schedule, batching, samples=8, note="5 epochs, batch 32, four documents a question")
     return {
         "vcr": Finetune(
-            VCRPretrained(layouts=("vcr", "vcr_reasons")),
+            VCRPretrained(layouts=("vcr", "vcr_reasons"), read_once=True),
             {"base": tuning, "large": tuning},
             KeyMap(("bert/output_weights", "head.weight"), ("bert/output_bias", "head.bias")),
             head_from={x: (f"match_head.{x}", None) for x in ("weight", "bias")},
+            with_trunk={"trainable_resnet": True},
         )
     }
 
@@ -148,23 +138,29 @@ class B2T2(System):
         objectives=("mlm", "itm"),
         tasks=("vcr",),
         weights=("TensorFlow variable names, as tensors",),
-        unverified=("pre-training on captions: hidden words, rate, steps, batch", "eight boxes", "published scores"),
+        unverified=("pre-training: hidden words, rate, steps, batch", "eight boxes", "late fusion", "published scores"),
     )
 
     def __init__(self, config: B2T2Config, vocab: Vocab) -> None:
         super().__init__(config, vocab)
         self.config, self.vocab = config, vocab
-        width = config.hidden_size
+        width, trunk = config.hidden_size, config.trunk
+        features = trunk.width if trunk else config.feature_size
         self.words = Words(config)
         self.encoder = Encoder(config, gelu_tanh)
         self.pooler = Pooler(width)
         if config.fusion in ("early", "late"):
-            self.fusion = Fusion(config)
+            self.fusion = NamedBoxes(features, width, config.use_bbox_position)
             self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps, gelu_tanh)
             self.match_head = nn.Linear(width, 2)
         else:
-            self.dual = nn.Linear(config.feature_size, width) if config.fusion == "dual" else nn.Linear(width, 1)
+            self.dual = nn.Linear(features, width) if config.fusion == "dual" else nn.Linear(width, 1)
         initialise(self, config.initializer_range)
+        self.trunk = ResNetV2(trunk) if trunk else None
+
+    def fill_trunk(self, path: Path) -> None:
+        """The ResNet starts from weights of its own, in TensorFlow's names."""
+        self.trunk.fill(path) if self.trunk else super().fill_trunk(path)
 
     # 1 -- inputs: [CLS] [IMAGE] question [SEP] answer rationale [SEP] --------------------------------------------------
 
@@ -172,7 +168,7 @@ class B2T2(System):
         """A caption after [IMAGE], which carries the region that is the whole picture; where the data have none, the mean of the regions.
 
         vcr: question and choice; vcr_reasons: question, right answer and rationale; `form` says which. Objects that are mentioned are called by their class, and
-        their [OBJ] follows. What is cut of a question or an answer stays cut in the next choices.
+        their [OBJ] follows. What is cut of a question or an answer stays cut in the next choices. A ResNet in the loop reads what any of these texts mentions.
         """
         picture, config, asked = picture_of(sample, 0), self.config, 1 + (task == "vcr_reasons")
         first = [self._tokens(sample, i, mentions=task is not None) for i in range(asked if task else 1)]
@@ -188,12 +184,25 @@ class B2T2(System):
             parts, given = (*first, choice, [])[:3], said + len(choice)
             text, links = document(self.vocab, parts, extra, len(picture.boxes), config)
         text.cut = given - sum(map(len, parts))
-        whole = whole_row(picture)
-        shown = region_rows(sample.key, replace(picture, boxes=snapped(picture)), config.feature_size, 0)
-        regions = with_whole_picture(shown, picture, feature=None if whole is None else picture.features[whole])
-        links.append([1, len(picture.boxes)])
-        key = document_key(sample, task, form)
-        return Example(key, text, regions, np.array(links), sample=sample.key)
+        rows = np.arange(len(picture.boxes))
+        if config.trunk:
+            named = [*range(count), *(x.region for x in sample.links if not x.picture)]
+            rows = rows[np.isin(rows, named) & bool(task and config.max_num_bboxes and config.fusion != "dual")]
+        placed = {number: row for row, number in enumerate(rows.tolist())}
+        links = [*([place, placed[number]] for place, number in links if number in placed), [1, len(rows)]]
+        key, (regions, images) = document_key(sample, task, form), self._shown(sample.key, picture, rows)
+        return Example(key, text, regions, np.array(links), sample=sample.key, images=images)
+
+    def _shown(self, key: str, picture: Picture, rows: Array) -> tuple[RegionRows, tuple[Pixels, ...]]:
+        """Some regions, on the grid of the position tables, and the whole picture; what a ResNet in the loop reads of each."""
+        if self.config.trunk is None:
+            whole, size = whole_row(picture), (picture.height or SIDE, picture.width or SIDE)
+            shown = region_rows(key, replace(picture, boxes=snapped(picture.boxes, *size)), self.config.feature_size, 0)
+            return with_whole_picture(shown, picture, feature=None if whole is None else picture.features[whole]), ()
+        wide, high = size_of(picture, key)
+        boxes = picture.boxes[rows]
+        regions = with_whole_picture(bare_rows(snapped(boxes, high, wide)), picture, feature=np.zeros(0))
+        return regions, cut_out_pixels(key, picture, np.concatenate([boxes, [[0, 0, 1, 1]]]))
 
     def _tokens(self, sample: Sample, number: int, mentions: bool) -> list[Token]:
         """The pieces of a text, its mentions by the names of their objects."""
@@ -221,14 +230,14 @@ class B2T2(System):
         text, regions, links = batch.text, batch.regions, batch.links
         assert text is not None and regions is not None and links is not None, "B2T2 needs text and regions"
         fusion, x = self.config.fusion, self.words(text)
-        if fusion == "early":
-            x = x + self.fusion(len(x), regions, links).to(x.dtype)
-        x = self.encoder(x, text.packing)
-        if fusion == "late":
-            x = x + self.fusion(len(x), regions, links).to(x.dtype)
+        if self.trunk is not None:
+            assert batch.images is not None, "the ResNet needs pixels"
+            regions = replace(regions, feats=self.trunk.vectors(batch.images.pixels)[batch.images.shared[1]])
+        added = {fusion: self.fusion(len(x), regions, links).to(x.dtype)} if fusion in ("early", "late") else {}
+        x = self.encoder(x + added.get("early", 0), text.packing, to_last=added.get("late"))
         pooled = self.pooler(x, text.packing)
         if fusion == "dual":
-            whole = regions.feats[regions.packing.cu_seqlens[1:].long() - 1]
+            whole = regions.feats[regions.packing.last]
             pooled = (torch.tanh(self.dual(whole.to(pooled.dtype))) * pooled).sum(-1, keepdim=True)
         elif fusion == "blind":
             pooled = torch.tanh(self.dual(pooled))
@@ -280,12 +289,11 @@ class B2T2(System):
     # 6 -- checkpoint: none was published; the names are those of the authors' TensorFlow variables -----------------------
 
     sizes = bert.SIZES | {"feature_size": ("fusion.dense.weight", 1)}
-    flags = {"use_bbox_position": "fusion.across"}  # noqa: RUF012
-    keys = KeyMap(
+    flags = {"use_bbox_position": "fusion.across", "trainable_resnet": "trunk.conv1.weight"}  # noqa: RUF012
+    keys = resnet_v2.keys("module/resnet_v2_152/").under("trunk.") + KeyMap(
         *tf.body(),
         *tf.dense("bert/embeddings/dense/", "fusion.dense."),
-        Move("position_x_embeddings", "fusion.across"),
-        Move("position_y_embeddings", "fusion.down"),
+        *(Move(f"position_{axis}_embeddings", f"fusion.{way}") for axis, way in (("x", "across"), ("y", "down"))),
         Move("bert/output_weights", "match_head.weight"),
         Move("bert/output_bias", "match_head.bias"),
         *tf.word_head(),
@@ -329,8 +337,7 @@ def document(
     sep, image = Token(vocab.sep), vocab.index["[IMAGE]"]
     first = [Token(vocab.cls), Token(image), *q, sep]
     tokens = [*first, *a, *r, sep, *extra] if a else first
-    seen: set[int] = set()
-    links: list[list[int]] = []
+    seen, links = set[int](), list[list[int]]()
     for place, token in enumerate(tokens):
         if 0 <= token.obj < objects and len(seen) < config.max_num_bboxes:
             seen.add(token.obj)
@@ -339,10 +346,3 @@ def document(
     special = np.isin(ids, [vocab.cls, vocab.sep, image]) | np.array([token.obj >= 0 for token in tokens])
     segments = (np.arange(len(ids)) >= len(first)).astype(np.int64)
     return TextRows(ids, segments, np.arange(len(ids)), np.where(special, -1, np.cumsum(~special) - 1)), links
-
-
-def snapped(picture: Picture) -> Array:
-    """(R, 4) xyxy fractions on the grid of the position tables: edges in steps of four of 224 pixels, as the authors cut them."""
-    height, width = picture.height or 224, picture.width or 224
-    scale = np.array([width, height, width, height])
-    return grid(pixel_boxes(np.round(picture.boxes.astype(np.float64) * scale, 3)), height, width)

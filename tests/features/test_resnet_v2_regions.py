@@ -16,7 +16,7 @@ from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.features import resnet_v2_regions
 from intarsia.features.extractor import open_extractor
-from intarsia.features.letterbox import letterbox
+from intarsia.features.letterbox import cut_outs, letterbox
 from intarsia.features.resnet_v2 import ResNetV2, ResNetV2Config, tf_state
 from intarsia.layout import whole_row
 from intarsia.weights.files import write_weights
@@ -56,6 +56,26 @@ def test_boxes_are_cut_out_put_into_a_square_and_described(weights: str) -> None
     np.testing.assert_allclose(alone.features[0], found.features[1], atol=1e-5)
     with pytest.raises(BadInput, match="name its weights"):
         open_extractor("resnet_v2")
+
+
+@pytest.mark.parametrize(("width", "height"), [(31, 7), (7, 31), (38, 33), (62, 62)])
+def test_a_side_that_rounds_to_more_than_the_square_fills_it(width: int, height: int) -> None:
+    """In float32 31 / (31 / 224) is more than 224; TensorFlow pads such a side by 0, not by -1."""
+    filled = letterbox(np.ones((height, width, 3), np.float32)) > 0
+    assert (int(filled.any((0, 2)).sum()), int(filled.any((1, 2)).sum())) == tuple(
+        int(np.float32(x) / (np.float32(max(width, height)) / np.float32(224))) for x in (width, height)
+    )
+
+
+@pytest.mark.parametrize(("side", "odd"), [(224, [31, 62, 117, 124]), (333, [27, 31, 45, 54, 62]), (500, [251, 253])])
+def test_whole_pixels_stay_whole(side: int, odd: list[int]) -> None:
+    """Boxes are stored as fractions in float32, where 31 / 224 of 224 is less than 31."""
+    edges = np.array(odd)
+    assert (((edges / side).astype(np.float32) * np.float32(side)).astype(np.int64) < edges).all()
+    boxes = np.stack([edges, edges, edges + 1, edges + 1], 1) / side
+    image = np.broadcast_to(np.arange(side)[:, None, None] / np.float32(side), (side, side, 3)).astype(np.float32)
+    found = cut_outs(image, boxes.astype(np.float32))
+    assert [round(float(x.max()) * side) for x in found] == edges.tolist()
 
 
 def test_lines_with_boxes_become_shards(tmp_path: Path, weights: str) -> None:

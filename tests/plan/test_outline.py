@@ -230,6 +230,18 @@ def test_trunks_in_the_loop_are_outlined(name: str, size: str) -> None:
     assert all(0 < x.kept <= x.activations for x in found.passes.values())
 
 
+def test_a_resnet_that_reads_crops_is_outlined() -> None:
+    recipe = find("b2t2").recipes["tiny"]
+    config = replace(recipe.config, trainable_resnet=True, num_hidden_layers=1)
+    few = replace(recipe, config=config, batching=replace(recipe.batching, samples=2))
+    found = outline(find("b2t2"), few, SIZE)
+    assert found.passes and not found.skipped
+    assert all(0 < x.kept <= x.activations for x in found.passes.values())
+    with torch.device("meta"):
+        system = find("b2t2")(config, vocabulary(find("b2t2"), config.vocab_size))
+    assert found.weights.trained == sum(x.numel() for x in system.parameters())
+
+
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_every_goal_of_every_size_can_be_laid_out(name: str) -> None:
     cls = find(name)

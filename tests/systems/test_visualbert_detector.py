@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 from test_vl_bert_trunk import block, norm
 from test_vl_bert_vcr import BOXES, HIGH, OUTLINES, WIDE, items
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from intarsia import tuning_runs
-from intarsia.batch import Picture, Sample
+from intarsia.batch import Picture, Sample, each_tensor
 from intarsia.cli import main
 from intarsia.errors import BadInput
+from intarsia.features.fast_rcnn import FastRCNN
 from intarsia.features.resnet import ResNet, ResNetConfig
 from intarsia.features.simple_detector import LAYOUT, RESNET50, SimpleDetector, framed, inside
 from intarsia.model import read_ours
@@ -181,6 +183,21 @@ def test_features_of_raw_files_are_those_of_the_slow_reading(tmp_path: Path) -> 
     tied = [(row, region) for row, region in batch.links.tolist() if row < count]
     assert tied == [(2, 1), (7, 0), (9, 1)]  # dog; Casey and dog, by the first piece
     assert [VOCAB.tokens[batch.text.ids[row]] for row, _ in tied] == ["dog", "casey", "dog"]
+
+
+@pytest.mark.parametrize("trunk", [SimpleDetector, FastRCNN])
+def test_no_shape_depends_on_what_a_device_holds(trunk: type[SimpleDetector] | type[FastRCNN], tmp_path: Path) -> None:
+    """Of choices that share a picture it is known beforehand what is read: a step does not wait for the device."""
+    batch = pack(tuned().forms(items(tmp_path)[0]))
+    assert batch.images is not None and batch.regions is not None
+    with FakeTensorMode() as fake:
+        net = trunk(TRUNK)
+        images, regions = (
+            each_tensor(x, fake.from_tensor) for x in (batch.images, replace(batch.regions, covers=None))
+        )
+        found = net(images, regions)
+    feats = found if isinstance(found, Tensor) else found[0]
+    assert len(feats) == len(batch.regions.boxes) == 16
 
 
 def test_outlines_are_brought_to_cells_as_in_the_slow_reading() -> None:

@@ -151,7 +151,7 @@ def test_the_trunk_sees_of_each_object_what_it_covers(tmp_path: Path) -> None:
     watch = trunk.head.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
     found, *others = trunk(batch.images, batch.regions).split(4)
     watch.remove()
-    assert read == [3]  # each box once, not with every choice; the last one is the whole picture
+    assert read == [4]  # each region once, not with every choice
     assert len(others) == 3
     for same in others:
         torch.testing.assert_close(same, found, atol=1e-4, rtol=1e-5)
