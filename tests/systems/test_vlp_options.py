@@ -208,7 +208,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_code(changes: dict[str, A
 
     def near(ours: Tensor, told: Tensor, what: str) -> None:
         assert ours.shape == told.shape, what
-        assert (ours - told).abs().max() <= 2e-5 * max(1.0, float(told.detach().abs().max())), what
+        assert (ours - told).abs().max() <= 2e-5, what
 
     assert batch.regions is not None and encoded.visual is not None
     near(encoded.text, torch.cat([x["text"] for x in found]), "words")
