@@ -465,3 +465,5 @@ class Encoded(Movable):
     """(B, P)"""
     pooled_text: Tensor | None = None
     pooled_visual: Tensor | None = None
+    segments: Tensor | None = None
+    """(T) those of the text rows, where the word head depends on them."""

@@ -15,6 +15,20 @@ def five(boxes: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)], -1)
 
 
+def five_by_furthest(boxes: Tensor, documents: Tensor, count: int) -> Tensor:
+    """(R, 4) to (R, 5), as `five`, as shares of the furthest x and y of the document's boxes; no area is below 0. Source: VLP, seq2seq_loader.py.
+
+    Args:
+        boxes: of all documents.
+        documents: (R), the document of each.
+        count: documents.
+    """
+    corners = boxes.view(-1, 2, 2).amax(1)  # (R, 2)
+    furthest = boxes.new_zeros(count, 2).scatter_reduce(0, documents[:, None].expand(-1, 2), corners, "amax")
+    codes = five(boxes / furthest.clamp(min=1e-9).repeat(1, 2)[documents])
+    return torch.cat([codes[:, :4], codes[:, 4:].clamp(min=0)], 1)
+
+
 def six(boxes: Tensor) -> Tensor:
     """(R, 4) to (R, 6): x1, y1, x2, y2, width, height. Source: Oscar, sec. 3."""
     x1, y1, x2, y2 = boxes.unbind(-1)

@@ -303,7 +303,8 @@ def _begin(name: str, size: str, cls: Any, options: Any, recipe: Any, vocab: Any
     recipe = dataclasses.replace(recipe, config=config)
     torch.manual_seed(recipe.seed)
     system = cls(config, vocab)
-    fill(system, state, str(options.weights), cls.keys.optional)
+    where = str(options.weights)
+    fill(system, system.fitted(state, where), where, cls.keys.optional)
     return system, recipe
 
 

@@ -284,7 +284,7 @@ def build(cls: type[System], config: Any, vocab: Vocab, state: Mapping[str, Tens
         with torch.device("meta"):
             system = cls(config, vocab)
         system.to_empty(device="cpu")
-    fill(system, state, where, fresh)
+    fill(system, system.fitted(state, where), where, fresh)
     return system
 
 
@@ -321,7 +321,7 @@ def _smallest(cls: type[System]) -> Any:
 
 def fit_to(cls: type[System], config: Any, state: Mapping[str, Tensor], path: Path | str) -> Any:
     """The config with the numbers that the shapes of the weights say."""
-    found: dict[str, Any] = {field: key in state for field, key in cls.flags.items()}
+    found: dict[str, Any] = {x: key in state if isinstance(key, str) else key(state) for x, key in cls.flags.items()}
     for field, (key, axis) in cls.sizes.items():
         if key not in state:
             continue

@@ -93,8 +93,8 @@ class System(nn.Module, ABC):
     """Config fields that the shapes of weights tell: field -> (key, axis)."""
     depths: ClassVar[Mapping[str, str]] = {"num_hidden_layers": "encoder.layers."}
     """Config fields that count the layers of a stack: field -> how keys of ours begin, up to the number."""
-    flags: ClassVar[Mapping[str, str]] = {}
-    """Config fields that are True exactly if the weights hold a key of ours: field -> key."""
+    flags: ClassVar[Mapping[str, str | Callable[[Mapping[str, Tensor]], bool]]] = {}
+    """Config fields that are True exactly if the weights hold a key of ours, or look so: field -> key, or a test."""
     from_bert: ClassVar[FromBert | None] = None
     """How pre-training starts from BERT, where the paper's does."""
     needs: ClassVar[tuple[str, ...]]
@@ -246,6 +246,10 @@ class System(nn.Module, ABC):
             The document, and the text row of the [MASK] that stands for the next piece.
         """
         raise TypeError(f"{self.card.name} does not generate texts")
+
+    def fitted(self, state: Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
+        """Weights with tensors of another shape turned into this system's, where the authors' code does so. Args: where, the file, for warnings."""
+        return state
 
     def fill_trunk(self, path: Path) -> None:
         """Starts the image trunk from published weights of its own, such as timm's.

@@ -1,7 +1,7 @@
 """MRM, masked region modelling: hide regions, then give back features or classes.
 
-Features: mrfr, mpm (regressed), mrnce (told from others). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
-Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT.
+Features: mrfr, mpm (regressed), mrnce (told from others), vis (told apart by their places). Classes: mrc, moc (hard), mrc_kl, mvrc (soft).
+Source: UNITER, sec. 3.2; moc: Unicoder-VL and ImageBERT; mvrc: VL-BERT; mrnce: the code of ViLBERT; mpm: FashionBERT; vis: the code of VLP.
 """
 
 from __future__ import annotations
@@ -80,6 +80,20 @@ def hide_count(example: Example, rng: np.random.Generator, goal: str, count: int
     rows = np.sort(rng.permutation(len(regions))[: min(count, max(1, len(regions) // 2))])
     regions.masked = np.isin(np.arange(len(regions)), rows)
     example.targets[goal] = Pick("regions", rows, target(example, goal, rows))
+    return example
+
+
+def hide_from_all(example: Example, rng: np.random.Generator, goal: str, rate: float) -> Example:
+    """Hides int(rate * R) regions, each as likely and perhaps none, from every row that is not hidden. Changes and returns the example.
+
+    Their features are hidden and their levels are above those of all text rows. The target is as for mrfr. Source: the code of VLP (vis_mask_prob).
+    """
+    regions, text = _regions(example, goal), example.text
+    rows = np.sort(rng.permutation(len(regions))[: int(len(regions) * rate)])
+    regions.masked = np.isin(np.arange(len(regions)), rows)
+    above = 1 if text is None or text.levels is None else 1 + int(text.levels.max(initial=0))
+    regions.levels = (above * regions.masked).astype(np.int32)
+    example.targets[goal] = Pick("regions", rows, target(example, "mrfr", rows))
     return example
 
 
@@ -163,6 +177,27 @@ def feature_divergence(logits: Tensor, features: Tensor) -> Tensor:
     """
     wanted, found = (x.float().softmax(-1).clamp(1e-7, 1.0) for x in (features, logits))
     return (wanted * (wanted / found).log()).sum() / max(len(logits), 1)
+
+
+def placed(places: Tensor, features: Tensor, documents: Tensor, count: int) -> Tensor:
+    """Cross entropy of telling which hidden region of a document is at a place: the mean over documents of the mean over their hidden regions.
+
+    A document with one hidden region has nothing to tell apart: it counts 0. So does one with none, where the authors' mean has no value.
+
+    Args:
+        places: (M, H), one vector for the place of each hidden region.
+        features: (M, H), those of the regions.
+        documents: (M), the document of each.
+        count: documents of the batch.
+
+    Source: the code of VLP (vis_mask_prob).
+    """
+    scores = places.float() @ features.float().T  # (M, M)
+    scores = scores.masked_fill(documents[:, None] != documents, -torch.inf)
+    each = -scores.log_softmax(1).diagonal()
+    sums = each.new_zeros(count).index_add(0, documents, each)
+    hidden = each.new_zeros(count).index_add(0, documents, torch.ones_like(each))
+    return (sums / hidden.clamp(min=1)).mean()
 
 
 def soft_losses(logits: Tensor, probs: Tensor) -> Tensor:

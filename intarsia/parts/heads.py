@@ -32,16 +32,18 @@ class FirstRow(nn.Module):
 
 
 class Transform(nn.Module):
-    """Linear, GELU, LayerNorm: the first half of BERT's prediction heads."""
+    """Linear, GELU, LayerNorm: the first half of BERT's prediction heads; `times` as wide as its input."""
 
-    def __init__(self, hidden_size: int, layer_norm_eps: float, activation: Activation = F.gelu) -> None:
+    def __init__(
+        self, hidden_size: int, layer_norm_eps: float, activation: Activation = F.gelu, times: int = 1
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps)
+        self.dense = nn.Linear(hidden_size, times * hidden_size)
+        self.norm = nn.LayerNorm(times * hidden_size, layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, H) to (M, H)."""
+        """(M, H) to (M, times * H)."""
         return self.norm(self.activation(self.dense(x)))  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ by the furthest box, not by the picture. At most three words of a caption are hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.batch import Batch, Encoded, Example, RegionRows, Regions, Sample, TextRows
+from intarsia import boxes
+from intarsia.batch import Batch, Encoded, Example, Picks, RegionRows, Regions, Sample, TextRows
 from intarsia.errors import BadInput
 from intarsia.layout import link_rows, region_rows
-from intarsia.objectives import lm
+from intarsia.objectives import lm, mrm
 from intarsia.parts.dropout import Dropout
 from intarsia.parts.embeddings import Words, initialise
 from intarsia.parts.encoder import Encoder
 from intarsia.parts.heads import Pooler, TiedHead
 from intarsia.parts.numbers import TINY, RegionNumbers
+from intarsia.parts.sliced_head import SlicedHead, is_sliced, resliced
 from intarsia.parts.stream import encode_joined
 from intarsia.recipe import TINY_RUN, Batching, Card, Mix, Recipe, Schedule, bert_adam
 from intarsia.system import Captioning, Finetune, System, Tuning
@@ -57,6 +59,10 @@ class VLPConfig(RegionNumbers):
     drop_worst: float = 0.0
     """Share of documents left out of the loss, the worst ones."""
     label_smoothing: float = 0.0
+    relax_projection: bool = False
+    """The word head is four times as wide, and a document's visibility chooses the slice that counts."""
+    vis_mask_prob: float = 0.0
+    """Of R regions int(R * this) are hidden from every row, and told apart by their places and what is pooled."""
 
 
 class RegionEmbeddings(nn.Module):
@@ -76,27 +82,20 @@ class RegionEmbeddings(nn.Module):
         summed = self.dropout(seen) + self.dropout(place) + words.segment(regions.segment_ids)
         return words.dropout(words.norm(summed))  # type: ignore[no-any-return]
 
-    def parts(self, regions: Regions) -> tuple[Tensor, Tensor]:
-        """Feature part and place part, each (R, H), before dropout."""
-        seen = F.relu(self.feature(F.relu(self.fc7(regions.feats.to(self.fc7.weight.dtype)))))
-        return seen, F.relu(self.place(place_codes(regions).to(seen.dtype)))
+    def parts(self, regions: Regions, hidden: Picks | None = None) -> tuple[Tensor, Tensor]:
+        """Feature part and place part, each (R, H), before dropout; given hidden rows and their features, (M, H) of those alone."""
+        codes = place_codes(regions)
+        feats, codes = (regions.feats, codes) if hidden is None else (hidden.labels, codes[hidden.rows])
+        seen = F.relu(self.feature(F.relu(self.fc7(feats.to(self.fc7.weight.dtype)))))
+        return seen, F.relu(self.place(codes.to(seen.dtype)))
 
 
 def place_codes(regions: Regions) -> Tensor:
     """(R, 6 + C): box, area and confidence, and the soft label, each normalised to mean 0 and variance 1."""
     assert regions.probs is not None and regions.scores is not None
-    documents, doc = regions.packing.documents, regions.packing.doc
-    x1, y1, x2, y2 = regions.boxes.float().unbind(-1)
-    wide, high = (
-        x1.new_zeros(documents).scatter_reduce(0, doc, torch.maximum(a, b), "amax").clamp(min=1e-9)[doc]
-        for a, b in ((x1, x2), (y1, y2))
-    )
-    box = torch.stack([x1 / wide, y1 / high, x2 / wide, y2 / high], -1)
-    area = ((box[:, 3] - box[:, 1]) * (box[:, 2] - box[:, 0])).clamp(min=0)
-    codes = torch.cat([box, area[:, None], regions.scores.float()[:, None]], -1)
-    return torch.cat(
-        [F.layer_norm(codes, codes.shape[-1:]), F.layer_norm(regions.probs.float(), regions.probs.shape[-1:])], -1
-    )
+    box = boxes.five_by_furthest(regions.boxes.float(), regions.packing.doc, regions.packing.documents)
+    codes = torch.cat([box, regions.scores.float()[:, None]], -1)
+    return torch.cat([F.layer_norm(x, x.shape[-1:]) for x in (codes, regions.probs.float())], -1)
 
 
 def _recipes() -> dict[str, Recipe[VLPConfig]]:
@@ -118,10 +117,7 @@ def _recipes() -> dict[str, Recipe[VLPConfig]]:
     )
     tiny = replace(
         base,
-        config=VLPConfig(
-            **TINY,
-            lm_rate=0.25,
-        ),
+        config=VLPConfig(**TINY, lm_rate=0.25),
         **TINY_RUN,
         note="Not a published recipe: learns generated scenes from scratch in minutes on two CPU cores.",
     )
@@ -205,13 +201,15 @@ class VLP(System):
 
     def __init__(self, config: VLPConfig, vocab: Vocab) -> None:
         super().__init__(config, vocab)
+        if not 0 <= config.vis_mask_prob <= 1:
+            raise BadInput(f"config.vis_mask_prob {config.vis_mask_prob}: must be from 0 to 1")
         self.config, self.vocab = config, vocab
-        width = config.hidden_size
         self.words = Words(config)
         self.regions = RegionEmbeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = Pooler(width).requires_grad_(False)  # no loss reads it
-        self.word_head = TiedHead(width, config.vocab_size, config.layer_norm_eps)
+        self.pooler = Pooler(config.hidden_size).requires_grad_(config.vis_mask_prob > 0)  # else no loss reads it
+        head = SlicedHead if config.relax_projection else TiedHead
+        self.word_head = head(config.hidden_size, config.vocab_size, config.layer_norm_eps)
         initialise(self, config.initializer_range)
 
     def fill_trunk(self, path: Path) -> None:
@@ -273,11 +271,19 @@ class VLP(System):
         text, regions = batch.text, batch.regions
         assert text is not None and regions is not None, "VLP needs text and regions"
         seen = self.regions(regions, self.words)
-        return encode_joined(
+        encoded = encode_joined(
             self.encoder, self.pooler, self.words(text), text.packing, seen, regions.packing, self.read(batch)
         )
+        return replace(encoded, segments=text.segment_ids)
 
-    # 3 -- objective ----------------------------------------------------------------------------------------------------
+    def word_logits(self, encoded: Encoded, rows: Tensor) -> Tensor:
+        """(M, vocabulary); with slices, by that of each row's document."""
+        if not isinstance(self.word_head, SlicedHead):
+            return super().word_logits(encoded, rows)
+        assert encoded.text is not None and encoded.segments is not None
+        return self.word_head(encoded.text[rows], self.words.word.weight, encoded.segments[rows] >= 4)  # type: ignore[no-any-return]
+
+    # 3 -- objectives ---------------------------------------------------------------------------------------------------
 
     def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
         """A few words, the closing [SEP] among the candidates, in a document that is read or written (sec. 3.2)."""
@@ -286,28 +292,39 @@ class VLP(System):
         example = self._document(sample, writes=rng.random() < self.config.s2s_share)
         assert example.text is not None
         rows = np.arange(2, len(example.text))
-        return lm.hide_few(
-            example, self.vocab, rng, rows, len(rows) - 1, self.config.lm_rate, self.config.lm_most, goal
-        )
+        lm.hide_few(example, self.vocab, rng, rows, len(rows) - 1, self.config.lm_rate, self.config.lm_most, goal)
+        if not self.config.vis_mask_prob:
+            return example
+        return mrm.hide_from_all(example, rng, "vis", self.config.vis_mask_prob)
 
     def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-        """The one loss."""
+        """That of words, and where regions are hidden that of their places."""
         assert batch.text is not None
         if "lm" not in batch.targets:
             return {}
         config, picks = self.config, batch.picks("lm")
         each = lm.smoothed(self.word_logits(encoded, picks.rows), picks.labels, config.label_smoothing, self.vocab.pad)
         documents = batch.text.packing.doc[picks.rows]
-        return {"lm": lm.best_documents(each, documents, len(batch.keys), config.drop_worst)}
+        found = {"lm": lm.best_documents(each, documents, len(batch.keys), config.drop_worst)}
+        return found | ({"vis": self._placed(encoded, batch)} if "vis" in batch.targets else {})
+
+    def _placed(self, encoded: Encoded, batch: Batch) -> Tensor:
+        """Dropout is drawn anew: the rows of hidden regions, which no other row sees, need not be these. Source: modeling.py."""
+        regions, hidden = batch.regions, batch.picks("vis")
+        assert regions is not None
+        documents = regions.packing.doc[hidden.rows]
+        seen, places = map(self.regions.dropout, self.regions.parts(regions, hidden))
+        return mrm.placed(places + encoded.pooled[documents], seen, documents, len(batch.keys))
 
     # 4 -- recipes ------------------------------------------------------------------------------------------------------
 
     recipes = _recipes()
+    chosen = ("s2s_share", "lm_rate", "lm_most", "drop_worst", "label_smoothing", "relax_projection", "vis_mask_prob")
     from_bert = bert.FromBert(segments=(0, 1, 0, 0, 0, 1))
 
     # 5 -- downstream ---------------------------------------------------------------------------------------------------
 
-    picked_goals = ("lm",)
+    picked_goals = ("lm", "vis")
     heads = ("word_head",)
     finetune = _finetune()
     captioning = _captioning()
@@ -315,6 +332,7 @@ class VLP(System):
     # 6 -- checkpoint ---------------------------------------------------------------------------------------------------
 
     sizes = bert.SIZES | {"feature_size": ("regions.fc7.weight", 1)}
+    flags = {"relax_projection": is_sliced}  # noqa: RUF012
     keys = KeyMap(
         *bert.body("bert."),
         ("bert.pooler.dense.", "pooler.dense."),
@@ -326,3 +344,7 @@ class VLP(System):
         Drop("crit_mask_lm_smoothed.one_hot"),  # a constant, where labels were smoothed
         optional=("word_head.",),
     )
+
+    def fitted(self, state: Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
+        """One word head serves for four slices, of four the one that writes is taken."""
+        return resliced(state, self.config.relax_projection, where)

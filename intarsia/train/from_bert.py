@@ -77,6 +77,7 @@ def from_bert(
     system, recipe = fresh(cls, replace(recipe, config=config), vocab, provenance)
     state = system.state_dict()
     use = {key: value for key, value in found.items() if _wanted(key, cls.from_bert, state)}
+    use = dict(system.fitted(use, str(path)))
     _check_whole(state, use, path)
     use[SEGMENTS], drawn_rows = _segments(state[SEGMENTS], found[SEGMENTS], cls.from_bert)
     use |= {to: use[source] for to, source in cls.from_bert.copies.items()}

@@ -25,6 +25,7 @@ NAMES = {
     "vlm": "does the pair match?",
     "contrast": "were tags or caption exchanged?",
     "lm": "hidden words, read or written",
+    "vis": "hidden regions: which is where?",
     "mlm_text": "hidden words of texts alone",
     "sgp_object": "hidden names of objects",
     "sgp_attribute": "hidden words that describe",
