@@ -145,8 +145,8 @@ def _tokens(annotations: Annotations, written: Written) -> tuple[dict[str, str],
     if _chinese(annotations):
         apart = {key: [" ".join("".join(x.split())) for x in texts] for key, texts in references.items()}
         return {key: " ".join("".join(text.split())) for key, text in written.items()}, apart
-    said = {key: ptb.tokenise(text) for key, text in written.items()}
-    return said, ptb.tokenise_all({key: list(x) for key, x in references.items()})
+    said = ptb.of_lines(list(written.values()))
+    return dict(zip(written, said, strict=True)), ptb.tokenise_all({key: list(x) for key, x in references.items()})
 
 
 def submit(path: Path, annotations: Annotations, written: Written) -> None:
