@@ -228,6 +228,8 @@ class ScoreOptions:
     """Forms of words that may stand for them: lines of word, tab, forms with commas between."""
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
+    rationales: Path | None = None
+    """VCR by two heads: of a run tuned on the answers, the run tuned on the rationales, or itself if it was tuned on both in turn; Q->AR is then there too."""
     out: Path | None = None
     """JSON to write; default: score-SPLIT.json in the run folder, of a run of many tasks score-BENCHMARK-SPLIT.json."""
     device: str = "cpu"
@@ -243,9 +245,10 @@ def score(args: Sequence[str]) -> None:
         out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
-    if said_by_paper := published(options.run, found.benchmark):
+    if said_by_paper := published(options.run, "vcr-answers" if options.rationales else found.benchmark):
         out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
-    path = options.out or options.run / f"score-{of_many(options.run, found)}{found.split}.json"
+    which = f"{found.benchmark}-" if options.rationales else of_many(options.run, found)
+    path = options.out or options.run / f"score-{which}{found.split}.json"
     path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
 
@@ -318,6 +321,7 @@ class SubmitOptions:
     """Another one than that of training, of the same kind, such as nocaps for captions."""
     centroids: Path | None = None
     """As for `score`, and so are these."""
+    rationales: Path | None = None
     objects: Path | None = None
     hierarchy: Path | None = None
     forms: Path | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Asked:
     """Of captions; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
     """Codebook of visual words; None = that of training, if there was one."""
+    rationales: Path | None = None
+    """Of a run tuned on the answers of VCR, the one tuned on its rationales; of a run of many tasks itself: both are then measured together."""
     named: caption_runs.Named | None = None
     """Of captions, objects that they are to name."""
     device: str = "cpu"
@@ -172,6 +174,8 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
     Raises:
         BadInput: see `opened`; or what is asked for does not go with the benchmark.
     """
+    if asked.rationales is not None:
+        return _answers_and_rationales(asked, asked.rationales)
     x = opened(asked)
     if (asked.beams or asked.named) and x.benchmark.kind != "captions":
         raise BadInput("--beams and --objects: for runs that write captions")
@@ -196,6 +200,23 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how, asked.convention
     )
     return found, predictions, x.source
+
+
+def _answers_and_rationales(asked: Asked, other: Path) -> tuple[Measured, dict[str, Any], Annotated]:
+    """VCR by two heads, apart or in one run: the two questions of each line together.
+
+    Raises:
+        BadInput: see `measure`; or one of the runs was not tuned for its question.
+    """
+    found, said, source = measure(replace(asked, blind=False, rationales=None, benchmark="vcr-answers"))
+    more, also, beside = measure(replace(asked, run=other, blind=False, rationales=None, benchmark="vcr-rationales"))
+    whole, both = benchmarks.find("vcr"), {**said, **also}
+    items = (*source.annotations.items, *beside.annotations.items)
+    joined = Annotated(replace(source.annotations, items=items), source.pictures)
+    assert whole.measure is not None
+    numbers = whole.measure(joined.annotations, both) if joined.annotations.gold else {}
+    left = Counter(found.left_out) + Counter(more.left_out)
+    return Measured(whole.name, found.split, len(both), numbers, dict(left), found.chance), both, joined
 
 
 def _written(x: Opened, asked: Asked) -> tuple[Measured, dict[str, str]]:
@@ -244,10 +265,12 @@ def submit(asked: Asked, out: Path) -> int:
     Raises:
         BadInput: the benchmark has no server, or an item has no prediction.
     """
-    benchmark = benchmarks.find(asked.benchmark or About.read(asked.run).benchmark)
+    name = "vcr" if asked.rationales else asked.benchmark or About.read(asked.run).benchmark
+    benchmark = benchmarks.find(name)
     write: Any = benchmark.submit or benchmark.submit_captions or benchmark.submit_lists or benchmark.submit_regions
     if write is None:
-        raise BadInput(f"{benchmark.name}: has no server to send predictions to")
+        also = "; with the run of the rationales, --rationales RUN, it has" if benchmark.name == "vcr-answers" else ""
+        raise BadInput(f"{benchmark.name}: has no server to send predictions to{also}")
     found, said, source = measure(asked)
     lacking = {x: n for x, n in found.left_out.items() if x in ("no regions", "too long")}
     if lacking:

@@ -41,6 +41,36 @@ def test_nlvr2_from_files_to_the_server(tmp_path: Path, capsys: pytest.CaptureFi
     assert "its paper has no task 're' (it has vqa, vqa_mmf, nlvr2, nlvr2_mmf, vcr, ground)" in capsys.readouterr().err
 
 
+def test_vcr_by_two_heads_is_measured_and_sent_in_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, runs = tmp_path / "twin", {x: str(tmp_path / x) for x in ("vcr", "vcr_qar")}
+    main(["twin", "vcr", "--out", str(data), "--train", "4", "--val", "4", "--level", "0"])
+    for task, run in runs.items():
+        tune = ["finetune", "ernie_vil", task, "--data", str(data), "--regions", f"{data}/regions", "--out", run]
+        main([*tune, "--size", "tiny", "--steps", "1", "--rows", "900", "--samples", "2", "--workers", "0"])
+    both = ["--rationales", runs["vcr_qar"]]
+    main(["score", runs["vcr"], *both])
+    told = json.loads((tmp_path / "vcr/score-vcr-val.json").read_text())
+    assert told["numbers"].keys() == {"Q->A", "QA->R", "Q->AR"}
+    lines = [json.loads(x) for x in next(data.rglob("val.jsonl")).read_text().splitlines()]
+    bare = [{k: v for k, v in x.items() if k not in ("answer_label", "rationale_label")} for x in lines]
+    (data / "test.jsonl").write_text("".join(json.dumps(x) + "\n" for x in bare))
+    sent = tmp_path / "vcr.csv"
+    main(["submit", runs["vcr"], *both, "--split", "test", "--out", str(sent)])
+    answers, rationales = submissions.read_vcr(sent)
+    assert list(answers) == [x["annot_id"] for x in lines]
+    gold = [[x["answer_label"] for x in lines], [x["rationale_label"] for x in lines]]
+    again = choices.vcr(list(answers.values()), list(rationales.values()), *gold)
+    assert [again.answer, again.rationale, again.joint] == [told["numbers"][x] for x in ("Q->A", "QA->R", "Q->AR")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["submit", runs["vcr"], "--split", "test", "--out", str(tmp_path / "no.csv")])
+    assert caught.value.code == 2
+    assert (
+        "vcr-answers: has no server to send predictions to; with the run of the rationales" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "no.csv").exists()
+
+
 def test_comparing_goes_on_and_says_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = str(tmp_path / "twin"), tmp_path / "out"
     main(["twin", "refcoco", "--out", data, "--train", "8", "--val", "6", "--level", "0"])

@@ -5,6 +5,7 @@ An item is a caption to train on; pictures whose captions are not published are 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -25,6 +26,7 @@ NOCAPS = {
     "val": ("nocaps_val_4500_captions.json", "nocaps_val_image_info.json"),
     "test": ("nocaps_test_image_info.json",),
 }
+_CHINESE = re.compile(r"[A-Za-z]+|[0-9]+|\S")
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 Written = Mapping[str, str]
@@ -102,7 +104,7 @@ def _items(
 def measure(annotations: Annotations, written: Written) -> dict[str, float]:
     """BLEU-1 to 4, ROUGE-L and CIDEr of the pictures written about; where domains are known, CIDEr in each, by its own pictures alone.
 
-    Words are those of CoreNLP's tokenizer, of Chinese the characters.
+    Words are those of CoreNLP's tokenizer, of Chinese the characters, but Latin letters or digits that follow one another are one.
     """
     said, meant = _tokens(annotations, written)
     numbers = captions.score(said, meant).corpus
@@ -143,8 +145,8 @@ def _chinese(annotations: Annotations) -> bool:
 def _tokens(annotations: Annotations, written: Written) -> tuple[dict[str, str], dict[str, list[str]]]:
     references = {key: annotations.gold[key][0] for key in written}
     if _chinese(annotations):
-        apart = {key: [" ".join("".join(x.split())) for x in texts] for key, texts in references.items()}
-        return {key: " ".join("".join(text.split())) for key, text in written.items()}, apart
+        apart = {key: [" ".join(_CHINESE.findall(x)) for x in texts] for key, texts in references.items()}
+        return {key: " ".join(_CHINESE.findall(text)) for key, text in written.items()}, apart
     said = ptb.of_lines(list(written.values()))
     return dict(zip(written, said, strict=True)), ptb.tokenise_all({key: list(x) for key, x in references.items()})
 
