@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, each, find_file, of_split, read_json
 from intarsia.tasks.metrics import captions, ptb, submissions
 
 KARPATHY = ("train", "val", "test")
@@ -46,12 +46,12 @@ def karpathy(name: str, root: Path, split: str) -> Annotations:
         raise BadInput(f"{name}: no split {split!r} (it has {', '.join(KARPATHY)})")
     path = find_file(root, f"dataset_{name}.json")
     shown, said = {}, {}
-    for x in at(read_json(path), "images", str(path)):
+    for x in each(read_json(path), "images", str(path)):
         where = f"{path}: picture {x.get('imgid')}"
         if ("train" if at(x, "split", where) == "restval" else x["split"]) == split:
             number = str(x["cocoid"] if "cocoid" in x else at(x, "imgid", where))
             shown[number] = str(at(x, "filename", where))
-            said[number] = [str(at(s, "raw", where)).strip() for s in at(x, "sentences", where)]
+            said[number] = [str(at(s, "raw", where)).strip() for s in each(x, "sentences", where)]
     return _items(f"{name}-captions", split, shown, said)
 
 
@@ -65,13 +65,13 @@ def _coco(name: str, path: Path, split: str) -> Annotations:
     """COCO's form: pictures, and annotations that name them."""
     content = read_json(path)
     shown, domains = {}, {}
-    for x in at(content, "images", str(path)):
+    for x in each(content, "images", str(path)):
         number = str(at(x, "id", str(path)))
         shown[number] = str(at(x, "file_name", f"{path}: image {number}"))
         if "domain" in x:
             domains[number] = str(x["domain"])
     said: dict[str, list[str]] = defaultdict(list)
-    for x in content.get("annotations", ()):
+    for x in each(content, "annotations", str(path)) if "annotations" in content else ():
         number = str(at(x, "image_id", str(path)))
         if number not in shown:
             raise BadInput(f"{path}: annotation {x.get('id')}: there is no image {number}")

@@ -8,7 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json, read_lines
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Item,
+    at,
+    find_file,
+    objects_of,
+    of_split,
+    read_json,
+    read_lines,
+)
 from intarsia.tasks.benchmarks.table import Lists
 from intarsia.tasks.metrics import ranking, submissions
 
@@ -62,9 +71,11 @@ def aic_icc(root: Path, split: str) -> Annotations:
     path = find_file(root, f"caption_{part}_annotations_*.json")
     said = {
         str(at(x, "image_id", str(path))): [
-            y.replace("\n", "").strip().rstrip("。") for y in at(x, "caption", str(path)) if y.strip()
+            y.replace("\n", "").strip().rstrip("。")
+            for y in map(str, at(x, "caption", f"{path}: {x['image_id']}", list))
+            if y.strip()
         ]
-        for x in read_json(path)
+        for x in objects_of(read_json(path), str(path))
     }
     return _captions("aic-icc", split, said)
 

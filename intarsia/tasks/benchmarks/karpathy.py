@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, read_json
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, each, find_file, read_json
 
 SPLITS = ("train", "val", "test")
 FIRST = 5
@@ -20,12 +20,12 @@ def _read(name: str, root: Path, split: str) -> Annotations:
         raise BadInput(f"{name}: no split {split!r} (it has {', '.join(SPLITS)})")
     path = find_file(root, f"dataset_{name.removesuffix('-all')}.json")
     items, gold = [], {}
-    for x in at(read_json(path), "images", str(path)):
+    for x in each(read_json(path), "images", str(path)):
         where = f"{path}: picture {x.get('imgid')}"
         if ("train" if at(x, "split", where) == "restval" else x["split"]) != split:
             continue
         picture, number = str(at(x, "filename", where)), at(x, "imgid", where)
-        said = [str(at(s, "raw", where)).strip() for s in at(x, "sentences", where)][:first]
+        said = [str(at(s, "raw", where)).strip() for s in each(x, "sentences", where)][:first]
         for i, text in enumerate(said):
             key, also = f"{number}#{i}", tuple(said[:i] + said[i + 1 :])
             items.append(Item(key, (text,), (picture,), also=also))
