@@ -72,7 +72,7 @@ def aic_icc(root: Path, split: str) -> Annotations:
     said = {
         str(at(x, "image_id", str(path))): [
             y.replace("\n", "").strip().rstrip("。")
-            for y in map(str, at(x, "caption", f"{path}: {x['image_id']}", list))
+            for y in map(str, at(x, "caption", f"{path}: {x.get('image_id')}", list))
             if y.strip()
         ]
         for x in objects_of(read_json(path), str(path))

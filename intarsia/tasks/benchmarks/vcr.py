@@ -94,8 +94,8 @@ def _read(root: Path, split: str, parts: tuple[str, ...]) -> Annotations:
     items, gold, people = [], {}, 0
     for where, x in read_lines(path):
         key, objects = str(at(x, "annot_id", where)), at(x, "objects", where, list)
-        if odd := next((y for y in objects if not isinstance(y, str)), None):
-            raise BadInput(f"{where}: object {odd!r} has no name")
+        if odd := [y for y in objects if not isinstance(y, str)]:
+            raise BadInput(f"{where}: object {odd[0]!r} has no name")
         shown = str(at(x, "img_fn", where))
         known = _about(folders, x, where) | {"people": people}
         people += objects.count("person")

@@ -78,7 +78,7 @@ def _msr_vtt(root: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     path = find_file(root, "MSRVTT_data.json", "train_val_videodatainfo.json", "videodatainfo*.json")
     content, parts, said = read_json(path), dict[str, str](), dict[str, list[str]]()
     for x in each(content, "videos", str(path)):
-        parts[str(at(x, "video_id", str(path)))] = str(at(x, "split", f"{path}: video {x['video_id']}"))
+        parts[str(at(x, "video_id", str(path)))] = str(at(x, "split", f"{path}: video {x.get('video_id')}"))
     for x in each(content, "sentences", str(path)):
         video, where = str(at(x, "video_id", str(path))), f"{path}: sentence {x.get('sen_id')}"
         if video not in parts:
