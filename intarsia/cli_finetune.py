@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from intarsia.tasks.benchmarks.table import Benchmark
 
 out = Console()
+Command = Callable[[Sequence[str]], None]
 
 
 @dataclass
@@ -173,7 +175,16 @@ def begun_from(weights: Path | None) -> str:
 
 
 def overridden(recipe: Any, options: Any) -> Any:
-    """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it."""
+    """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it.
+
+    Raises:
+        BadInput: a number is too small.
+    """
+    from intarsia.errors import BadInput
+
+    for name, least in (("steps", 0), ("warmup", 0), ("rows", 1), ("samples", 1), ("accumulate", 1), ("lr", 0)):
+        if getattr(options, name) is not None and not getattr(options, name) >= least:
+            raise BadInput(f"--{name} {getattr(options, name)}: at least {least}")
     steps = recipe.schedule.steps if options.steps is None else options.steps
     warmup = recipe.schedule.warmup if options.warmup is None else options.warmup
     warmup = steps // 10 if warmup >= steps else warmup
@@ -183,7 +194,7 @@ def overridden(recipe: Any, options: Any) -> Any:
     return replace(
         recipe,
         schedule=replace(recipe.schedule, steps=steps, warmup=warmup),
-        optim=replace(recipe.optim, lr=options.lr or recipe.optim.lr),
+        optim=replace(recipe.optim, lr=recipe.optim.lr if options.lr is None else options.lr),
         batching=replace(recipe.batching, **batching),
         precision=options.precision,
     )
@@ -237,6 +248,7 @@ class ScoreOptions:
 
 def score(args: Sequence[str]) -> None:
     """The official numbers of a run."""
+    from intarsia.data.formats.files import write_whole
     from intarsia.scoring_runs import measure, told
 
     options = tyro.cli(ScoreOptions, args=args, prog="intarsia score")
@@ -249,8 +261,20 @@ def score(args: Sequence[str]) -> None:
         out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
     which = f"{found.benchmark}-" if options.rationales else of_many(options.run, found)
     path = options.out or options.run / f"score-{which}{found.split}.json"
-    path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
+
+
+def or_score(evaluate: Command) -> Command:
+    """`evaluate`, but of the folder of a fine-tuned run `score`."""
+
+    @wraps(evaluate)
+    def run(args: Sequence[str]) -> None:
+        tuned = bool(args) and (Path(args[0]) / "finetune.json").is_file()
+        (score if tuned else evaluate)(args)
+
+    return run
 
 
 def of_many(run: Path, found: Any) -> str:

@@ -15,7 +15,7 @@ from intarsia.errors import BadInput
 from intarsia.evaluate.benchmark import Measured, boxes_of, evaluate, evaluate_pairs, evaluate_words
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
-from intarsia.features.extractor import must_be_alike
+from intarsia.features.extractor import must_be_alike, where_to_run
 from intarsia.features.kmeans import CODEBOOK
 from intarsia.model import open as open_model
 from intarsia.model import read_provenance
@@ -120,7 +120,7 @@ def opened(asked: Asked) -> Opened:
         BadInput: it is no whole run; the benchmark is of another kind than its own; its features are others than those of the pictures; or, of a pre-training
             run, it is not said on what it is to be measured.
     """
-    run, labels = asked.run, tuple[str, ...]()
+    run, labels, device = asked.run, tuple[str, ...](), where_to_run(asked.device)
     data, regions, trained, words = asked.data, asked.regions, "", str(asked.centroids or "")
     given, how = asked.given, None
     if (run / ABOUT).is_file() or not (run / "recipe.json").is_file():
@@ -155,7 +155,7 @@ def opened(asked: Asked) -> Opened:
     must_read(type(whole), source)
     if (whole.reads_features or "clips" in whole.needs) and (run / "provenance.json").is_file():
         must_be_alike(regions, source.provenance, read_provenance(run))
-    system = system.to(asked.device).eval()
+    system = system.to(device).eval()
     away = bool(trained) and benchmark.name != trained
     return Opened(system, benchmark, source, data, regions, labels, words, away, given or "", how)
 
