@@ -114,7 +114,10 @@ def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
     """
     cls = find(system)
     if task not in cls.finetune:
-        raise BadInput(f"{system}: its paper has no task {task!r} (it has {', '.join(cls.finetune) or 'none'})")
+        goes_on = "; its towers go on with their own loss: `intarsia pretrain --benchmark`" if cls.towers else ""
+        raise BadInput(
+            f"{system}: its paper has no task {task!r} (it has {', '.join(cls.finetune) or 'none'}){goes_on}"
+        )
     return cls, cls.finetune[task]
 
 
