@@ -94,7 +94,7 @@ def read_sentences(path: Path) -> tuple[Sentence, ...]:
     Raises:
         BadInput: no such file, or a line cannot be read.
     """
-    return tuple(read_sentence(x, str(path)) for x in read_text(path).splitlines() if x.strip())
+    return tuple(read_sentence(x, str(path)) for x in read_text(path).split("\n") if x.strip())
 
 
 def read_annotation(path: Path, shift: int = -1) -> Annotation:
