@@ -18,7 +18,7 @@ from rich.table import Table
 
 from intarsia.cli_codes import coded, keep_codes, show_picture, with_codes_of
 from intarsia.cli_data import data, extract
-from intarsia.cli_finetune import compare, finetune, score, submit, twin
+from intarsia.cli_finetune import compare, finetune, or_score, score, submit, twin
 from intarsia.cli_links import show_links
 from intarsia.cli_plan import chosen_recipe, plan_
 from intarsia.cli_search import index, search
@@ -336,7 +336,7 @@ class Evaluate:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Measures a trained system on held-out pairs."""
+    """Measures a trained system on held-out pairs, a fine-tuned run by its benchmark (as score)."""
     options = tyro.cli(Evaluate, args=args, prog="intarsia evaluate")
     from intarsia.evaluation_runs import evaluate_pairs, evaluate_world
     from intarsia.model import open as open_model
@@ -457,7 +457,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "extract": extract,
     "plan": plan_,
     "pretrain": pretrain,
-    "evaluate": evaluate,
+    "evaluate": or_score(evaluate),
     "finetune": finetune,
     "score": score,
     "submit": submit,

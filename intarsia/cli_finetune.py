@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from intarsia.tuning_runs import About
 
 out = Console()
+Command = Callable[[Sequence[str]], None]
 
 
 @dataclass
@@ -250,6 +252,8 @@ class ScoreOptions:
     """Forms of words that may stand for them: lines of word, tab, forms with commas between."""
     benchmark: str | None = None
     """Another one than that of training, of the same kind, such as nocaps for captions."""
+    rationales: Path | None = None
+    """VCR by two heads: of a run tuned on the answers, the run tuned on the rationales, or itself if it was tuned on both in turn; Q->AR is then there too."""
     out: Path | None = None
     """JSON to write; default: score-SPLIT.json in the run folder, of a run of many tasks score-BENCHMARK-SPLIT.json."""
     device: str = "cpu"
@@ -257,6 +261,7 @@ class ScoreOptions:
 
 def score(args: Sequence[str]) -> None:
     """The official numbers of a run."""
+    from intarsia.data.formats.files import write_whole
     from intarsia.scoring_runs import measure, told
 
     options = tyro.cli(ScoreOptions, args=args, prog="intarsia score")
@@ -265,11 +270,24 @@ def score(args: Sequence[str]) -> None:
         out.print(f"written: {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(source.told, highlight=False, soft_wrap=True)
     out.print(table(found))
-    if said_by_paper := published(options.run, found.benchmark):
+    if said_by_paper := published(options.run, "vcr-answers" if options.rationales else found.benchmark):
         out.print(f"published: {said_by_paper}", highlight=False, soft_wrap=True)
-    path = options.out or options.run / f"score-{of_many(options.run, found)}{found.split}.json"
-    path.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
+    which = f"{found.benchmark}-" if options.rationales else of_many(options.run, found)
+    path = options.out or options.run / f"score-{which}{found.split}.json"
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(told(found), indent=1) + "\n", encoding="utf-8")
     out.print(f"numbers: {path}")
+
+
+def or_score(evaluate: Command) -> Command:
+    """`evaluate`, but of the folder of a fine-tuned run `score`."""
+
+    @wraps(evaluate)
+    def run(args: Sequence[str]) -> None:
+        tuned = bool(args) and (Path(args[0]) / "finetune.json").is_file()
+        (score if tuned else evaluate)(args)
+
+    return run
 
 
 def of_many(run: Path, found: Any) -> str:
@@ -340,6 +358,7 @@ class SubmitOptions:
     """Another one than that of training, of the same kind, such as nocaps for captions."""
     centroids: Path | None = None
     """As for `score`, and so are these."""
+    rationales: Path | None = None
     objects: Path | None = None
     hierarchy: Path | None = None
     forms: Path | None = None

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+LEAST = {"steps": 0, "warmup": 0, "rows": 1, "samples": 1, "accumulate": 1, "lr": 0, "max_norm": 0}
+"""The smallest values of numbers that may be given."""
+
 
 @dataclass(kw_only=True)
 class RunOptions:
@@ -54,23 +57,24 @@ def overridden(recipe: Any, options: RunOptions) -> Any:
     """A recipe with the numbers that were given; a warm-up longer than the run becomes a tenth of it.
 
     Raises:
-        BadInput: a norm below 0.
+        BadInput: a number is too small.
     """
     from intarsia.errors import BadInput
 
+    for name, least in LEAST.items():
+        if (value := getattr(options, name)) is not None and not value >= least:
+            raise BadInput(f"--{name.replace('_', '-')} {value}: at least {least}")
     steps = recipe.schedule.steps if options.steps is None else options.steps
     warmup = recipe.schedule.warmup if options.warmup is None else options.warmup
     warmup = steps // 10 if warmup >= steps else warmup
     norm = recipe.optim.max_norm if options.max_norm is None else options.max_norm
-    if norm < 0:
-        raise BadInput(f"--max-norm {norm}: at least 0")
     batching = {
         name: value for name in ("rows", "samples", "accumulate") if (value := getattr(options, name)) is not None
     }
     return replace(
         recipe,
         schedule=replace(recipe.schedule, steps=steps, warmup=warmup),
-        optim=replace(recipe.optim, lr=options.lr or recipe.optim.lr, max_norm=norm),
+        optim=replace(recipe.optim, lr=recipe.optim.lr if options.lr is None else options.lr, max_norm=norm),
         batching=replace(recipe.batching, **batching),
         precision=options.precision,
     )

@@ -37,6 +37,7 @@ from intarsia.data.formats.files import find_files, is_file, is_remote, join, wr
 from intarsia.data.formats.index import LineSource, OnError
 from intarsia.data.formats.pairs import LINES, PairsFolder
 from intarsia.data.formats.picture_folder import PictureFolder
+from intarsia.data.formats.picture_table import PictureTable, is_picture_table
 from intarsia.data.formats.shard_files import ShardIndex
 from intarsia.data.formats.shards import ShardWriter
 from intarsia.data.formats.table import TableSource, is_table_folder
@@ -245,7 +246,7 @@ def _store(
 # ------------------------------------------------------------------------------------------------------------------------------ what to read
 
 
-Pictures = PairsFolder | TarSource | TableSource | FashionGen | B2T2Examples | PictureFolder
+Pictures = PairsFolder | TarSource | TableSource | FashionGen | PictureTable | B2T2Examples | PictureFolder
 
 
 def _open(source: Path | str, on_error: OnError) -> Pictures:
@@ -260,6 +261,8 @@ def _open(source: Path | str, on_error: OnError) -> Pictures:
         return TableSource(source, on_error=on_error)
     if FASHIONGEN.fullmatch(source.name):
         return FashionGen(source, on_error=on_error)
+    if is_picture_table(source):
+        return PictureTable(source, on_error=on_error)
     if b2t2_files(source) if source.is_dir() else is_b2t2(source):
         return B2T2Examples(source, on_error=on_error)
     if source.is_file() or (source / LINES).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from intarsia.evaluate.benchmark import Measured, boxes_of, evaluate, evaluate_p
 from intarsia.evaluate.cloze import evaluate_cloze
 from intarsia.evaluate.rerank import BASELINES, Prefilter, by_baseline, by_towers
 from intarsia.evaluate.running import FP32, Inference, plain
-from intarsia.features.extractor import must_be_alike
+from intarsia.features.extractor import must_be_alike, where_to_run
 from intarsia.features.kmeans import CODEBOOK
 from intarsia.model import open as open_model
 from intarsia.model import read_provenance
@@ -62,6 +62,8 @@ class Asked:
     """Of captions; 0 = as in the paper, 1 = greedy."""
     centroids: Path | None = None
     """Codebook of visual words; None = that of training, if there was one."""
+    rationales: Path | None = None
+    """Of a run tuned on the answers of VCR, the one tuned on its rationales; of a run of many tasks itself: both are then measured together."""
     named: caption_runs.Named | None = None
     """Of captions, objects that they are to name."""
     device: str = "cpu"
@@ -119,7 +121,7 @@ def opened(asked: Asked) -> Opened:
         BadInput: it is no whole run; the benchmark is of another kind than its own; its features are others than those of the pictures; or, of a pre-training
             run, it is not said on what it is to be measured.
     """
-    run, labels = asked.run, tuple[str, ...]()
+    run, labels, device = asked.run, tuple[str, ...](), where_to_run(asked.device)
     data, regions, trained, words = asked.data, asked.regions, "", str(asked.centroids or "")
     given, how = asked.given, None
     if (run / ABOUT).is_file() or not (run / "recipe.json").is_file():
@@ -154,7 +156,7 @@ def opened(asked: Asked) -> Opened:
     must_read(type(whole), source)
     if (whole.reads_features or "clips" in whole.needs) and (run / "provenance.json").is_file():
         must_be_alike(regions, source.provenance, read_provenance(run))
-    system = system.to(asked.device).eval()
+    system = system.to(device).eval()
     away = bool(trained) and benchmark.name != trained
     return Opened(system, benchmark, source, data, regions, labels, words, away, given or "", how)
 
@@ -173,6 +175,8 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
     Raises:
         BadInput: see `opened`; or what is asked for does not go with the benchmark.
     """
+    if asked.rationales is not None:
+        return _answers_and_rationales(asked, asked.rationales)
     x = opened(asked)
     if (asked.beams or asked.named) and x.benchmark.kind != "captions":
         raise BadInput("--beams and --objects: for runs that write captions")
@@ -199,6 +203,23 @@ def measure(asked: Asked) -> tuple[Measured, Mapping[str, Any], Annotated]:
         x.system, x.benchmark, x.source, x.train() if asked.blind else None, asked.how, asked.convention
     )
     return found, predictions, x.source
+
+
+def _answers_and_rationales(asked: Asked, other: Path) -> tuple[Measured, dict[str, Any], Annotated]:
+    """VCR by two heads, apart or in one run: the two questions of each line together.
+
+    Raises:
+        BadInput: see `measure`; or one of the runs was not tuned for its question.
+    """
+    found, said, source = measure(replace(asked, blind=False, rationales=None, benchmark="vcr-answers"))
+    more, also, beside = measure(replace(asked, run=other, blind=False, rationales=None, benchmark="vcr-rationales"))
+    whole, both = benchmarks.find("vcr"), {**said, **also}
+    items = (*source.annotations.items, *beside.annotations.items)
+    joined = Annotated(replace(source.annotations, items=items), source.pictures)
+    assert whole.measure is not None
+    numbers = whole.measure(joined.annotations, both) if joined.annotations.gold else {}
+    left = Counter(found.left_out) + Counter(more.left_out)
+    return Measured(whole.name, found.split, len(both), numbers, dict(left), found.chance), both, joined
 
 
 def _written(x: Opened, asked: Asked) -> tuple[Measured, dict[str, str]]:
@@ -247,10 +268,12 @@ def submit(asked: Asked, out: Path) -> int:
     Raises:
         BadInput: the benchmark has no server, or an item has no prediction.
     """
-    benchmark = benchmarks.find(asked.benchmark or About.read(asked.run).benchmark)
+    name = "vcr" if asked.rationales else asked.benchmark or About.read(asked.run).benchmark
+    benchmark = benchmarks.find(name)
     write: Any = benchmark.submit or benchmark.submit_captions or benchmark.submit_lists or benchmark.submit_regions
     if write is None:
-        raise BadInput(f"{benchmark.name}: has no server to send predictions to")
+        also = "; with the run of the rationales, --rationales RUN, it has" if benchmark.name == "vcr-answers" else ""
+        raise BadInput(f"{benchmark.name}: has no server to send predictions to{also}")
     found, said, source = measure(asked)
     lacking = {x: n for x, n in found.left_out.items() if x in ("no regions", "too long")}
     if lacking:

@@ -96,8 +96,11 @@ def read_about(run: Path) -> About | AboutAll:
     path = run / ABOUT
     if not path.is_file():
         raise BadInput(f"{run}: holds no {ABOUT}; is this the folder of a fine-tuning run?")
-    kind = AboutAll if "tasks" in read_json(path) else About
-    found: About | AboutAll = from_json(kind, path.read_text(encoding="utf-8"), str(path))
+    kind = AboutAll if "tasks" in (read_json(path) or ()) else About
+    try:
+        found: About | AboutAll = from_json(kind, path.read_text(encoding="utf-8"), str(path))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     return found
 
 
@@ -115,7 +118,10 @@ def pairing(system: str, task: str) -> tuple[type[System], Finetune]:
     """
     cls = find(system)
     if task not in cls.finetune:
-        raise BadInput(f"{system}: its paper has no task {task!r} (it has {', '.join(cls.finetune) or 'none'})")
+        goes_on = "; its towers go on with their own loss: `intarsia pretrain --benchmark`" if cls.towers else ""
+        raise BadInput(
+            f"{system}: its paper has no task {task!r} (it has {', '.join(cls.finetune) or 'none'}){goes_on}"
+        )
     return cls, cls.finetune[task]
 
 
@@ -202,7 +208,9 @@ def answer_list(benchmark: Benchmark, finetune: Finetune, data: Path, table: Pat
     if not takes_labels(finetune):
         return ()
     if table is not None:
-        return read_answers(table)
+        if not any(found := read_answers(table)):
+            raise BadInput(f"{table}: holds no answer")
+        return found
     if benchmark.labels is None:
         raise BadInput(f"{benchmark.name}: has no list of answers; name one with --answers")
     return ("",) * reserved(finetune) + benchmark.labels(data)

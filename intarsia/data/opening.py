@@ -21,6 +21,7 @@ from intarsia.data.formats.films import FilmSource
 from intarsia.data.formats.index import OnError
 from intarsia.data.formats.mirror import as_remote, listing, mirrored
 from intarsia.data.formats.pairs import LINES, PairsFolder
+from intarsia.data.formats.picture_table import PictureTable, is_picture_table
 from intarsia.data.formats.plain import TextLines
 from intarsia.data.formats.recognise import recognise
 from intarsia.data.formats.shard_files import INDEX
@@ -36,7 +37,7 @@ PRODUCTS = re.compile(r"products(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d
 FILM_WORLDS = re.compile(r"films(-(?P<language>zh))?:(?P<count>\d+)(:(?P<seed>\d+))?")
 ACCEPTED = (
     f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, folders of pictures with texts; "
-    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus, FashionGen's .h5 or B2T2's records; "
+    "a .jsonl, .tar, .parquet or .arrow file; a caption file of a known corpus, FashionGen's .h5, MUGE's tables of pictures or B2T2's records; "
     "worlds:COUNT[:SEED], products:COUNT[:SEED] or films:COUNT[:SEED]"
 )
 REMOTE = f"a folder with {INDEX}, {FILMS}, {LINES}, *.tar, *.parquet or *.arrow, a UNITER text database, a file of these kinds, or one of a known corpus"
@@ -115,6 +116,8 @@ def _open_local(path: Path, split: str | None, on_error: OnError) -> Source:
         return TableSource(path, split, on_error)
     if FASHIONGEN.fullmatch(path.name):
         return FashionGen(path, split, on_error)
+    if is_picture_table(path):
+        return PictureTable(path, split, on_error)
     if is_b2t2(path):
         return B2T2Examples(path, split, on_error)
     _not_features(path)

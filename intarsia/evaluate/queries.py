@@ -85,13 +85,13 @@ def ranked(
 
 
 def _folds(scores: Array, owner: Array, fold: int, ties: ranking.Ties) -> dict[str, float]:
-    """Means over consecutive folds of pictures and their captions."""
+    """Means over consecutive folds of pictures and their captions; and the first fold alone, which some papers give for them."""
     parts = []
     for start in range(0, scores.shape[1], fold):
         mine = (owner >= start) & (owner < start + fold)
         parts.append(ranking.retrieval(scores[mine, start : start + fold].T, owner[mine] - start, ties))
-    means = ranking.folds(parts)
-    return {f"{len(parts)} x {fold} {x}": y if x == "rsum" else y / 100 for x, y in means.items()}
+    named = {f"{len(parts)} x {fold}": ranking.folds(parts), f"first {fold}": ranking.folds(parts[:1])}
+    return {f"{way} {x}": y if x == "rsum" else y / 100 for way, found in named.items() for x, y in found.items()}
 
 
 def among_own(

@@ -82,7 +82,7 @@ def test_what_cannot_be_opened_lists_what_can(tmp_path: Path) -> None:
     accepted = (
         r"expected a folder with shards\.json, films\.json, pairs\.jsonl, \*\.tar, \*\.parquet or \*\.arrow, a UNITER text database, "
         r"folders of pictures with texts; a \.jsonl, \.tar, \.parquet or \.arrow file; a caption file of a known corpus, "
-        r"FashionGen's \.h5 or B2T2's records; worlds:"
+        r"FashionGen's \.h5, MUGE's tables of pictures or B2T2's records; worlds:"
     )
     for name, found in (
         ("none", "no such file or folder"),

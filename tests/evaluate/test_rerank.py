@@ -74,6 +74,8 @@ def test_folds_are_consecutive_pictures() -> None:
     found = measuring._folds(scores, owner, 3, "pessimistic")
     parts = [measuring.ranking.retrieval(scores[6 * i : 6 * i + 6, 3 * i : 3 * i + 3].T, owner[:6]) for i in (0, 1)]
     assert found["2 x 3 image R@1"] == pytest.approx(np.mean([x.image.at[1] for x in parts]))
+    assert found["first 3 text R@1"] == pytest.approx(parts[0].text.at[1])
+    assert found["first 3 rsum"] == pytest.approx(parts[0].rsum)
     assert found["2 x 3 rsum"] == pytest.approx(np.mean([x.rsum for x in parts]))
 
 

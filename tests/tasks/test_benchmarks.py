@@ -140,6 +140,29 @@ def test_e_snli_ve_is_another_set(tmp_path: Path) -> None:
         find("e-snli-ve").read(tmp_path, "test")
 
 
+def test_e_snli_ve_2_is_a_third_set_whose_training_comes_in_two_files(tmp_path: Path) -> None:
+    head = "\t".join(f"column {i}" for i in range(9)) + "\n"
+
+    def row(label: str, pair: str) -> str:
+        return "\t".join([label, "two dogs", "they run", "12.jpg#3", "Two dogs.", 'They "run".', pair, "x", "x"]) + "\n"
+
+    put(tmp_path / "set_train_1.csv", head + row("neutral", "12.jpg#3r1n"))
+    put(tmp_path / "set_train_2.csv", head + row("entailment", "12.jpg#3r1e"))
+    put(tmp_path / "esnlive_train.csv", ",pairID,Flickr30kID,hypothesis,gold_label\n0,7,1.jpg,x,neutral\n")
+    found = find("e-snli-ve-2").read(tmp_path, "train")
+    assert [x.key for x in found.items] == ["12.jpg#3r1n", "12.jpg#3r1e"]
+    assert (found.items[0].texts, found.items[0].pictures) == (('They "run".',), ("12.jpg",))
+    assert found.gold == {"12.jpg#3r1n": "neutral", "12.jpg#3r1e": "entailment"}
+    with pytest.raises(BadInput, match=r"holds no \*dev\*\.csv of seven columns"):
+        find("e-snli-ve-2").read(tmp_path, "dev")
+    put(tmp_path / "set_dev.csv", head + row("maybe", "1"))
+    with pytest.raises(BadInput, match=r"set_dev\.csv: row 1: gold_label 'maybe'"):
+        find("e-snli-ve-2").read(tmp_path, "dev")
+    put(tmp_path / "set_dev.csv", head + "neutral\tx\n")
+    with pytest.raises(BadInput, match=r"set_dev\.csv: row 1: 2 columns, 7 are read"):
+        find("e-snli-ve-2").read(tmp_path, "dev")
+
+
 def test_nlvr2_has_parts_whose_pictures_come_with_both_labels(tmp_path: Path) -> None:
     for i, name in enumerate(("dev", "balanced/balanced_dev", "unbalanced/unbalanced_test1")):
         put(tmp_path / f"{name}.json", json.dumps({"identifier": f"dev-{i}-0-0", "sentence": "x", "label": "True"}))
@@ -281,6 +304,7 @@ def test_restval_trains_and_five_captions_are_kept(tmp_path: Path) -> None:
     found = find("coco").read(tmp_path, "train")
     assert [x.key for x in found.items] == [f"0#{j}" for j in range(5)]
     assert found.items[1].also == ("c0", "c2", "c3", "c4")
+    assert [x.key for x in find("coco-all").read(tmp_path, "train").items] == [f"0#{j}" for j in range(6)]
     with pytest.raises(BadInput, match="split 'val' has no item"):
         find("coco").read(tmp_path, "val")
 

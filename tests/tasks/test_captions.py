@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,26 @@ def test_chinese_captions_are_scored_by_characters(tmp_path: Path) -> None:
     mixed = captions.measure(known, {"0.jpg": "猫在跑步", "1.jpg": "狗在跑步"})
     assert mixed["Bleu_1"] == pytest.approx(3 / 4, abs=1e-6)
     assert captions.measure_java(known, {"0.jpg": "猫"})[1] == dict.fromkeys(("METEOR", "SPICE"), "reads no Chinese")
+
+
+def test_muge_tells_of_products_and_sends_a_text_each(tmp_path: Path) -> None:
+    lines = [{"image_id": x, "text": [f"{x}号 Nike鞋2021款", "鞋"]} for x in ("a1", "b2")]
+    (tmp_path / "IC_valid.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    benchmark = find("muge-captions")
+    known = benchmark.read(tmp_path, "val")
+    assert [x.key for x in known.items] == ["a1#0", "a1#1", "b2#0", "b2#1"]
+    assert known.gold["a1"] == (("a1号 Nike鞋2021款", "鞋"), "")
+    numbers = captions.measure(known, {"a1": "Nike鞋2021款", "b2": "b2号Nike鞋2021款"})
+    assert numbers["Bleu_1"] == pytest.approx(np.exp(1 - 11 / 11), abs=1e-6)  # Nike and 2021 are a word each
+    for file, content in (("IC_test.tsv", "c3\t/9j/\nd4\t/9j/\n"), ("IC_test.jsonl", '{"image_id": "c3"}\n')):
+        (tmp_path / file).write_text(content)
+        asked = benchmark.read(tmp_path, "test")
+        assert [x.key for x in asked.items][:1] == ["c3#0"] and not asked.gold
+    assert benchmark.submit_captions is not None
+    benchmark.submit_captions(tmp_path / "out.jsonl", asked, {"c3": "红 鞋"})
+    assert submissions.read_muge_captions(tmp_path / "out.jsonl") == {"c3": "红 鞋"}
+    with pytest.raises(BadInput, match="1 have no text"):
+        benchmark.submit_captions(tmp_path / "out.jsonl", asked, {})
+    (tmp_path / "IC_valid.jsonl").write_text('{"image_id": "a1", "text": []}\n')
+    with pytest.raises(BadInput, match=r"line 1: image a1 has no text"):
+        benchmark.read(tmp_path, "val")

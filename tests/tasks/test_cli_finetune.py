@@ -11,9 +11,10 @@ import pytest
 
 from intarsia.cli import main
 from intarsia.comparison import Interval, t_quantile
+from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import find
 from intarsia.tasks.metrics import choices, submissions
-from intarsia.tuning_runs import read_answers
+from intarsia.tuning_runs import answer_list, pairing, read_answers
 
 
 def test_nlvr2_from_files_to_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,55 @@ def test_nlvr2_from_files_to_the_server(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["finetune", "visualbert", "re", *tune[3:]])
     assert "its paper has no task 're' (it has vqa, vqa_mmf, nlvr2, nlvr2_mmf, vcr, ground)" in capsys.readouterr().err
+    main(["evaluate", run, "--out", str(tmp_path / "new/dev.json")])
+    assert json.loads((tmp_path / "new/dev.json").read_text())["numbers"] == told["numbers"], (
+        "evaluate scores a tuned run"
+    )
+    bare = [*tune[:7], "--out", str(tmp_path / "other"), "--size", "tiny", "--device", "cpu"]
+    for args, said in (
+        (["score", run, "--device", "quantum"], "device 'quantum' cannot be used"),
+        ([*bare, "--steps", "-1"], "--steps -1: at least 0"),
+        ([*bare, "--lr", "-1"], "--lr -1.0: at least 0"),
+        ([*bare, "--rows", "0"], "--rows 0: at least 1"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(args)
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / "run/finetune.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["score", run])
+    assert "finetune.json: About" in capsys.readouterr().err
+
+
+def test_vcr_by_two_heads_is_measured_and_sent_in_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, runs = tmp_path / "twin", {x: str(tmp_path / x) for x in ("vcr", "vcr_qar")}
+    main(["twin", "vcr", "--out", str(data), "--train", "4", "--val", "4", "--level", "0"])
+    for task, run in runs.items():
+        tune = ["finetune", "ernie_vil", task, "--data", str(data), "--regions", f"{data}/regions", "--out", run]
+        main([*tune, "--size", "tiny", "--steps", "1", "--rows", "900", "--samples", "2", "--workers", "0"])
+    both = ["--rationales", runs["vcr_qar"]]
+    main(["score", runs["vcr"], *both])
+    told = json.loads((tmp_path / "vcr/score-vcr-val.json").read_text())
+    assert told["numbers"].keys() == {"Q->A", "QA->R", "Q->AR"}
+    lines = [json.loads(x) for x in next(data.rglob("val.jsonl")).read_text().splitlines()]
+    bare = [{k: v for k, v in x.items() if k not in ("answer_label", "rationale_label")} for x in lines]
+    (data / "test.jsonl").write_text("".join(json.dumps(x) + "\n" for x in bare))
+    sent = tmp_path / "vcr.csv"
+    main(["submit", runs["vcr"], *both, "--split", "test", "--out", str(sent)])
+    answers, rationales = submissions.read_vcr(sent)
+    assert list(answers) == [x["annot_id"] for x in lines]
+    gold = [[x["answer_label"] for x in lines], [x["rationale_label"] for x in lines]]
+    again = choices.vcr(list(answers.values()), list(rationales.values()), *gold)
+    assert [again.answer, again.rationale, again.joint] == [told["numbers"][x] for x in ("Q->A", "QA->R", "Q->AR")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["submit", runs["vcr"], "--split", "test", "--out", str(tmp_path / "no.csv")])
+    assert caught.value.code == 2
+    assert (
+        "vcr-answers: has no server to send predictions to; with the run of the rationales" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "no.csv").exists()
 
 
 def test_comparing_goes_on_and_says_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +127,9 @@ def test_tables_of_answers(tmp_path: Path) -> None:
     (tmp_path / "trainval_ans2label.pkl").write_bytes(pickle.dumps({"no": 1, "yes": 0}))
     names = ("a.json", "b.json", "c.txt", "all_ans.json", "trainval_ans2label.pkl")
     assert {read_answers(tmp_path / x) for x in names} == {("yes", "no")}
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"a\.json: holds no answer"):
+        answer_list(find("vqa"), pairing("uniter", "vqa")[1], tmp_path, tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"no": 2, "yes": 0}')
     with pytest.raises(Exception, match=r"numbers of its 2 answers are not 0 \.\. 1"):
         read_answers(tmp_path / "a.json")

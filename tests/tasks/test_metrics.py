@@ -322,6 +322,24 @@ def test_any_text_has_tokens(caption: str) -> None:
     assert "\n" not in found and "  " not in found and found == found.strip(" ")
 
 
+@pytest.mark.parametrize(
+    ("lines", "cut"),
+    [  # as the original cuts them: a line is not cut alone
+        (["the vitamin C.", "The man"], ["the vitamin c", "the man"]),
+        (["vitamin C. ", "", "The man"], ["vitamin c", "", "the man"]),
+        (["vitamin C.", "a man"], ["vitamin c.", "a man"]),
+        (["vitamin C."], ["vitamin c."]),
+        (["made in the U.S.", "The man"], ["made in the u.s.", "the man"]),
+        (["C. Ms. x", "go C. Ms x", "C. Mr."], ["c ms. x", "go c. ms x", "c mr."]),
+        (["he says no.", "2 men"], ["he says no.", "2 men"]),
+        (["he says no.", "two men"], ["he says no", "two men"]),
+    ],
+)
+def test_the_next_line_says_whether_a_letter_ends_a_sentence(lines: list[str], cut: list[str]) -> None:
+    assert ptb.of_lines(lines) == cut
+    assert ptb.tokenise_all({7: lines}) == {7: cut}
+
+
 def test_captions_are_there() -> None:
     with pytest.raises(BadInput, match="image 4 has no caption"):
         ptb.tokenise_all({4: []})

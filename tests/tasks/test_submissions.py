@@ -89,6 +89,15 @@ def test_muge(tmp_path: Path) -> None:
         submissions.write_muge(tmp_path / "x.jsonl", {3: [1] * 10})
 
 
+def test_muges_captions(tmp_path: Path) -> None:
+    given = {"a1": "红鞋 \u2028 2021", "b2": ""}
+    submissions.write_muge_captions(tmp_path / "x.jsonl", given)
+    assert submissions.read_muge_captions(tmp_path / "x.jsonl") == given
+    (tmp_path / "x.jsonl").write_text('{"image_id": 3, "text": "x"}\n')
+    with pytest.raises(BadInput, match=r'entry 0: .* is not {"image_id": str, "text": str}'):
+        submissions.read_muge_captions(tmp_path / "x.jsonl")
+
+
 def test_visual7w(tmp_path: Path) -> None:
     submissions.write_visual7w(tmp_path / "x.json", {3: 41, 5: 7})
     again = submissions.read_visual7w(tmp_path / "x.json")

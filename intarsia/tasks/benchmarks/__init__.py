@@ -106,6 +106,7 @@ BENCHMARKS = {
             for name, title, read in (
                 ("snli-ve", "SNLI-VE", entail.read),
                 ("e-snli-ve", "e-SNLI-VE, neutral pairs corrected", entail.corrected),
+                ("e-snli-ve-2", "e-SNLI-VE-2.0, neutral pairs labelled again", entail.relabelled),
             )
         ),
         Benchmark("vcr", "VCR", _VCR, vcr.both, "Q->A", vcr.measure, chance=vcr.chance, submit=vcr.submit),
@@ -156,6 +157,7 @@ BENCHMARKS = {
             for name, title, fold in (
                 ("flickr30k", "Flickr30k", 0),
                 ("coco", "COCO captions", 1000),
+                (karpathy.ALL, "COCO captions, all of a picture", 1000),
                 ("flickr8k", "Flickr8k", 0),
             )
         ),
@@ -172,6 +174,13 @@ BENCHMARKS = {
                 ),
                 ("flickr30k-captions", "Flickr30k, written", captions.KARPATHY, captions.FLICKR30K, None),
                 ("aic-icc-captions", "AIC-ICC, written", ("train", "val"), chinese.aic_icc_captions, None),
+                (
+                    "muge-captions",
+                    "MUGE, written",
+                    tuple(chinese.MUGE),
+                    chinese.muge_captions,
+                    chinese.submit_muge_captions,
+                ),
                 ("nocaps", "NoCaps", tuple(captions.NOCAPS), captions.nocaps, captions.submit),
             )
         ),

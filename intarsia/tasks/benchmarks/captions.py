@@ -5,6 +5,7 @@ An item is a caption to train on; pictures whose captions are not published are 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, each, find_file, of_split, read_json
 from intarsia.tasks.metrics import captions, ptb, submissions
 
 KARPATHY = ("train", "val", "test")
@@ -25,6 +26,7 @@ NOCAPS = {
     "val": ("nocaps_val_4500_captions.json", "nocaps_val_image_info.json"),
     "test": ("nocaps_test_image_info.json",),
 }
+_CHINESE = re.compile(r"[A-Za-z]+|[0-9]+|\S")
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 Written = Mapping[str, str]
@@ -44,12 +46,12 @@ def karpathy(name: str, root: Path, split: str) -> Annotations:
         raise BadInput(f"{name}: no split {split!r} (it has {', '.join(KARPATHY)})")
     path = find_file(root, f"dataset_{name}.json")
     shown, said = {}, {}
-    for x in at(read_json(path), "images", str(path)):
+    for x in each(read_json(path), "images", str(path)):
         where = f"{path}: picture {x.get('imgid')}"
         if ("train" if at(x, "split", where) == "restval" else x["split"]) == split:
             number = str(x["cocoid"] if "cocoid" in x else at(x, "imgid", where))
             shown[number] = str(at(x, "filename", where))
-            said[number] = [str(at(s, "raw", where)).strip() for s in at(x, "sentences", where)]
+            said[number] = [str(at(s, "raw", where)).strip() for s in each(x, "sentences", where)]
     return _items(f"{name}-captions", split, shown, said)
 
 
@@ -63,13 +65,13 @@ def _coco(name: str, path: Path, split: str) -> Annotations:
     """COCO's form: pictures, and annotations that name them."""
     content = read_json(path)
     shown, domains = {}, {}
-    for x in at(content, "images", str(path)):
+    for x in each(content, "images", str(path)):
         number = str(at(x, "id", str(path)))
         shown[number] = str(at(x, "file_name", f"{path}: image {number}"))
         if "domain" in x:
             domains[number] = str(x["domain"])
     said: dict[str, list[str]] = defaultdict(list)
-    for x in content.get("annotations", ()):
+    for x in each(content, "annotations", str(path)) if "annotations" in content else ():
         number = str(at(x, "image_id", str(path)))
         if number not in shown:
             raise BadInput(f"{path}: annotation {x.get('id')}: there is no image {number}")
@@ -102,7 +104,7 @@ def _items(
 def measure(annotations: Annotations, written: Written) -> dict[str, float]:
     """BLEU-1 to 4, ROUGE-L and CIDEr of the pictures written about; where domains are known, CIDEr in each, by its own pictures alone.
 
-    Words are those of CoreNLP's tokenizer, of Chinese the characters.
+    Words are those of CoreNLP's tokenizer, of Chinese the characters, but Latin letters or digits that follow one another are one.
     """
     said, meant = _tokens(annotations, written)
     numbers = captions.score(said, meant).corpus
@@ -143,10 +145,10 @@ def _chinese(annotations: Annotations) -> bool:
 def _tokens(annotations: Annotations, written: Written) -> tuple[dict[str, str], dict[str, list[str]]]:
     references = {key: annotations.gold[key][0] for key in written}
     if _chinese(annotations):
-        apart = {key: [" ".join("".join(x.split())) for x in texts] for key, texts in references.items()}
-        return {key: " ".join("".join(text.split())) for key, text in written.items()}, apart
-    said = {key: ptb.tokenise(text) for key, text in written.items()}
-    return said, ptb.tokenise_all({key: list(x) for key, x in references.items()})
+        apart = {key: [" ".join(_CHINESE.findall(x)) for x in texts] for key, texts in references.items()}
+        return {key: " ".join(_CHINESE.findall(text)) for key, text in written.items()}, apart
+    said = ptb.of_lines(list(written.values()))
+    return dict(zip(written, said, strict=True)), ptb.tokenise_all({key: list(x) for key, x in references.items()})
 
 
 def submit(path: Path, annotations: Annotations, written: Written) -> None:

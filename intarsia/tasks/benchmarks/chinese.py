@@ -1,13 +1,23 @@
-"""Chinese captions as published: COCO-CN, AIC-ICC, MUGE (and others of Chinese-CLIP's layout), Flickr30k-CN."""
+"""Chinese captions as published: COCO-CN, AIC-ICC, MUGE (and others of Chinese-CLIP's layout), Flickr30k-CN; MUGE's products, to be written about."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json, read_lines
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Item,
+    at,
+    find_file,
+    objects_of,
+    of_split,
+    read_json,
+    read_lines,
+)
 from intarsia.tasks.benchmarks.table import Lists
 from intarsia.tasks.metrics import ranking, submissions
 
@@ -61,9 +71,11 @@ def aic_icc(root: Path, split: str) -> Annotations:
     path = find_file(root, f"caption_{part}_annotations_*.json")
     said = {
         str(at(x, "image_id", str(path))): [
-            y.replace("\n", "").strip().rstrip("。") for y in at(x, "caption", str(path)) if y.strip()
+            y.replace("\n", "").strip().rstrip("。")
+            for y in map(str, at(x, "caption", f"{path}: {x.get('image_id')}", list))
+            if y.strip()
         ]
-        for x in read_json(path)
+        for x in objects_of(read_json(path), str(path))
     }
     return _captions("aic-icc", split, said)
 
@@ -92,20 +104,22 @@ def muge(root: Path, split: str) -> Annotations:
 def _pool(root: Path, part: str) -> tuple[str, ...]:
     """The ids of the pictures of a split; none if their file is not there."""
     found = sorted(x for name in (f"{part}_imgs.tsv", f"MR_{part}_imgs.tsv") for x in root.rglob(name))
-    if not found:
-        return ()
+    return _ids(found[0]) if found else ()
+
+
+def _ids(path: Path) -> tuple[str, ...]:
     ids = []
-    with found[0].open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             key, tab, _ = line.partition("\t")
             if not tab or not key:
-                raise BadInput(f"{found[0]}: line {number}: {line[:40]!r} is not id TAB picture")
+                raise BadInput(f"{path}: line {number}: {line[:40]!r} is not id TAB picture")
             ids.append(key)
     return tuple(dict.fromkeys(ids))
 
 
 def text_of(key: str) -> str:
-    """The text of an item, by the number that MUGE knows it by."""
+    """The text of an item, or where texts are written the picture, by the name that MUGE knows it by."""
     return key.partition("#")[0]
 
 
@@ -128,6 +142,41 @@ def submit_muge(path: Path, annotations: Annotations, lists: Lists) -> None:
     if lacking := [x for x in wanted if x not in lists]:
         raise BadInput(f"{path}: the server wants every text of {annotations.split}: {len(lacking)} have no pictures")
     submissions.write_muge(path, {int(key): [int(i) for i in lists[key]] for key in wanted})
+
+
+def muge_captions(root: Path, split: str) -> Annotations:
+    """MUGE's ECommerce-IC: `IC_SPLIT.jsonl`, a picture and its texts a line; the test's lines, or those of `IC_test.tsv`, have none. Captions to be written."""
+    part = of_split(MUGE, split, "muge-captions")
+    said: dict[str, tuple[str, ...]] = {}
+    if split == "test" and not any(root.rglob(f"IC_{part}.jsonl")):
+        said = dict.fromkeys(_ids(find_file(root, f"IC_{part}.tsv")), ())
+    else:
+        for where, x in read_lines(find_file(root, f"IC_{part}.jsonl")):
+            picture, texts = str(at(x, "image_id", where)), x.get("text") or ()
+            if picture in said:
+                raise BadInput(f"{where}: image_id {picture!r} stands there twice")
+            if not texts and split != "test":
+                raise BadInput(f"{where}: image {picture} has no text")
+            said[picture] = tuple(y.strip() for y in ([texts] if isinstance(texts, str) else texts))
+    items = [
+        Item(f"{picture}#{i}", (text,), (picture,), also=texts[:i] + texts[i + 1 :], language="zh")
+        for picture, texts in said.items()
+        for i, text in enumerate(texts or ("",))
+    ]
+    gold = {picture: (texts, "") for picture, texts in said.items() if texts}
+    return Annotations("muge-captions", split, tuple(items), gold)
+
+
+def submit_muge_captions(path: Path, annotations: Annotations, written: Mapping[str, str]) -> None:
+    """The text of each picture, a line each.
+
+    Raises:
+        BadInput: a picture has none.
+    """
+    wanted = dict.fromkeys(text_of(x.key) for x in annotations.items)
+    if lacking := [x for x in wanted if x not in written]:
+        raise BadInput(f"{path}: the server wants every picture of {annotations.split}: {len(lacking)} have no text")
+    submissions.write_muge_captions(path, {x: written[x] for x in wanted})
 
 
 def flickr30k_cn(root: Path, split: str) -> Annotations:

@@ -1,13 +1,14 @@
-"""SNLI-VE and e-SNLI-VE, their published files. Data: Xie et al. 2019, Kayser et al. 2021."""
+"""SNLI-VE, e-SNLI-VE and e-SNLI-VE-2.0, their published files. Data: Xie et al. 2019, Kayser et al. 2021, Do et al. 2020."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_lines, read_table
+from intarsia.tasks.benchmarks.items import Annotations, Item, Missing, at, find_file, of_split, read_lines, read_table
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.entail import LABELS
 from intarsia.tasks.metrics import choices
@@ -28,6 +29,39 @@ def corrected(root: Path, split: str) -> Annotations:
     path = find_file(root, f"esnlive_{of_split(SPLITS, split, 'e-snli-ve')}.csv")
     rows = ((f"{path}: row {number}", x) for number, x in enumerate(read_table(path), 1))
     return _items("e-snli-ve", split, rows, "hypothesis")
+
+
+def relabelled(root: Path, split: str) -> Annotations:
+    """e-SNLI-VE-2.0: tab-separated under a head, in `*SPLIT*.csv` or `.tsv`; training in two files. Its numbers are not SNLI-VE's either. Data: Do et al. 2020.
+
+    Columns are known by their places, as in the authors' own reader: 1 label, 4 picture and number of the caption, 6 hypothesis, 7 pair.
+    """
+    part = of_split(SPLITS, split, "e-snli-ve-2")
+    paths = [x for x in sorted(root.rglob(f"*{part}*")) if x.suffix in (".csv", ".tsv") and _head(x).count("\t") >= 6]
+    if not paths:
+        raise Missing(f"{root}: holds no *{part}*.csv of seven columns and more with tabs between")
+    return _items("e-snli-ve-2", split, (x for path in paths for x in _columns(path)), "hypothesis")
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(4096).decode("utf-8", "replace")
+
+
+def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, x in enumerate(csv.reader(file, delimiter="\t")):
+                if number and x:
+                    if len(x) < 7:
+                        raise BadInput(f"{path}: row {number}: {len(x)} columns, 7 are read")
+                    shown = x[3].strip().partition("#")[0]
+                    yield (
+                        f"{path}: row {number}",
+                        {"gold_label": x[0].strip(), _PICTURE[0]: shown, "hypothesis": x[5].strip(), "pairID": x[6]},
+                    )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def _items(name: str, split: str, rows: Iterable[tuple[str, Any]], text: str) -> Annotations:

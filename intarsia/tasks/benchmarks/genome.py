@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, each, find_file, objects_of, of_split, read_json
 from intarsia.tasks.benchmarks.table import Predictions, chosen
 from intarsia.tasks.metrics.folding import mean
 from intarsia.tasks.metrics.vqa import vocabulary_form
@@ -16,9 +16,9 @@ def read(root: Path, split: str) -> Annotations:
     of_split({"train": "train"}, split, "genome-qa")
     path = find_file(root, "question_answers.json")
     items, gold = [], {}
-    for image in read_json(path):
+    for image in objects_of(read_json(path), str(path)):
         number = image.get("id", image.get("image_id"))
-        for x in at(image, "qas", str(path)):
+        for x in each(image, "qas", f"{path}: picture {number}"):
             key, answer = str(at(x, "qa_id", str(path))), vocabulary_form(str(at(x, "answer", str(path))))
             items.append(Item(key, (str(at(x, "question", str(path))),), (f"{number}.jpg",), ((answer, 1.0),)))
             gold[key] = answer

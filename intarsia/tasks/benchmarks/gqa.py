@@ -33,6 +33,8 @@ def _questions(root: Path, name: str) -> dict[str, Mapping[str, Any]]:
         content = read_json(path)
         if not isinstance(content, dict):
             raise BadInput(f"{path}: holds no questions by id")
+        if odd := next((key for key, x in content.items() if not isinstance(x, dict)), None):
+            raise BadInput(f"{path}: question {odd} is no object but {str(content[odd])[:60]!r}")
         found.update(content)
     return found
 

@@ -12,7 +12,18 @@ import numpy as np
 from intarsia.batch import Array
 from intarsia.errors import BadInput
 from intarsia.tasks import overlaps
-from intarsia.tasks.benchmarks.items import Annotations, Item, Phrase, at, find_file, of_split, xyxy
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Item,
+    Phrase,
+    at,
+    each,
+    find_file,
+    number,
+    objects_of,
+    of_split,
+    xyxy,
+)
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.metrics.folding import mean
 
@@ -25,22 +36,22 @@ def read(root: Path, split: str) -> Annotations:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             games = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise BadInput(f"{path}: {error}") from None
-    for game in games:
+    for game in objects_of(games, str(path)):
         key = str(at(game, "id", str(path)))
         if at(game, "status", str(path)) != "success":
             continue
-        image, things = at(game, "image", str(path)), at(game, "objects", str(path))
         where = f"{path}: game {key}"
-        boxes = [xyxy(at(x, "bbox", where)) for x in things]
+        image, things = at(game, "image", where, dict), each(game, "objects", where)
+        boxes = [xyxy(at(x, "bbox", where), where) for x in things]
         ids, wanted = [at(x, "id", where) for x in things], at(game, "object_id", where)
         if wanted not in ids:
             raise BadInput(f"{where}: object {wanted} is none of {', '.join(map(str, ids))}")
         right = ids.index(wanted)
-        said = " ".join(f"{at(x, 'question', where)} {at(x, 'answer', where)}" for x in at(game, "qas", where))
+        said = " ".join(f"{at(x, 'question', where)} {at(x, 'answer', where)}" for x in each(game, "qas", where))
         name = str(image.get("file_name") or at(image, "id", where))
-        size = (int(at(image, "width", where)), int(at(image, "height", where)))
+        size = (number(image, "width", where), number(image, "height", where))
         meant = tuple(Phrase(0, 0, (x,)) for x in boxes)
         answer = ((str(right), 1.0),)
         items.append(Item(key, (said,), (name,), answer, objects=tuple(boxes), phrases=meant, size=size))

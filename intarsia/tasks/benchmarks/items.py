@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -136,15 +136,19 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         BadInput: it cannot be read.
     """
+    place = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
+            for place, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path}: line {number}", json.loads(line)
+                    found = json.loads(line)
+                    if not isinstance(found, dict):
+                        raise BadInput(f"{path}: line {place}: no object but {line.strip()[:60]!r}")
+                    yield f"{path}: line {place}", found
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     except ValueError as error:
-        raise BadInput(f"{path}: line {number}: not JSON: {error}") from None
+        raise BadInput(f"{path}: line {max(place, 1)}: not JSON: {error}") from None
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -160,15 +164,52 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise BadInput(f"{path}: {error}") from None
 
 
-def at(entry: Any, name: str, where: str) -> Any:
-    """A field of an entry.
+def at(entry: Any, name: str, where: str, kind: type = object) -> Any:
+    """A field of an entry. Args: entry; its name; where the entry stands; kind, what it must be: list, dict, ..
 
     Raises:
-        BadInput: it is not there.
+        BadInput: it is not there, or something else.
     """
     if not isinstance(entry, Mapping) or name not in entry:
         raise BadInput(f"{where}: {str(entry)[:80]} has no field {name!r}")
+    if not isinstance(entry[name], kind):
+        raise BadInput(f"{where}: {name} is no {kind.__name__} but {str(entry[name])[:60]!r}")
     return entry[name]
+
+
+def each(entry: Any, name: str, where: str) -> list[dict[str, Any]]:
+    """A field that is a list of objects.
+
+    Raises:
+        BadInput: it is not there, or something else.
+    """
+    return objects_of(at(entry, name, where), f"{where}: {name}")
+
+
+def objects_of(found: Any, where: str) -> list[dict[str, Any]]:
+    """A list of objects.
+
+    Raises:
+        BadInput: it is something else.
+    """
+    if not isinstance(found, list):
+        raise BadInput(f"{where}: no list but {str(found)[:60]!r}")
+    for i, x in enumerate(found):
+        if not isinstance(x, dict):
+            raise BadInput(f"{where}: entry {i} is no object but {str(x)[:60]!r}")
+    return found
+
+
+def number(entry: Any, name: str, where: str) -> int:
+    """A field that is a whole number, or the digits of one.
+
+    Raises:
+        BadInput: it is not there, or something else.
+    """
+    try:
+        return int(at(entry, name, where))
+    except (TypeError, ValueError):
+        raise BadInput(f"{where}: {name} {str(entry[name])[:60]!r} is no number") from None
 
 
 def of_split(splits: Mapping[str, str], split: str, benchmark: str) -> str:
@@ -446,9 +487,16 @@ def object_lines(
         yield line | {"width": width, "height": height}
 
 
-def xyxy(box: Sequence[float]) -> Box:
-    """COCO's x, y, wide, high as corners."""
-    x, y, width, height = (float(v) for v in box)
+def xyxy(box: Any, where: str) -> Box:
+    """COCO's x, y, wide, high as corners.
+
+    Raises:
+        BadInput: these are not four numbers.
+    """
+    try:
+        x, y, width, height = (float(v) for v in box)
+    except (TypeError, ValueError):
+        raise BadInput(f"{where}: box {str(box)[:60]} is not x, y, width, height") from None
     return x, y, x + width, y + height
 
 

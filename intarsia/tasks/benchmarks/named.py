@@ -17,6 +17,7 @@ from intarsia.errors import BadInput
 from intarsia.tasks.benchmarks import video
 from intarsia.tasks.benchmarks.items import Annotations, find_file
 from intarsia.tasks.benchmarks.table import Predictions
+from intarsia.tasks.metrics.entities import read_text
 from intarsia.tasks.metrics.folding import mean
 
 NAME = "youcook2-words"
@@ -34,7 +35,7 @@ def words(root: Path, kind: str) -> tuple[str, ...]:
         BadInput: the file is not there, holds nothing, or a word twice.
     """
     path = find_file(root, FILES[kind])
-    found = tuple(x.strip().lower() for x in path.read_text(encoding="utf-8").splitlines() if x.strip())
+    found = tuple(x.strip().lower() for x in read_text(path).splitlines() if x.strip())
     if not found or len(set(found)) < len(found):
         raise BadInput(f"{path}: {len(found)} words, {len(set(found))} different ones")
     return found

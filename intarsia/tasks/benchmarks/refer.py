@@ -12,7 +12,19 @@ import numpy as np
 
 from intarsia.batch import Array
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Box, Item, Phrase, at, find_file, read_json, xyxy
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Box,
+    Item,
+    Phrase,
+    at,
+    each,
+    find_file,
+    number,
+    objects_of,
+    read_json,
+    xyxy,
+)
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.metrics import overlap
 from intarsia.weights.pickles import read_pickle
@@ -37,20 +49,20 @@ def _read(name: str, root: Path, split: str) -> Annotations:
     refs = read_pickle(path) if path.suffix == ".p" else read_json(path)
     boxes, around, sizes = _instances(find_file(folder, "instances.json"))
     items, gold = [], {}
-    for ref in refs:
-        where = f"{path}: reference {ref.get('ref_id') if isinstance(ref, dict) else ref}"
+    for ref in objects_of(refs, str(path)):
+        where = f"{path}: reference {ref.get('ref_id')}"
         own = str(at(ref, "split", where))
         if split not in own and not (split in ("testA", "testB") and own.startswith("test") and split[-1] in own[4:]):
             continue
-        number, image = int(at(ref, "ann_id", where)), int(at(ref, "image_id", where))
-        if number not in boxes or image not in sizes:
-            raise BadInput(f"{where}: annotation {number} or picture {image} is not in instances.json")
+        ann, image = number(ref, "ann_id", where), number(ref, "image_id", where)
+        if ann not in boxes or image not in sizes:
+            raise BadInput(f"{where}: annotation {ann} or picture {image} is not in instances.json")
         picture = re.sub(r"_\d+(\.\w+)$", r"\1", str(at(ref, "file_name", where)))
-        for sentence in at(ref, "sentences", where):
+        for sentence in each(ref, "sentences", where):
             text, key = str(at(sentence, "sent", where)), str(at(sentence, "sent_id", where))
-            meant = (Phrase(0, len(text), (boxes[number],)),)
+            meant = (Phrase(0, len(text), (boxes[ann],)),)
             items.append(Item(key, (text,), (picture,), objects=around[image], phrases=meant, size=sizes[image]))
-            gold[key] = boxes[number]
+            gold[key] = boxes[ann]
     return Annotations(name, split, tuple(items), gold)
 
 
@@ -58,17 +70,15 @@ def _instances(path: Path) -> tuple[dict[int, Box], dict[int, tuple[Box, ...]], 
     """Boxes by annotation, all of a picture, sizes of pictures."""
     content = read_json(path)
     boxes, around = dict[int, Box](), dict[int, tuple[Box, ...]]()
-    for x in at(content, "annotations", str(path)):
-        number, image = int(at(x, "id", str(path))), int(at(x, "image_id", f"{path}: annotation {x['id']}"))
-        boxes[number] = box = xyxy(at(x, "bbox", f"{path}: annotation {number}"))
+    for x in each(content, "annotations", str(path)):
+        where = f"{path}: annotation {x.get('id')}"
+        ann, image = number(x, "id", where), number(x, "image_id", where)
+        boxes[ann] = box = xyxy(at(x, "bbox", where), where)
         around[image] = (*around.get(image, ()), box)
-    sizes = {
-        int(at(x, "id", str(path))): (
-            int(at(x, "width", f"{path}: picture {x['id']}")),
-            int(at(x, "height", str(path))),
-        )
-        for x in at(content, "images", str(path))
-    }
+    sizes = {}
+    for x in each(content, "images", str(path)):
+        where = f"{path}: picture {x.get('id')}"
+        sizes[number(x, "id", where)] = (number(x, "width", where), number(x, "height", where))
     return boxes, around, sizes
 
 

@@ -18,6 +18,7 @@ from intarsia.tasks.benchmarks.items import (
     Mention,
     at,
     find_file,
+    number,
     of_split,
     read_json,
     read_lines,
@@ -26,6 +27,7 @@ from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.metrics import choices, submissions
 
 SPLITS = {"train": "train", "val": "val", "test": "test"}
+CHOICES = 4
 NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
     *("Jody", "Kendall", "Peyton", "Skyler", "Frankie", "Pat", "Quinn"),
@@ -60,10 +62,12 @@ class Speaker:
             if not isinstance(token, list):
                 said += str(token)
                 continue
-            for i, number in enumerate(token):
+            for i, thing in enumerate(token):
                 said += " and " if i else ""
-                name = self.name(int(number), where)
-                mentions.append(Mention(text, len(said), len(said) + len(name), int(number)))
+                if not isinstance(thing, int):
+                    raise BadInput(f"{where}: {thing!r} is no number of an object")
+                name = self.name(thing, where)
+                mentions.append(Mention(text, len(said), len(said) + len(name), thing))
                 said += name
         return said, mentions
 
@@ -89,27 +93,46 @@ def _read(root: Path, split: str, parts: tuple[str, ...]) -> Annotations:
     folders = [x for x in (root / "vcr1images", path.parent / "vcr1images", path.parent, root) if x.is_dir()]
     items, gold, people = [], {}, 0
     for where, x in read_lines(path):
-        key = str(at(x, "annot_id", where))
+        key, objects = str(at(x, "annot_id", where)), at(x, "objects", where, list)
+        if odd := [y for y in objects if not isinstance(y, str)]:
+            raise BadInput(f"{where}: object {odd[0]!r} has no name")
         shown = str(at(x, "img_fn", where))
         known = _about(folders, x, where) | {"people": people}
-        people += at(x, "objects", where).count("person")
-        label, reason = x.get("answer_label"), x.get("rationale_label")
+        people += objects.count("person")
+        label, reason = (_label(x, name, where) for name in ("answer_label", "rationale_label"))
         gold[key] = (label, reason)
         if "qa" in parts:
-            texts, mentions = _texts(x, [*at(x, "answer_choices", where)], None, where)
+            texts, mentions = _texts(x, _choices(x, "answer", where), None, where)
             right = () if label is None else ((str(label), 1.0),)
             items.append(Item(f"{key}/qa", texts, (shown,), right, mentions=mentions, **known))
         for answer in (range(4) if label is None else [label]) if "qar" in parts else ():
-            texts, mentions = _texts(x, [*at(x, "rationale_choices", where)], x["answer_choices"][answer], where)
+            texts, mentions = _texts(x, _choices(x, "rationale", where), _choices(x, "answer", where)[answer], where)
             right = () if reason is None else ((str(reason), 1.0),)
             name = f"{key}/qar" if label is not None else f"{key}/qar{answer}"
             items.append(Item(name, texts, (shown,), right, mentions=mentions, **known))
     return Annotations("vcr", split, tuple(items), {} if None in next(iter(gold.values()), (None,)) else gold)
 
 
+def _label(x: Any, name: str, where: str) -> int | None:
+    """The number of the right choice of four; None in the test."""
+    if x.get(name) is None:
+        return None
+    found = number(x, name, where)
+    if not 0 <= found < CHOICES:
+        raise BadInput(f"{where}: {name} {found} is none of 0 to {CHOICES - 1}")
+    return found
+
+
+def _choices(x: Any, kind: str, where: str) -> list[Any]:
+    found: list[Any] = at(x, f"{kind}_choices", where, list)
+    if len(found) != CHOICES or not all(isinstance(y, list) for y in found):
+        raise BadInput(f"{where}: {kind}_choices are not {CHOICES} lists of tokens")
+    return found
+
+
 def _texts(x: Any, offered: list[Any], answer: Any, where: str) -> tuple[tuple[str, ...], tuple[Mention, ...]]:
     speaker = Speaker(at(x, "objects", where))
-    tokens = [at(x, "question", where), *([] if answer is None else [answer]), *offered]
+    tokens = [at(x, "question", where, list), *([] if answer is None else [answer]), *offered]
     said = [speaker.say(part, i, where) for i, part in enumerate(tokens)]
     return tuple(text for text, _ in said), tuple(m for _, mentions in said for m in mentions)
 
@@ -125,12 +148,19 @@ def _about(folders: Sequence[Path], x: Any, where: str) -> dict[str, Any]:
     if len(boxes) != len(names):
         raise BadInput(f"{where}: {len(names)} objects, {path} has {len(boxes)} boxes")
     covers: Callable[[Covering], Array] | None = partial(_covers, path) if boxes and "segms" in about else None
-    size = (int(at(about, "width", str(path))), int(at(about, "height", str(path))))
+    size = (number(about, "width", str(path)), number(about, "height", str(path)))
     return {"objects": boxes, "names": names, "covers": covers, "size": size}
 
 
 def _boxes(about: Any, path: Path) -> tuple[Box, ...]:
-    return tuple((b[0], b[1], b[2], b[3]) for b in at(about, "boxes", str(path)))
+    found = []
+    for b in at(about, "boxes", str(path), list):
+        try:
+            x1, y1, x2, y2 = map(float, b[:4])
+        except (TypeError, ValueError, KeyError):
+            raise BadInput(f"{path}: box {str(b)[:60]} is not x1, y1, x2, y2") from None
+        found.append((x1, y1, x2, y2))
+    return tuple(found)
 
 
 def _covers(path: Path, rule: Covering) -> Array:
@@ -144,11 +174,11 @@ def _covers(path: Path, rule: Covering) -> Array:
     if len(outlines) != len(boxes):
         raise BadInput(f"{path}: {len(boxes)} boxes, segms of {len(outlines)} objects")
     found = []
-    for number, (box, each) in enumerate(zip(boxes, outlines, strict=True)):
+    for i, (box, each) in enumerate(zip(boxes, outlines, strict=True)):
         try:
             found.append(rule([np.array(x, np.float64).reshape(len(x), 2) for x in each], box))
         except (TypeError, ValueError):
-            raise BadInput(f"{path}: segms of object {number}: {str(each)[:60]} is not a list of [x, y]") from None
+            raise BadInput(f"{path}: segms of object {i}: {str(each)[:60]} is not a list of [x, y]") from None
     return np.stack(found)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json, read_table
+from intarsia.tasks.benchmarks.items import Annotations, Item, at, each, find_file, of_split, read_json, read_table
 
 ALL = (0.0, math.inf)
 YOUCOOK2 = {"train": "training", "val": "validation"}
@@ -61,11 +61,11 @@ def youcook2(name: str, root: Path, split: str) -> Annotations:
     """`youcookii_annotations_trainval.json`: a sentence a segment. Data: Zhou et al. 2018."""
     path, items, gold = find_file(root, "youcookii_annotations_trainval.json"), list[Item](), dict[str, Any]()
     part = of_split(YOUCOOK2, split, name)
-    for video, about in at(read_json(path), "database", str(path)).items():
+    for video, about in at(read_json(path), "database", str(path), dict).items():
         where = f"{path}: video {video}"
         if at(about, "subset", where) != part:
             continue
-        for number, x in enumerate(at(about, "annotations", where)):
+        for number, x in enumerate(each(about, "annotations", where)):
             text = str(at(x, "sentence", where)).strip()
             key = f"{video}@{x.get('id', number)}"
             items.append(Item(key, (text,), (video,), span=_seconds(x, where)))
@@ -77,9 +77,9 @@ def _msr_vtt(root: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The part of each clip, and its captions."""
     path = find_file(root, "MSRVTT_data.json", "train_val_videodatainfo.json", "videodatainfo*.json")
     content, parts, said = read_json(path), dict[str, str](), dict[str, list[str]]()
-    for x in at(content, "videos", str(path)):
-        parts[str(at(x, "video_id", str(path)))] = str(at(x, "split", f"{path}: video {x['video_id']}"))
-    for x in at(content, "sentences", str(path)):
+    for x in each(content, "videos", str(path)):
+        parts[str(at(x, "video_id", str(path)))] = str(at(x, "split", f"{path}: video {x.get('video_id')}"))
+    for x in each(content, "sentences", str(path)):
         video, where = str(at(x, "video_id", str(path))), f"{path}: sentence {x.get('sen_id')}"
         if video not in parts:
             raise BadInput(f"{where}: there is no video {video!r}")
@@ -211,10 +211,10 @@ def framewise(name: str, root: Path, split: str) -> Annotations:
 def activitynet(root: Path, split: str) -> Annotations:
     """`activity_net.v1-3.min.json`: segments with labels; a video is called v_ID. Data: Caba Heilbron et al. 2015."""
     path, part, videos = find_file(root, "activity_net.v1-3.min.json"), of_split(ACTIVITYNET, split, "activitynet"), {}
-    for video, about in at(read_json(path), "database", str(path)).items():
+    for video, about in at(read_json(path), "database", str(path), dict).items():
         where = f"{path}: video {video}"
         if at(about, "subset", where) == part:
-            rows = at(about, "annotations", where)
+            rows = each(about, "annotations", where)
             videos[f"v_{video}"] = [(_seconds(x, where)[0], str(at(x, "label", where))) for x in rows]
     return _next("activitynet", split, videos)
 
@@ -230,12 +230,15 @@ def coin(root: Path, split: str) -> Annotations:
         list[Item](),
         dict[str, str](),
     )
-    for video, about in at(read_json(path), "database", str(path)).items():
+    for video, about in at(read_json(path), "database", str(path), dict).items():
         where = f"{path}: video {video}"
         if at(about, "subset", where) != part:
             continue
-        steps = [(*_seconds(x, where), str(at(x, "label", where))) for x in at(about, "annotation", where)]
-        for number in range(int(float(at(about, "duration", where)) / MOMENT)):
+        steps = [(*_seconds(x, where), str(at(x, "label", where))) for x in each(about, "annotation", where)]
+        lasts = at(about, "duration", where)
+        if not isinstance(lasts, int | float):
+            raise BadInput(f"{where}: duration {str(lasts)[:60]!r} is no number")
+        for number in range(int(lasts / MOMENT)):
             middle = (number + 0.5) * MOMENT
             key = f"{video}@{number}"
             gold[key] = next((label for start, end, label in steps if start <= middle < end), "background")

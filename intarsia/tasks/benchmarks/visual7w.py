@@ -12,7 +12,7 @@ import numpy as np
 from intarsia.batch import Array
 from intarsia.errors import BadInput
 from intarsia.tasks import overlaps
-from intarsia.tasks.benchmarks.items import Annotations, Item, Phrase, at, find_file, read_json, xyxy
+from intarsia.tasks.benchmarks.items import Annotations, Item, Phrase, at, each, find_file, number, read_json, xyxy
 from intarsia.tasks.benchmarks.table import Predictions
 from intarsia.tasks.metrics import choices, submissions
 
@@ -25,17 +25,18 @@ def read(root: Path, split: str) -> Annotations:
         raise BadInput(f"visual7w: no split {split!r} (it has {', '.join(SPLITS)})")
     path = find_file(root, "dataset_v7w_pointing.json")
     content = read_json(path)
-    boxes = {
-        int(x["box_id"]): xyxy([x[n] for n in ("x", "y", "width", "height")]) for x in at(content, "boxes", str(path))
-    }
+    boxes = {}
+    for x in each(content, "boxes", str(path)):
+        where = f"{path}: box {x.get('box_id')}"
+        boxes[number(x, "box_id", where)] = xyxy([at(x, n, where) for n in ("x", "y", "width", "height")], where)
     items, gold = [], {}
-    for image in at(content, "images", str(path)):
+    for image in each(content, "images", str(path)):
         if at(image, "split", str(path)) != split:
             continue
         shown = _objects(image, str(path))
-        for pair in at(image, "qa_pairs", str(path)):
-            key, where = str(at(pair, "qa_id", str(path))), f"{path}: question {pair.get('qa_id')}"
-            offered = [int(at(pair, "answer", where)), *map(int, at(pair, "multiple_choices", where))]
+        for pair in each(image, "qa_pairs", str(path)):
+            key, where = str(number(pair, "qa_id", str(path))), f"{path}: question {pair.get('qa_id')}"
+            offered = _offered(pair, where)
             if missing := [x for x in offered if x not in boxes]:
                 raise BadInput(f"{where}: box {missing[0]} is not in the file")
             order = np.random.default_rng([0x7777, zlib.crc32(key.encode())]).permutation(len(offered)).tolist()
@@ -62,8 +63,16 @@ def _chosen(annotations: Annotations, predictions: Predictions, regions: Mapping
 
 def _objects(image: Any, where: str) -> list[int]:
     """The boxes that any question about a picture offers, by their numbers."""
-    pairs = at(image, "qa_pairs", where)
-    return sorted({int(x) for pair in pairs for x in (at(pair, "answer", where), *at(pair, "multiple_choices", where))})
+    return sorted({x for pair in each(image, "qa_pairs", where) for x in _offered(pair, where)})
+
+
+def _offered(pair: Any, where: str) -> list[int]:
+    """The right box and the others, by number."""
+    others = at(pair, "multiple_choices", where, list)
+    return [
+        number(pair, "answer", where),
+        *(number({"multiple_choices": x}, "multiple_choices", where) for x in others),
+    ]
 
 
 def measure(annotations: Annotations, predictions: Predictions, regions: Mapping[str, Array]) -> dict[str, float]:

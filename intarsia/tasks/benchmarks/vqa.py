@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from intarsia.errors import BadInput
-from intarsia.tasks.benchmarks.items import Annotations, Item, at, find_file, of_split, read_json
+from intarsia.tasks.benchmarks.items import (
+    Annotations,
+    Item,
+    at,
+    each,
+    find_file,
+    number,
+    objects_of,
+    of_split,
+    read_json,
+)
 from intarsia.tasks.benchmarks.table import Predictions, chosen
 from intarsia.tasks.metrics import submissions, vqa
 from intarsia.tasks.metrics.folding import mean
@@ -28,7 +38,7 @@ def read(root: Path, split: str) -> Annotations:
         return _part(root, split)
     name = of_split(SPLITS, split, "vqa")
     path = find_file(root, f"v2_OpenEnded_mscoco_{name}_questions.json", f"OpenEnded_mscoco_{name}_questions.json")
-    asked = at(read_json(path), "questions", str(path))
+    asked = each(read_json(path), "questions", str(path))
     known: dict[str, vqa.Question] = {}
     if not split.startswith("test"):
         answers = find_file(root, f"v2_mscoco_{name}_annotations.json", f"mscoco_{name}_annotations.json")
@@ -36,7 +46,8 @@ def read(root: Path, split: str) -> Annotations:
     pictures = "test2015" if split.startswith("test") else name
     items = []
     for entry in asked:
-        key, image = str(at(entry, "question_id", str(path))), int(at(entry, "image_id", str(path)))
+        key = str(number(entry, "question_id", str(path)))
+        image = number(entry, "image_id", f"{path}: question {key}")
         if known and key not in known:
             raise BadInput(f"{path}: question {key} has no annotation")
         shares = tuple(vqa.soft_targets(known[key].answers).items()) if known else ()
@@ -48,7 +59,7 @@ def read(root: Path, split: str) -> Annotations:
 
 def _part(root: Path, split: str) -> Annotations:
     path, whole = find_file(root, f"{split}.json"), read(root, "val")
-    wanted = {str(at(x, "question_id", str(path))) for x in read_json(path)}
+    wanted = {str(at(x, "question_id", str(path))) for x in objects_of(read_json(path), str(path))}
     items = tuple(x for x in whole.items if x.key in wanted)
     if lost := wanted - {x.key for x in items}:
         raise BadInput(f"{path}: {len(lost)} questions are not in val, such as {min(lost)}")
@@ -66,7 +77,7 @@ def labels(root: Path, at_least: int = 9) -> tuple[str, ...]:
         if split == "val" and not any(any(root.rglob(x)) for x in names):
             continue
         path = find_file(root, *names)
-        entries = at(read_json(path), "annotations", str(path))
+        entries = each(read_json(path), "annotations", str(path))
         said += [str(at(x, "multiple_choice_answer", str(path))) for x in entries]
     return tuple(vqa.vocabulary(said, at_least))
 

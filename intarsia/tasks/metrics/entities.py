@@ -94,7 +94,7 @@ def read_sentences(path: Path) -> tuple[Sentence, ...]:
     Raises:
         BadInput: no such file, or a line cannot be read.
     """
-    return tuple(read_sentence(x, str(path)) for x in _read(path).splitlines() if x.strip())
+    return tuple(read_sentence(x, str(path)) for x in read_text(path).split("\n") if x.strip())
 
 
 def read_annotation(path: Path, shift: int = -1) -> Annotation:
@@ -108,7 +108,7 @@ def read_annotation(path: Path, shift: int = -1) -> Annotation:
         BadInput: no such file, not XML, or a field is missing.
     """
     try:
-        root = ET.fromstring(_read(path))
+        root = ET.fromstring(read_text(path))
         width, height, depth = (int(_text(root, f"size/{x}", path)) for x in ("width", "height", "depth"))
         boxes: dict[str, list[Box]] = defaultdict(list)
         scene, nobox = [], []
@@ -135,11 +135,16 @@ def _text(element: ET.Element, name: str, path: Path) -> str:
     return found
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of text.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
 
 
 def asked(sentence: Sentence, annotation: Annotation) -> tuple[Phrase, ...]:

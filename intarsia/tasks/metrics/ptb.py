@@ -8,7 +8,7 @@ original itself is `intarsia.tasks.metrics.java.tokenise`. Dropped tokens are ne
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from intarsia.errors import BadInput
@@ -41,11 +41,11 @@ _TITLES = r"""
     pfc spc supt supts det mt ft adj adv asst assoc ens insp mlle mme msgr sfc sr vs alex wm jos cie a\.k\.a treas ph invt elec natl mfg mtg dept blvd rd
 """
 _BEFORE_NUMBERS = "ca fig figs prop no nos art arts bldg pp op"
-_STARTS = """
-    About According Additionally After An A As At But Did During Earlier He Her Here How However If In It Last Many More Now Once One Other Our She Since So
-    Some Such That The Their Then There These They This We When While What Who Why Yet You
+_STARTS = r"""
+    About According Additionally After An A As At But Did During Earlier He Her Here How However If In It Last Many More Mr\. Ms\. Now Once One Other Our She
+    Since So Some Such That The Their Then There These They This We When While What Who Why Yet You
 """
-"""Words that begin a sentence: a single letter with a period before one ends the sentence before, and its period is dropped."""
+"""Words that begin a sentence: a single letter with a period before one ends the sentence before, and its period is dropped; the next line counts."""
 
 
 def _any(words: str) -> str:
@@ -120,7 +120,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"\S", ""),
 )
 _LEXER = tuple((re.compile(what), re.compile(then) if then else None) for what, then in _RULES)
-_ENDS_SENTENCE = re.compile(rf"[A-Za-z]\.(?={_SPACE}+(?:{_any(_STARTS)})(?:{_SPACE}|$|[?!]))")
+_ENDS_SENTENCE = re.compile(rf"[A-Za-z]\.(?=[ \t\xa0\n]+(?:{_any(_STARTS)})(?:[ \t\xa0\n]|$|[?!]))")
+_BEFORE_NUMBER_BELOW = re.compile(rf"(?i:{_any(_BEFORE_NUMBERS)})\.\n[0-9]")
 _AUXILIARY = re.compile(rf"{_ENDING}|[nN]{_LOOSE}[tT]")
 _SPLIT = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'twas": 2, "'tis": 2}
 """Words that are cut in two, and where."""
@@ -132,11 +133,15 @@ _WRITTEN = {
 _QUOTES = re.compile(r"['’‘`\"“”«»‹›]{1,2}|&quot;|&apos;|[–—―\x96\x97]|&(?:MD|mdash|ndash);")
 
 
-def words(caption: str) -> list[str]:
-    """All tokens of a caption, punctuation included, as the lexer finds them, in lower case; a token that will be dropped may be another dropped one."""
-    text = re.sub(
-        r"[\n\r]|&nbsp;|[^\x00-\uffff]", " ", caption.replace("\xad", "")
-    )  # the original's lexer drops what needs two units of UTF-16
+def words(caption: str, following: str = "") -> list[str]:
+    """All tokens of a caption, punctuation included, as the lexer finds them, in lower case; a token that will be dropped may be another dropped one.
+
+    Args:
+        caption: what is cut.
+        following: the line after it in the original's input, empty lines passed over.
+    """
+    text = _plain(caption)
+    ahead = f"{text}\n{_plain(following)}"
     found: list[str] = []
     place = 0
     while place < len(text):
@@ -144,9 +149,18 @@ def words(caption: str) -> list[str]:
             place += 1
             continue
         end = _longest(text, place)
+        if end == place + 2 and _ENDS_SENTENCE.match(ahead, place):
+            end -= 1
+        elif _BEFORE_NUMBER_BELOW.match(ahead, place, end + 3):
+            end += 1
         found.append(text[place:end])
         place = end
     return [_written(x) for x in found]
+
+
+def _plain(line: str) -> str:
+    """One line; what needs two units of UTF-16 is dropped, as by the original's lexer."""
+    return re.sub(r"[\n\r]|&nbsp;|[^\x00-\uffff]", " ", line.replace("\xad", ""))
 
 
 def _longest(text: str, start: int) -> int:
@@ -164,8 +178,6 @@ def _longest(text: str, start: int) -> int:
         reach = after.end() if then is not None and after is not None else match.end()
         if reach > best:
             best, end = reach, match.end()
-    if end == start + 2 and _ENDS_SENTENCE.match(text, start):
-        return start + 1
     cut = _SPLIT.get(text[start:end].lower().replace("’", "'"))
     return start + cut if cut and end == best else end
 
@@ -183,13 +195,13 @@ def _written(token: str) -> str:
     return token.lower().replace(" ", "\xa0")
 
 
-def tokenise(caption: str) -> str:
-    """The tokens of a caption in lower case, without punctuation, joined by single spaces; may be empty."""
-    return " ".join(x for x in words(caption) if x not in DROPPED)
+def tokenise(caption: str, following: str = "") -> str:
+    """The tokens of a caption in lower case, without punctuation, joined by single spaces; may be empty. Args: following, see `words`."""
+    return " ".join(x for x in words(caption, following) if x not in DROPPED)
 
 
 def tokenise_all(captions: Mapping[Key, Sequence[str]]) -> dict[Key, list[str]]:
-    """`tokenise` of every caption.
+    """Every caption as the original cuts it that is given them all, in this order, a line each.
 
     Raises:
         BadInput: an image has no caption.
@@ -197,9 +209,14 @@ def tokenise_all(captions: Mapping[Key, Sequence[str]]) -> dict[Key, list[str]]:
     empty = [x for x, mine in captions.items() if not mine]
     if empty:
         raise BadInput(f"image {empty[0]} has no caption")
-    return {key: [tokenise(x) for x in mine] for key, mine in captions.items()}
+    found = iter(of_lines([x for mine in captions.values() for x in mine]))
+    return {key: [next(found) for _ in mine] for key, mine in captions.items()}
 
 
-def of_lines(lines: Iterable[str]) -> list[str]:
-    """`tokenise` of lines."""
-    return [tokenise(x) for x in lines]
+def of_lines(lines: Sequence[str]) -> list[str]:
+    """`tokenise` of the lines of one input."""
+    found, following = [], ""
+    for line in reversed(lines):
+        found.append(tokenise(line, following))
+        following = line if line.strip() else following
+    return found[::-1]

@@ -5,7 +5,7 @@ gqa       JSON, [{"questionId": str, "prediction": str}]
 captions  JSON, [{"image_id": int, "caption": str}], COCO and NoCaps
 vcr       CSV with a head, 4 probabilities of answers and 4 of rationales beside each answer
 nlvr2     CSV without a head, `identifier,True`
-muge      JSON lines, {"text_id": int, "image_ids": [10 ints]}
+muge      JSON lines, {"text_id": int, "image_ids": [10 ints]}; of captions {"image_id": str, "text": str}
 visual7w  JSON, [{"qa_id": int, "candidates": [{"answer": int}]}], what the toolkit scores
 """
 
@@ -143,6 +143,22 @@ def read_muge(path: Path) -> dict[int, list[int]]:
     rows = [_parse(path, x) for x in _text(path).splitlines() if x.strip()]
     found = _by_key(path, rows, "text_id", "image_ids", int, list)
     return {key: _ten(path, key, x) for key, x in found.items()}
+
+
+def write_muge_captions(path: Path, texts: Mapping[str, str]) -> None:
+    """Texts by picture."""
+    rows = [{"image_id": key, "text": x} for key, x in texts.items()]
+    path.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows), encoding="utf-8")
+
+
+def read_muge_captions(path: Path) -> dict[str, str]:
+    """Texts by picture.
+
+    Raises:
+        BadInput: a line is not of that form, or a picture comes twice.
+    """
+    rows = [_parse(path, x) for x in _text(path).split("\n") if x.strip()]
+    return _by_key(path, rows, "image_id", "text", str, str)
 
 
 def write_visual7w(path: Path, boxes: Mapping[int, int]) -> None:

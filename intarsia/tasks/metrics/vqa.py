@@ -133,7 +133,7 @@ def questions(annotations: Mapping[str, object], where: str = "annotations") -> 
     Raises:
         BadInput: an entry lacks a field, or two answers of one question share their answer_id: the official code would take them for one.
     """
-    entries = annotations.get("annotations")
+    entries = annotations.get("annotations") if isinstance(annotations, Mapping) else None
     if not isinstance(entries, list):
         raise BadInput(f"{where}: has no list 'annotations'")
     found = []
@@ -143,9 +143,11 @@ def questions(annotations: Mapping[str, object], where: str = "annotations") -> 
             ids = [x["answer_id"] for x in people]
             answers = tuple(str(x["answer"]) for x in people)
             found.append(Question(number, answers, entry["answer_type"], entry["question_type"]))
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"{where}: question {entry.get('question_id', entry)!r}: no field {error}") from None
-        if len(set(ids)) != len(ids):
+        except (KeyError, TypeError, ValueError) as error:
+            name = entry.get("question_id", entry) if isinstance(entry, Mapping) else entry
+            what = f"no field {error}" if isinstance(error, KeyError) else f"not as published: {error}"
+            raise BadInput(f"{where}: question {str(name)[:60]}: {what}") from None
+        if len(set(map(str, ids))) != len(ids):
             raise BadInput(f"{where}: question {number}: answer_ids {ids} are not distinct")
     return found
 
