@@ -24,7 +24,7 @@ from intarsia.studies.family import write_section
 from intarsia.studies.granularity import CLAIMS, COMPARED, Run, perform
 from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, repetition, verdict
 from intarsia.studies.rates import settings
-from intarsia.studies.runs import KEPT, Results, gather
+from intarsia.studies.runs import KEPT, Results, gather, program
 from intarsia.studies.tables import POOLED, bold, difference, seeds_of, within
 from intarsia.viz import style
 
@@ -352,7 +352,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"volume: {error}") from None
+    program(main, "volume")
