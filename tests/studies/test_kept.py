@@ -13,7 +13,7 @@ import pytest
 from intarsia.studies.granularity import ARMS, COMPARED, Run
 from intarsia.studies.numbers import interval, paired
 from intarsia.studies.readouts import MAPS
-from intarsia.studies.runs import gather
+from intarsia.studies.runs import gather, known, program
 from intarsia.studies.tables import seeds_of
 
 KEPT = Path(__file__).parents[2] / "docs/studies/runs"
@@ -46,3 +46,12 @@ def test_acceptance_of_the_design() -> None:
         assert interval(list(arms["token"][name].values())).low >= least, name
     retrieval = "t2i R@1 of random pairs, best"
     assert paired(arms["both"][retrieval], arms["sentence"][retrieval]).low >= -0.02
+
+
+def test_bad_input_ends_a_study_with_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program(lambda: print(known(KEPT / "granularity", {"token": {}}, pairs=7)), "granularity")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"granularity: {KEPT / 'granularity'}: holds no runs of {{'pairs': 7}}"
+    ]
