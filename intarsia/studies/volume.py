@@ -330,7 +330,7 @@ def main(args: Sequence[str] | None = None) -> None:
     grids = {(noise, density): found for noise, density in settings_of if (found := grid(options, noise, density))}
     if not grids:
         raise BadInput(f"{options.out}: holds no runs of these sizes, captions and {options.protocol}")
-    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
+    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs in batches"
     sizes = sorted({n for found in grids.values() for n in found})
     counts = ", ".join(
         f"{n}: {max(len(x) for g in grids.values() if n in g for x in g[n].values())} seeds" for n in sizes
