@@ -31,9 +31,9 @@ from intarsia.errors import BadInput
 from intarsia.parts.aligned import Aligned
 from intarsia.recipe import Recipe
 from intarsia.studies.family import write_section
-from intarsia.studies.granularity import CLAIMS, COMPARED, MEASURES, PAIRS, Run, Watched, begin, name_of
-from intarsia.studies.runs import KEPT, Results, gather, once
-from intarsia.studies.tables import checks, columns, differences
+from intarsia.studies.granularity import CLAIMS, MEASURES, PAIRS, Run, Watched, begin, name_of
+from intarsia.studies.runs import KEPT, Results, known, once, program
+from intarsia.studies.tables import report
 from intarsia.studies.tying import measure
 from intarsia.systems.inlay import EVERY
 from intarsia.train import optim
@@ -337,11 +337,9 @@ def tell(results: Results) -> str:
     about += f"rate {run['lr']:g} for all arms; seeds {', '.join(map(str, seeds))}. "
     about += f"All arms together {max(x['seconds'] for x in every):.0f} s, {waited} of them waiting for pictures to be drawn."
     truth = by_truth(Run(**run), one["test"]["scenes"])
-    told = (
-        f"{about}\n\n{checks(results, CLAIMS)}\n{truth}\n\nToken and pair:\n\n{differences(results, COMPARED, PAIRS)}\n"
-    )
-    told += f"Held-out pairs while training (contrast of {run['batch']} pairs, {np.log(run['batch']):.2f} for one that knows nothing):\n\n"
-    return f"{told}{looks(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    chance = f"contrast of {run['batch']} pairs, {np.log(run['batch']):.2f} for one that knows nothing"
+    watched = f"Held-out pairs while training ({chance}):\n\n{looks(results)}"
+    return f"{about}\n\n{truth}\n\n{report(results, CLAIMS, MEASURES, PAIRS, watched)}"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -351,16 +349,11 @@ def main(args: Sequence[str] | None = None) -> None:
         perform(options, seed)
     fields = dataclasses.asdict(options.runs(0)[0])
     same = {x: fields[x] for x in ("pairs", "steps", "batch", "lr", "level", "size")}
-    results = gather(options.out, {x: {} for x in options.arms}, dataclasses.asdict(Run()), **same)
-    if not results:
-        raise BadInput(f"{options.out}: holds no runs of {same}")
-    print(tell(results))
+    told = tell(known(options.out, {x: {} for x in options.arms}, dataclasses.asdict(Run()), **same))
+    print(told)
     if options.page:
-        write_section(options.page, f"drawn-{options.pairs}", tell(results), "drawn")
+        write_section(options.page, f"drawn-{options.pairs}", told, "drawn")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"drawn: {error}") from None
+    program(main, "drawn")

@@ -25,6 +25,7 @@ from intarsia.data.opening import open_source
 from intarsia.errors import BadInput
 from intarsia.evaluate.evaluation import pairs
 from intarsia.evaluate.matching import retrieval
+from intarsia.studies.runs import program
 from intarsia.system import System
 from intarsia.systems import find
 from intarsia.train import Pace, pretrain
@@ -199,7 +200,4 @@ def write_section(page: Path, name: str, text: str, by: str = "family") -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"family: {error}") from None
+    program(main, "family")

@@ -34,18 +34,16 @@ from intarsia.studies.family import without_picture, write_section
 from intarsia.studies.numbers import interval, paired, verdict
 from intarsia.studies.rates import settings
 from intarsia.studies.readouts import MAPS, TOLD
-from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
+from intarsia.studies.runs import KEPT, WORK, Results, known, once, program, vocabulary, world
 from intarsia.studies.tables import (
     Claim,
     Value,
     at,
     best,
     bold,
-    checks,
-    columns,
     compared,
     difference,
-    differences,
+    report,
     seeds_of,
     within,
 )
@@ -447,12 +445,9 @@ def main(args: Sequence[str] | None = None) -> None:
     arms = settings(list(dict.fromkeys([*options.arms, *cells])), options.tuned)
     for seed, arm in product(options.seeds, arms) if options.make else ():
         perform(Run(arm=arm, seed=seed, **same, **arms[arm]), options.out, device=options.device)  # type: ignore[arg-type]
-    results = gather(options.out, arms, dataclasses.asdict(Run()), size="tiny", **same)
-    if not results:
-        raise BadInput(f"{options.out}: holds no runs of {same}")
+    results = known(options.out, arms, dataclasses.asdict(Run()), size="tiny", **same)
     shown = {arm: runs for arm, runs in results.items() if arm in options.arms} or results
-    told = f"{checks(shown, CLAIMS)}\nPaired by seed:\n\n{differences(shown, COMPARED, PAIRS)}\n{verdicts(shown)}"
-    told += f"{effects(results)}\nMore of the same runs:\n\n{columns(shown, MEASURES)}"
+    told = report(shown, CLAIMS, MEASURES, PAIRS, verdicts(shown) + effects(results))
     print(told)
     if options.page:
         name = f"level{options.level}-{options.unit}"
@@ -466,7 +461,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"granularity: {error}") from None
+    program(main, "granularity")

@@ -29,8 +29,8 @@ from intarsia.studies.family import without_picture, write_section
 from intarsia.studies.granularity import name_of
 from intarsia.studies.numbers import verdict
 from intarsia.studies.readouts import MAPS, TOLD
-from intarsia.studies.runs import KEPT, WORK, Results, gather, once, vocabulary, world
-from intarsia.studies.tables import Claim, Value, at, best, checks, columns, compared, difference, differences
+from intarsia.studies.runs import KEPT, WORK, Results, gather, once, program, vocabulary, world
+from intarsia.studies.tables import Claim, Value, at, best, compared, difference, report
 from intarsia.studies.tied import tied
 from intarsia.system import System
 from intarsia.systems import find
@@ -251,9 +251,8 @@ def verdicts(results: Results) -> str:
 
 def tell(results: Results) -> str:
     """Claims with their checks, differences, verdicts, and the rest."""
-    said = checks(results, CLAIMS)
-    more = {OCCLUSION: MEASURES[OCCLUSION]}
-    return f"{said}\nPaired by seed:\n\n{differences(results, COMPARED | more, PAIRS)}\n{verdicts(results)}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    beside = {OCCLUSION: MEASURES[OCCLUSION]}
+    return report(results, CLAIMS, MEASURES, PAIRS, verdicts(results), beside)
 
 
 @dataclass
@@ -300,7 +299,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"inside: {error}") from None
+    program(main, "inside")

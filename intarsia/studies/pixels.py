@@ -33,6 +33,7 @@ from intarsia.features.resnet import ResNet, normalised
 from intarsia.features.roi import crops
 from intarsia.pack import pack
 from intarsia.studies.family import blind, write_section
+from intarsia.studies.runs import program
 from intarsia.systems.pixel_bert import PixelBERT
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import NO_FEATURES, captions, fresh
@@ -234,7 +235,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"pixels: {error}") from None
+    program(main, "pixels")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from intarsia.errors import BadInput
 from intarsia.text import Vocab
 from intarsia.train.start import captions
 from intarsia.worlds import Split, WorldConfig, WorldSource
@@ -52,6 +54,29 @@ def gather(
         if run["arm"] in arms and all(run[name] == value for name, value in {**same, **arms[run["arm"]]}.items()):
             found.setdefault(run["arm"], {})[run["seed"]] = result
     return {arm: found[arm] for arm in arms if arm in found}
+
+
+def known(
+    folder: Path, arms: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any] | None = None, **same: Any
+) -> Results:
+    """As `gather`.
+
+    Raises:
+        BadInput: there are no such runs.
+    """
+    found = gather(folder, arms, defaults, **same)
+    if not found:
+        raise BadInput(f"{folder}: holds no runs of {same}")
+    return found
+
+
+def program(main: Callable[[], None], name: str) -> None:
+    """Runs a study from the command line: bad input is told in one line, exit code 2."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @lru_cache(maxsize=6)

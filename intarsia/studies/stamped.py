@@ -22,14 +22,13 @@ import tyro
 
 from intarsia.data.corpora import Subset, speaking
 from intarsia.data.opening import open_source
-from intarsia.errors import BadInput
 from intarsia.pack import pack
 from intarsia.studies import granularity, tying
 from intarsia.studies.family import write_section
 from intarsia.studies.granularity import PAIRS, begin, learn
 from intarsia.studies.readouts import MAPS, TOLD
-from intarsia.studies.runs import KEPT, WORK, Results, gather, once
-from intarsia.studies.tables import Claim, Value, at, best, checks, columns, compared, differences
+from intarsia.studies.runs import KEPT, WORK, Results, known, once, program
+from intarsia.studies.tables import Claim, Value, at, best, compared, report
 from intarsia.studies.tying import RANKED, Scene
 from intarsia.systems.inlay import Inlay
 from intarsia.text import Vocab
@@ -153,8 +152,7 @@ def tell(results: Results) -> str:
     run: Mapping[str, Any] = one["run"]
     seeds = ", ".join(str(x) for x in sorted({s for runs in results.values() for s in runs}))
     about = f"{run['pairs']} pairs, {run['steps']} steps of {run['batch']}, rate {run['lr']:g}; {one['test']['scenes']} test pairs; seeds {seeds}."
-    paired = differences(results, COMPARED, PAIRS)
-    return f"{about}\n\n{checks(results, CLAIMS)}\nPaired by seed:\n\n{paired}\nMore of the same runs:\n\n{columns(results, MEASURES)}"
+    return f"{about}\n\n{report(results, CLAIMS, MEASURES, PAIRS)}"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -165,16 +163,11 @@ def main(args: Sequence[str] | None = None) -> None:
     for seed, arm in product(options.seeds, options.arms) if options.make else ():
         run = Run(arm=arm, seed=seed, pairs=len(english(options.data, "train")), **same)
         perform(run, options.data, options.out, device=options.device)
-    results = gather(options.out, {x: {} for x in options.arms}, dataclasses.asdict(Run()), **same)
-    if not results:
-        raise BadInput(f"{options.out}: holds no runs of {same}")
-    print(tell(results))
+    told = tell(known(options.out, {x: {} for x in options.arms}, dataclasses.asdict(Run()), **same))
+    print(told)
     if options.page:
-        write_section(options.page, "stamps", tell(results), "stamped")
+        write_section(options.page, "stamps", told, "stamped")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"stamped: {error}") from None
+    program(main, "stamped")

@@ -97,6 +97,35 @@ def columns(results: Results, measures: Mapping[str, Value]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def report(
+    results: Results,
+    claims: Mapping[str, Claim],
+    measures: Mapping[str, Value],
+    pairs: Sequence[tuple[str, str]],
+    said: str = "",
+    beside: Mapping[str, Value] | None = None,
+) -> str:
+    """The tables of a study: claims with their checks, arms paired by seed, what is `said` of them, and all other measures.
+
+    Args:
+        results: arm -> seed -> run.
+        claims: see `checks`.
+        measures: see `columns`.
+        pairs: of arms, to compare.
+        said: paragraphs or tables that stand between.
+        beside: measures that are compared too and are no claims.
+    """
+    paired = differences(results, {**compared(claims), **(beside or {})}, pairs)
+    parts = [
+        checks(results, claims),
+        "Paired by seed:\n",
+        paired,
+        *filter(None, [said]),
+        "More of the same runs:\n",
+    ]
+    return "\n".join([*parts, columns(results, measures)])
+
+
 def seeds_of(results: Results, arm: str, value: Value) -> dict[int, float]:
     """Seed -> value. Of the sentence the pooling that is better on the mean, among those with most seeds."""
     arms = [x for x in (POOLED if arm == "sentence" else (arm,)) if x in results]

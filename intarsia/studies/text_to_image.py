@@ -28,13 +28,13 @@ from intarsia.batch import Array, Sample
 from intarsia.cli_codes import FILE, keep_codes
 from intarsia.data.source import Source
 from intarsia.drawing import draw
-from intarsia.errors import BadInput
 from intarsia.features.codes import WithCodes
 from intarsia.features.roi import stretched
 from intarsia.features.vq import VQ, Fit, VQNumbers, fit, lost, read_pictures, read_vq, write_vq
 from intarsia.model import open as open_model
 from intarsia.pack import pack
 from intarsia.studies.family import write_section
+from intarsia.studies.runs import program
 from intarsia.systems.m6 import M6
 from intarsia.train import Pace, pretrain
 from intarsia.train.start import captions, fresh
@@ -289,7 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"text_to_image: {error}") from None
+    program(main, "text_to_image")

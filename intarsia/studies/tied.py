@@ -7,9 +7,9 @@ granularities are asked, each by contrast of unit vectors (A, as a sigmoid) and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -118,9 +118,13 @@ class Heads(nn.Module):
             found[name] = granular.supported(logits, known) + granular.some_unsupported(log_all, asked)
         return found
 
-    def supported(self, encoded: TiedEncoded, logits: Tensor) -> Tensor:
-        """(B) log odds that every content word is supported. Args: logits, (T) of words."""
-        return granular.log_odds(granular.all_supported(logits, encoded.content > 0, encoded.text_packing))
+    def scores(self, encoded: TiedEncoded, own: Tensor) -> dict[str, Tensor]:
+        """(B) each: S_sent, S_tok, the system's `own` log odds of matching, those of the words, and of what [CLS] says of each word."""
+        found = {"sentence": encoded.sentence, "token": encoded.token, "cls": own}
+        for name, logits in (("words", encoded.support), ("named", encoded.named)):
+            every = granular.all_supported(logits, encoded.content > 0, encoded.text_packing)
+            found[name] = granular.log_odds(every)
+        return found
 
 
 def word_labels(shown: Array, said: Array, true: Array, content: Array, label: int, own_picture: bool) -> Array:
@@ -143,6 +147,71 @@ def word_labels(shown: Array, said: Array, true: Array, content: Array, label: i
     return np.where(content[said] & (shown == said), found, -1)
 
 
+class Tied(System):
+    """What `tied` puts on a system. That one stands behind it in the order of bases, so its methods are what `super` means here."""
+
+    picked_goals = ()  # every row is read
+    share: ClassVar[float]
+    """Of the token in contrast and matching."""
+    parts: ClassVar[Mapping[str, float]]
+    """Weight of each loss of contrast and matching; 1 of all others."""
+    false_texts: ClassVar[float]
+
+    def __init__(self, config: Any, vocab: Vocab) -> None:
+        super().__init__(config, vocab)
+        self.stops = granular.stops(vocab.tokens)
+        self.tie = Heads(config.hidden_size, self.stops, config.initializer_range)
+
+    def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
+        """One document; where the goal asks for matching, with the labels of its words."""
+        goals = goal.split("+")
+        if "itm" not in goals:
+            return super().hide(sample, goal, rng, draw)  # type: ignore[safe-super]
+        pair, label = itm.swap(sample, rng, draw, 0.5, self.false_texts)
+        rest = "+".join(x for x in goals if x != "itm")
+        example = super().hide(pair, rest, rng, draw) if rest else self.lay_out(pair)  # type: ignore[safe-super]
+        texts = (x.text for x in (example, self.lay_out(pair), self.lay_out(sample)))
+        shown, said, true = (x.ids for x in texts if x is not None)
+        labels = word_labels(shown, said, true, ~self.stops, label, pair.pictures is sample.pictures)
+        example.targets |= {"itm": np.array(label), "c_tok": Pick("text", np.arange(len(labels)), labels)}
+        return example
+
+    def encode(self, batch: Batch) -> TiedEncoded:
+        """What the system returns, and what the heads say of it."""
+        encoded = super().encode(batch)  # type: ignore[safe-super]
+        assert batch.text is not None and batch.regions is not None
+        return self.tie(encoded, batch.text, batch.regions.packing)  # type: ignore[no-any-return]
+
+    def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """The system's own, and where matching is asked those of both granularities."""
+        own = {name: x for name, x in batch.targets.items() if name != "c_tok"}
+        found = super().losses(encoded, replace(batch, targets=own))  # type: ignore[safe-super]
+        if "c_tok" in batch.targets:
+            assert isinstance(encoded, TiedEncoded)
+            found |= self.tie.losses(encoded, batch.labels("itm"), batch.picks("c_tok").labels)
+        return found
+
+    def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
+        """Contrast and matching count as the granularity says."""
+        total: Tensor = mix.weigh({name: self.parts.get(name, 1.0) * loss for name, loss in losses.items()})
+        return total
+
+    def scores(self, encoded: Encoded) -> dict[str, Tensor]:
+        """(B) by every read-out, see `Heads.scores`."""
+        assert isinstance(encoded, TiedEncoded)
+        return self.tie.scores(encoded, super().match_scores(encoded))
+
+    def match_scores(self, encoded: Encoded) -> Tensor:
+        """(B) log odds by [CLS] and by the words, weighed as trained."""
+        found = self.scores(encoded)
+        return (1 - self.share) * found["cls"] + self.share * found["words"]
+
+    def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
+        """The system's own, and softmax alignment (B, Lt, Lr)."""
+        assert isinstance(encoded, TiedEncoded)
+        return super().alignments(encoded, batch) | {"alignment": encoded.alpha[..., 1:]}
+
+
 def tied(cls: type[System], granularity: Granularity, false_texts: float = 0.6) -> type[System]:
     """The system with both granularities of matching, weighed by one switch; its own matching is the sentence's.
 
@@ -153,66 +222,6 @@ def tied(cls: type[System], granularity: Granularity, false_texts: float = 0.6) 
         false_texts: of the broken pairs that know false captions, how many take one; the same for every system.
     """
     share = SHARES[granularity]
-
-    class Tied(cls):  # type: ignore[valid-type, misc]
-        picked_goals = ()  # every row is read
-        heads = (*cls.heads, "tie")
-
-        def __init__(self, config: Any, vocab: Vocab) -> None:
-            super().__init__(config, vocab)
-            self.stops = granular.stops(vocab.tokens)
-            self.tie = Heads(config.hidden_size, self.stops, config.initializer_range)
-
-        def hide(self, sample: Sample, goal: str, rng: np.random.Generator, draw: Callable[[], Sample]) -> Example:
-            goals = goal.split("+")
-            if "itm" not in goals:
-                return super().hide(sample, goal, rng, draw)  # type: ignore[no-any-return]
-            pair, label = itm.swap(sample, rng, draw, 0.5, false_texts)
-            rest = "+".join(x for x in goals if x != "itm")
-            example: Example = super().hide(pair, rest, rng, draw) if rest else self.lay_out(pair)
-            said, true = self.lay_out(pair).text, self.lay_out(sample).text
-            assert example.text is not None and said is not None and true is not None
-            own = pair.pictures is sample.pictures
-            labels = word_labels(example.text.ids, said.ids, true.ids, ~self.stops, label, own)
-            example.targets |= {"itm": np.array(label), "c_tok": Pick("text", np.arange(len(labels)), labels)}
-            return example
-
-        def encode(self, batch: Batch) -> TiedEncoded:
-            encoded = super().encode(batch)
-            assert batch.text is not None and batch.regions is not None
-            return self.tie(encoded, batch.text, batch.regions.packing)  # type: ignore[no-any-return]
-
-        def losses(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-            own = {name: x for name, x in batch.targets.items() if name != "c_tok"}
-            found: dict[str, Tensor] = super().losses(encoded, replace(batch, targets=own))
-            if "c_tok" in batch.targets:
-                assert isinstance(encoded, TiedEncoded)
-                found |= self.tie.losses(encoded, batch.labels("itm"), batch.picks("c_tok").labels)
-            return found
-
-        def weigh(self, losses: dict[str, Tensor], mix: Mix) -> Tensor:
-            parts = (
-                dict.fromkeys(TOKEN, share) | dict.fromkeys(SENTENCE, 1 - share) | {TOLD: float(granularity == "told")}
-            )
-            total: Tensor = mix.weigh({name: parts.get(name, 1.0) * loss for name, loss in losses.items()})
-            return total
-
-        def scores(self, encoded: Encoded) -> dict[str, Tensor]:
-            """(B) each: S_sent, S_tok, log odds of matching by [CLS], by the words, and by what [CLS] says of each word."""
-            assert isinstance(encoded, TiedEncoded)
-            words, named = (self.tie.supported(encoded, x) for x in (encoded.support, encoded.named))
-            own = super().match_scores(encoded)
-            return {"sentence": encoded.sentence, "token": encoded.token, "cls": own, "words": words, "named": named}
-
-        def match_scores(self, encoded: Encoded) -> Tensor:
-            """(B) log odds by [CLS] and by the words, weighed as trained."""
-            found = self.scores(encoded)
-            return (1 - share) * found["cls"] + share * found["words"]
-
-        def alignments(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
-            assert isinstance(encoded, TiedEncoded)
-            own: dict[str, Tensor] = super().alignments(encoded, batch)
-            return own | {"alignment": encoded.alpha[..., 1:]}
-
-    Tied.__name__ = Tied.__qualname__ = f"Tied{cls.__name__}"
-    return Tied
+    parts = dict.fromkeys(TOKEN, share) | dict.fromkeys(SENTENCE, 1 - share) | {TOLD: float(granularity == "told")}
+    own = {"share": share, "parts": parts, "false_texts": false_texts, "heads": (*cls.heads, "tie")}
+    return type(f"Tied{cls.__name__}", (Tied, cls), own)

@@ -21,6 +21,7 @@ from intarsia.errors import BadInput
 from intarsia.studies import rates
 from intarsia.studies.family import write_section
 from intarsia.studies.granularity import Run, perform
+from intarsia.studies.runs import program
 
 
 @dataclass
@@ -65,7 +66,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"tuning: {error}") from None
+    program(main, "tuning")

@@ -37,6 +37,7 @@ from intarsia.features.kmeans import CODEBOOK, WithWords, drawn, fit, read_codeb
 from intarsia.recipe import Optim, Recipe, Schedule, to_json
 from intarsia.scoring_runs import Asked, measure
 from intarsia.studies.family import untagged, without_picture
+from intarsia.studies.runs import program
 from intarsia.systems import SYSTEMS, find, scores
 from intarsia.tasks import benchmarks
 from intarsia.tasks.benchmarks import Benchmark, benchmark_of
@@ -373,7 +374,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"twin_results: {error}") from None
+    program(main, "twin_results")

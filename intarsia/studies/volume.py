@@ -24,7 +24,7 @@ from intarsia.studies.family import write_section
 from intarsia.studies.granularity import CLAIMS, COMPARED, Run, perform
 from intarsia.studies.numbers import Interval, curve, interval, multiplier, paired, repetition, verdict
 from intarsia.studies.rates import settings
-from intarsia.studies.runs import KEPT, Results, gather
+from intarsia.studies.runs import KEPT, Results, gather, program
 from intarsia.studies.tables import POOLED, bold, difference, seeds_of, within
 from intarsia.viz import style
 
@@ -330,7 +330,7 @@ def main(args: Sequence[str] | None = None) -> None:
     grids = {(noise, density): found for noise, density in settings_of if (found := grid(options, noise, density))}
     if not grids:
         raise BadInput(f"{options.out}: holds no runs of these sizes, captions and {options.protocol}")
-    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs"
+    much = f"{options.steps} steps" if options.protocol == "steps" else f"{options.epochs} epochs in batches"
     sizes = sorted({n for found in grids.values() for n in found})
     counts = ", ".join(
         f"{n}: {max(len(x) for g in grids.values() if n in g for x in g[n].values())} seeds" for n in sizes
@@ -352,7 +352,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        raise SystemExit(f"volume: {error}") from None
+    program(main, "volume")
