@@ -349,7 +349,7 @@ def test_a_resnet_may_first_train_downstream(tmp_path: Path, trunk: Path) -> Non
     assert all(torch.equal(after[key], value) for key, value in before.state_dict().items() if key in after)
     losses, _ = tuned(pack(tuned.documents(source[0], "vcr", np.random.default_rng(0), lambda: source[0])))
     assert torch.isfinite(losses["vcr"])
-    for name, weights, reason in (("visualbert", body, "begins vcr with no trunk"), ("b2t2", None, "needs --weights")):
+    for name, weights, reason in (("visualbert", body, "takes none for vcr"), ("b2t2", None, "needs --weights")):
         with pytest.raises(BadInput, match=rf"--trunk .*trunk.safetensors: .*{reason}"):
             tuning_runs.begin(name, "vcr", "base", weights, vocab, source, (), trunk=trunk)
     order = [
