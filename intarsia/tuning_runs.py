@@ -277,7 +277,7 @@ def begin(
     finetune = finetune or paper
     if trunk is not None:
         if weights is None or not finetune.with_trunk:
-            reason = f"{system} begins {task} with no trunk of its own" if weights else "needs --weights"
+            reason = f"{system} takes none for {task}" if weights else "needs --weights"
             raise BadInput(f"--trunk {trunk}: {reason}")
         config, fresh_parts = {**finetune.config, **finetune.with_trunk}, (*finetune.fresh, "trunk.")
         finetune = replace(finetune, config=config, fresh=fresh_parts)

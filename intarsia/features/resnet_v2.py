@@ -12,6 +12,7 @@ Unusual:
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,6 +113,16 @@ class ResNetV2(nn.Module):
         self.postnorm = norm2d(config.norm, config.eps, config.momentum)(self.width)
         if config.num_classes:
             self.logits = nn.Conv2d(self.width, config.num_classes, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """TF-Slim's start: convolutions from a normal of variance 2 / fan-in, cut at two deviations (1.3 makes up for the cut), biases 0."""
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                spread = math.sqrt(1.3 * 2 / part.weight[0].numel())
+                nn.init.trunc_normal_(part.weight, std=spread, a=-2 * spread, b=2 * spread)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """What block 1, 2, .. give, neither normed nor cut: (B, 4 * depth, H', W') each, of pixels (B, 3, H, W) in 0..1, RGB."""

@@ -76,7 +76,7 @@ def build(trainable: bool = True, **changes: Any) -> B2T2:
         torch.manual_seed(0)
         system = B2T2(dataclasses.replace(config, **new), VOCAB)
         for name, value in system.state_dict().items():  # documents that differ plainly
-            if value.ndim == 2 and not name.startswith("trunk."):
+            if value.ndim == 2 and not name.startswith(("trunk.", "dual.", "fusion.dense.")):
                 value.mul_(10)
     return system
 
@@ -182,6 +182,27 @@ def test_gradients_reach_all_of_the_resnet_as_if_each_choice_read_for_itself(
     for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.abs().sum() > 0, name
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-3 * float(gradient.abs().max()), rtol=1e-3)
+
+
+def test_it_learns_what_only_pixels_tell() -> None:
+    """One caption for all; stripes run down or across, at any place, in the same two greys."""
+    live, examples = build().train(), []
+    for number in range(8):
+        rng = np.random.default_rng(number)
+        lines = np.where((np.arange(64) + rng.integers(8)) // 4 % 2, 200, 60).astype(np.uint8)
+        image = np.stack([np.broadcast_to(lines[:, None] if number % 2 else lines, (64, 64))] * 3, -1)
+        picture = dataclasses.replace(question().pictures[0], width=64, height=64, pixels=lambda image=image: image)
+        example = live.lay_out(Sample(f"s{number}", ("w1 w2",), (picture,)))
+        example.targets["itm"] = np.array(number % 2)
+        examples.append(example)
+    batch, optimizer, losses = pack(examples), torch.optim.AdamW(live.parameters(), lr=2e-3), []
+    for _ in range(40):
+        loss = live(batch)[0]["itm"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] > 0.5 and losses[-1] < 0.1, losses
 
 
 def test_batch_norms_go_by_stored_statistics_while_they_train(trunk: Path) -> None:
@@ -349,7 +370,7 @@ def test_a_resnet_may_first_train_downstream(tmp_path: Path, trunk: Path) -> Non
     assert all(torch.equal(after[key], value) for key, value in before.state_dict().items() if key in after)
     losses, _ = tuned(pack(tuned.documents(source[0], "vcr", np.random.default_rng(0), lambda: source[0])))
     assert torch.isfinite(losses["vcr"])
-    for name, weights, reason in (("visualbert", body, "begins vcr with no trunk"), ("b2t2", None, "needs --weights")):
+    for name, weights, reason in (("visualbert", body, "takes none for vcr"), ("b2t2", None, "needs --weights")):
         with pytest.raises(BadInput, match=rf"--trunk .*trunk.safetensors: .*{reason}"):
             tuning_runs.begin(name, "vcr", "base", weights, vocab, source, (), trunk=trunk)
     order = [
