@@ -32,6 +32,7 @@ def test_groups_spare_what_the_patterns_name() -> None:
         "regions.weight",
         "layers.0.up.weight",
         "layers.1.up.weight",
+        "pooler.weight",
     ]
     assert [names[id(p)] for p in quick["params"]] == ["match_head.weight"]
     assert {names[id(p)] for p in spared["params"]} == {
